@@ -1,0 +1,298 @@
+"""The options of a run: one flat, typed, documented config, made of a small class per group of flags.
+
+The docstring under a field is its `--help` text. `Config.check` holds what can be judged without data or
+model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ft.errors import UserError
+
+DEFAULT_GLOBAL_BATCH_SIZE = 32
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Model"""
+
+    model_name_or_path: str = ""
+    """Pretrained model: a Hub id, a local folder, or pkg:PACKAGE/path for files that an installed package
+    ships."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a model on the Hub."""
+    tokenizer_name: str | None = None
+    """Tokenizer, where it is not the model's own: a Hub id, a folder or a pkg: path."""
+    config_overrides: str | None = None
+    """Changes to the model's config, for example "hidden_dropout_prob=0,attention_probs_dropout_prob=0"."""
+    trust_remote_code: bool = False
+    """Run code that a model on the Hub brings along. Only for repositories that you have read."""
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Data"""
+
+    dataset_name: str | None = None
+    """A Hub id, or a folder (saved `datasets`, train/validation/test files, or one sub-folder of .txt files
+    per class), or a pkg: path to one."""
+    dataset_config_name: str | None = None
+    """Configuration (subset) of a dataset on the Hub."""
+    train_file: str | None = None
+    """Training data: csv, tsv, json, jsonl (each also .gz), parquet, arrow, or a folder of class folders."""
+    validation_file: str | None = None
+    """Validation data, in any of the same formats."""
+    test_file: str | None = None
+    """Test data. It is scored once, at the end, and never chooses anything."""
+    train_split_name: str = "train"
+    """Name of the training split in dataset_name."""
+    validation_split_name: str | None = None
+    """Name of the validation split. Default: validation, valid or dev where there is one, else rows of the
+    training split are set aside. Never the test split."""
+    test_split_name: str | None = None
+    """Name of the test split. Default: test, where there is one."""
+    validation_split_percentage: float = 10.0
+    """Share of the training rows (percent) set aside, stratified by label, where there is no validation
+    split."""
+    test_split_percentage: float = 0.0
+    """Share of the training rows (percent) set aside as a test split, where there is none."""
+    text_column_names: list[str] | str | None = None
+    """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: found by its name or
+    type."""
+    label_column_name: str | None = None
+    """The label column. Default: label, labels, target, class or category, where there is one."""
+    max_length: int | None = None
+    """Longest text in tokens; what is cut is counted and said. Default: the model's own limit."""
+    max_train_samples: int | None = None
+    """Train on this many rows only, drawn at random (always the same rows)."""
+    max_eval_samples: int | None = None
+    """Validate on this many rows only, drawn at random (always the same rows)."""
+    max_predict_samples: int | None = None
+    """Test on this many rows only, drawn at random (always the same rows)."""
+    on_bad_rows: Literal["error", "drop"] = "error"
+    """Rows without a text or a label: stop and name them, or drop and count them."""
+    on_duplicates: Literal["warn", "drop"] = "warn"
+    """Training rows whose text is in the validation or test split, too: count them, or drop them from
+    training."""
+    preprocessing_num_workers: int | None = None
+    """Processes that encode the texts. Default: one for a fast tokenizer, which has threads of its own, else
+    every core."""
+    overwrite_cache: bool = False
+    """Encode the texts again, even where a cached encoding fits."""
+    dataloader_num_workers: int = 0
+    """Worker processes that build the batches, for each process. 0 builds them in the training process."""
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The text columns that the user named; empty where they are to be found."""
+        return split_names(self.text_column_names)
+
+
+@dataclass(kw_only=True)
+class BatchOptions:
+    """Length and batch"""
+
+    task: Literal["text_classification"] = "text_classification"
+    """What to learn."""
+    global_batch_size: int | None = None
+    """Rows per optimizer update, over all processes and accumulation steps, whatever the launch. Default:
+    32."""
+    per_device_train_batch_size: int | None = None
+    """Most rows in a micro-batch; accumulation is derived from it. Default: a process's whole share of the
+    update."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches per update and process. With per_device_train_batch_size and without global_batch_size,
+    the product with the number of processes is the global batch."""
+    per_device_eval_batch_size: int = 64
+    """Rows per batch in evaluation."""
+    num_train_epochs: float = 3.0
+    """Passes over the training rows; a part of an epoch is allowed."""
+    max_train_steps: int | None = None
+    """Number of optimizer updates; takes the place of num_train_epochs."""
+    max_time: str | None = None
+    """Stop, save a checkpoint and exit with 75 after this long ("90", "90s", "45m", "11h30m")."""
+
+
+@dataclass(kw_only=True)
+class OptimOptions:
+    """Optimisation"""
+
+    learning_rate: float = 5e-5
+    """Highest learning rate of the schedule."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; biases and normalisation weights are spared."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Clip the norm of an update's whole gradient to this; 0 turns it off."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Shape of the learning rate over the updates."""
+    warmup_ratio: float = 0.0
+    """Share of the updates over which the learning rate rises from 0."""
+    warmup_steps: int | None = None
+    """Number of those updates; takes the place of warmup_ratio."""
+    label_smoothing_factor: float = 0.0
+    """Weight of the uniform distribution that is mixed into the training labels."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    dropout_mode: Literal["row_keyed", "torch"] = "row_keyed"
+    """Dropout masks as a function of the row, the same on any launch, or torch's own generator."""
+    seed: int = 42
+    """Seed of the new head, the order of the rows and dropout."""
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Run"""
+
+    output_dir: str = "output"
+    """Folder for everything that the run leaves."""
+    overwrite_output_dir: bool = False
+    """Remove the run that output_dir holds, and start anew."""
+    resume_from_checkpoint: str | None = None
+    """Continue from a checkpoint folder, or from "latest" in output_dir (which starts anew where there is
+    none)."""
+    logging_steps: int = 10
+    """Log every so many updates."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to evaluate on the validation rows. The last update is evaluated in any case but "no"."""
+    eval_steps: int | None = None
+    """Evaluate every so many updates, with eval_strategy steps. Default: logging_steps."""
+    save_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to save a checkpoint. The last update is saved in any case but "no"."""
+    save_steps: int = 500
+    """Save a checkpoint every so many updates, with save_strategy steps."""
+    save_total_limit: int | None = 2
+    """Keep this many checkpoints; old ones go after the new one stands. null keeps all."""
+    metric_for_best_model: str = "accuracy"
+    """Validation metric that chooses the model in best/; loss is one, too."""
+    greater_is_better: bool | None = None
+    """Whether a higher value of that metric is better. Default: yes, unless it is a loss."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row without a better metric. Default: never."""
+    early_stopping_threshold: float = 0.0
+    """By how much the metric must improve to count as better for early stopping."""
+    metrics: list[str] | str | None = None
+    """Further validation metrics from the `evaluate` library, by name or folder ("accuracy,f1")."""
+    report_to: list[str] | str = "none"
+    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, several of them, none, or all that are
+    installed."""
+    run_name: str | None = None
+    """Name of the run in the trackers. Default: the name of output_dir."""
+
+
+@dataclass(kw_only=True)
+class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
+    """Everything that decides a training run."""
+
+    def check(self) -> None:
+        """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
+        if not self.model_name_or_path:
+            raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
+        if not (self.dataset_name or self.train_file):
+            raise UserError("no training data: set dataset_name or train_file.")
+        if self.dataset_name and self.train_file:
+            raise UserError("dataset_name and train_file are both set; keep one of them.")
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name}: found {value}, expected a number above 0.")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{name}: found {value}, expected 0 or more.")
+        for name in BELOW_ONE:
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise UserError(f"{name}: found {value}, expected a number from 0 to below 1.")
+        if self.validation_split_percentage + self.test_split_percentage >= 100:
+            raise UserError(
+                "validation_split_percentage + test_split_percentage: found "
+                f"{self.validation_split_percentage:g} + "
+                f"{self.test_split_percentage:g}, which leaves no row to train on; expected a sum below 100."
+            )
+        if self.validation_split_name is not None and self.validation_split_name == self.test_split_name:
+            raise UserError(
+                f"validation_split_name and test_split_name are both {self.test_split_name!r}; a test "
+                "split that "
+                "chooses the model is no test. Leave validation_split_name out to set training rows aside."
+            )
+        if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:
+            raise UserError(
+                f"warmup_steps: found {self.warmup_steps}, more than max_train_steps = "
+                f"{self.max_train_steps}; "
+                "lower warmup_steps or train longer."
+            )
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
+        if len(self.text_columns) > 2:
+            raise UserError(
+                f"text_column_names: found {len(self.text_columns)} columns, expected one or two."
+            )
+        parse_duration(self.max_time)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The further metrics that the user named."""
+        return split_names(self.metrics)
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """The trackers that the user named, as typed: "all" and "none" are still in it."""
+        return split_names(self.report_to)
+
+    @property
+    def best_metric(self) -> str:
+        """Name of the metric that chooses the best model, without a leading eval/ or eval_."""
+        return self.metric_for_best_model.removeprefix("eval/").removeprefix("eval_")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value of `best_metric` is better."""
+        return self.best_metric != "loss" if self.greater_is_better is None else self.greater_is_better
+
+
+POSITIVE = (
+    "max_length max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
+    "global_batch_size "
+    "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size num_train_epochs "
+    "max_train_steps learning_rate adam_epsilon logging_steps eval_steps save_steps save_total_limit "
+    "early_stopping_patience"
+).split()
+NOT_NEGATIVE = (
+    "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
+    "warmup_steps early_stopping_threshold seed"
+).split()
+BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
+
+
+def split_names(value: list[str] | str | None) -> list[str]:
+    """A list of names from a list or from a comma-separated string."""
+    parts = value.split(",") if isinstance(value, str) else (value or [])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_duration(text: str | None) -> float | None:
+    """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None."""
+    import re
+
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
+    if not match or not any(match.groups()):
+        raise UserError(f'max_time: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
+    hours, minutes, seconds = (int(group or 0) for group in match.groups())
+    return 3600.0 * hours + 60 * minutes + seconds

@@ -1,0 +1,1 @@
+"""From files to micro-batches: sources, audit, encode (cached), plan, loader."""

@@ -1,0 +1,116 @@
+"""Texts to token ids, written to an Arrow file as they come and mapped into memory from there."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ft.data.audit import Columns
+
+ROWS_PER_BATCH = 4096
+
+
+def encode(
+    table: pa.Table,
+    columns: Columns,
+    tokenizer: Any,
+    max_length: int,
+    path: Path,
+    workers: int | None,
+    bar: Any,
+) -> None:
+    """Write `table` with three columns more to the Arrow file `path`: input_ids, token_type_ids (for pairs,
+    where the tokenizer has them) and full_length, the tokens that the text has before it is cut at
+    `max_length`."""
+    batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
+    texts = [[batch.column(name).to_pylist() for name in columns.texts] for batch in batches]
+    writer = None
+    with pa.OSFile(str(path), "wb") as file:
+        for batch, encoded in zip(batches, _encoded(texts, tokenizer, max_length, workers), strict=True):
+            arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
+            out = pa.record_batch(arrays)
+            writer = writer or pa.ipc.new_file(file, out.schema)
+            writer.write_batch(out)
+            bar.update(out.num_rows)
+        if writer:
+            writer.close()
+
+
+def _encoded(
+    texts: list[list[list[str]]], tokenizer: Any, max_length: int, workers: int | None
+) -> Iterator[dict[str, pa.Array]]:
+    """Encode batch after batch: a fast tokenizer with its own threads, a slow one in worker processes."""
+    workers = workers or (1 if tokenizer.is_fast else os.cpu_count() or 1)
+    workers = min(workers, len(texts))
+    if workers <= 1:
+        yield from (_encode_batch(tokenizer, batch, max_length) for batch in texts)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_encode_batch, [tokenizer] * len(texts), texts, [max_length] * len(texts))
+
+
+def _encode_batch(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, pa.Array]:
+    options = {"return_attention_mask": False, "return_token_type_ids": len(texts) == 2}
+    encoded = tokenizer(*texts, **options, truncation=False, verbose=False)
+    ids = encoded["input_ids"]
+    types = encoded.get("token_type_ids") if "token_type_ids" in tokenizer.model_input_names else None
+    full = np.fromiter(map(len, ids), np.int32, len(ids))
+    long = np.flatnonzero(full > max_length)
+    if len(long):
+        cut = [[column[row] for row in long] for column in texts]
+        again = tokenizer(*cut, **options, truncation=True, max_length=max_length)
+        for place, row in enumerate(long):
+            ids[row] = again["input_ids"][place]
+            if types:
+                types[row] = again["token_type_ids"][place]
+    arrays = {"input_ids": pa.array(ids, pa.list_(pa.int32())), "full_length": pa.array(full)}
+    if types:
+        arrays["token_type_ids"] = pa.array(types, pa.list_(pa.int8()))
+    return arrays
+
+
+class EncodedRows:
+    """The encoded rows of one split, mapped from their Arrow file: a few bytes a row are in memory.
+
+    `lengths` (rows,) holds tokens after truncation, `full_lengths` before it, `row` the row number in the
+    source."""
+
+    def __init__(self, path: Path) -> None:
+        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.full_lengths = self.table["full_length"].to_numpy()
+        self.row = self.table["row"].to_numpy()
+        self.labels = self.table["label"].to_numpy() if "label" in self.table.column_names else None
+        ids = self.table["input_ids"].chunks
+        self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
+        self._offsets = [chunk.offsets.to_numpy() for chunk in ids]
+        self._lists = {"input_ids": [chunk.values.to_numpy() for chunk in ids]}
+        if "token_type_ids" in self.table.column_names:
+            self._lists["token_type_ids"] = [
+                chunk.values.to_numpy() for chunk in self.table["token_type_ids"].chunks
+            ]
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
+        """input_ids, attention_mask (and token_type_ids) of `rows`, each (rows, longest of them), int64.
+
+        Padding is always on the right: a token's position, and so its dropout, is the same in any batch.
+        """
+        shape = (len(rows), int(self.lengths[rows].max()))
+        out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
+        if "token_type_ids" in self._lists:
+            out["token_type_ids"] = np.zeros(shape, np.int64)
+        chunks = np.searchsorted(self._chunk_starts, rows, side="right") - 1
+        for place, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
+            inside = row - self._chunk_starts[chunk]
+            begin, end = self._offsets[chunk][inside : inside + 2]
+            for name, lists in self._lists.items():
+                out[name][place, : end - begin] = lists[chunk][begin:end]
+            out["attention_mask"][place, : end - begin] = 1
+        return out

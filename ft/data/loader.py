@@ -1,0 +1,169 @@
+"""From the plan to micro-batches of tensors, in the order in which Accelerate's sharding deals them to
+processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ft.data.encode import EncodedRows
+from ft.data.plan import Plan, evaluation_batches, plan, shares
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One micro-batch before its tensors are made. A slot without rows borrows `filler`, which counts
+    nothing."""
+
+    rows: np.ndarray
+    filler: int
+    is_last: bool = True  # of the micro-batches of its update
+    update_weight: float = 0.0  # sum of the row weights of the whole update, over all processes
+    update_rows: int = 0
+    update_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of some rows, and what the host knows of their update.
+
+    inputs: input_ids, attention_mask (and token_type_ids), each (rows, tokens) int64. labels, row_ids (the
+    numbers of the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    row_ids: torch.Tensor
+    weights: torch.Tensor
+    slot: Slot
+
+    def to(self, *args: Any, **kwargs: Any) -> MicroBatch:
+        """The same on another device."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def pin_memory(self) -> MicroBatch:
+        """The same in page-locked memory, from which copies to a device run in the background."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Any) -> MicroBatch:
+        inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
+        row_ids, labels, weights = map(function, (self.row_ids, self.labels, self.weights))
+        return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights)
+
+
+class RowDataset(Dataset):
+    """Makes the micro-batch of a `Slot`; it stands where a DataLoader expects a map-style data set."""
+
+    def __init__(self, rows: EncodedRows, tokenizer: Any, row_weights: np.ndarray | None = None) -> None:
+        self.rows = rows
+        self.pad_id = tokenizer.pad_token_id
+        self.row_weights = np.ones(len(rows)) if row_weights is None else row_weights
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, slot: Slot) -> MicroBatch:
+        rows = slot.rows if len(slot.rows) else np.array([slot.filler])
+        weights = self.row_weights[rows] if len(slot.rows) else np.zeros(1)
+        inputs = self.rows.padded(rows, self.pad_id)
+        assert self.rows.labels is not None
+        return MicroBatch(
+            inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
+            labels=torch.from_numpy(self.rows.labels[rows].astype(np.int64)),
+            row_ids=torch.from_numpy(rows.astype(np.int64)),
+            weights=torch.from_numpy(weights.astype(np.float32)),
+            slot=slot,
+        )
+
+
+class PlanSampler:
+    """A batch sampler that lists, for update after update, the micro-batches of all processes in turn.
+
+    Accelerate gives batch i to process i modulo the number of processes. `start` chooses where the next pass
+    begins, so that resuming at an update costs nothing. `total_updates` ends the last epoch early."""
+
+    def __init__(
+        self,
+        dataset: RowDataset,
+        global_batch_size: int,
+        seed: int,
+        num_processes: int,
+        micro_batch_size: int | None,
+    ) -> None:
+        self.dataset, self.global_batch_size, self.seed = dataset, global_batch_size, seed
+        self.num_processes, self.micro_batch_size = num_processes, micro_batch_size or global_batch_size
+        self.updates_per_epoch = -(-len(dataset) // global_batch_size)
+        self.total_updates = self.updates_per_epoch
+        self.step = 0
+
+    def start(self, step: int, total_updates: int) -> None:
+        """Let the next pass run from the update after `step` updates to the end of its epoch, or of the
+        run."""
+        self.step, self.total_updates = step, total_updates
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of an epoch."""
+        return plan(self.dataset.rows.lengths, self.global_batch_size, self.seed, epoch)
+
+    def __iter__(self) -> Iterator[Slot]:
+        epoch, first = divmod(self.step, self.updates_per_epoch)
+        planned = self.plan(epoch)
+        last = min(len(planned), self.total_updates - epoch * self.updates_per_epoch)
+        for update in range(first, last):
+            rows = planned.rows(update)
+            micro_batches = shares(rows, self.num_processes, self.micro_batch_size)
+            weight = float(self.dataset.row_weights[rows].sum())
+            tokens = int(self.dataset.rows.lengths[rows].sum())
+            for number, parts in enumerate(micro_batches, start=1):
+                for part in parts:
+                    is_last = number == len(micro_batches)
+                    yield Slot(part, int(rows[0]), is_last, weight, len(rows), tokens)
+
+
+class EvaluationSampler:
+    """A batch sampler over every row once; empty slots make the list a multiple of the processes."""
+
+    def __init__(self, dataset: RowDataset, batch_size: int, num_processes: int) -> None:
+        self.batches = evaluation_batches(dataset.rows.lengths, batch_size)
+        self.empty = -len(self.batches) % num_processes
+
+    def __len__(self) -> int:
+        return len(self.batches) + self.empty
+
+    def __iter__(self) -> Iterator[Slot]:
+        for rows in self.batches:
+            yield Slot(rows, 0)
+        for _ in range(self.empty):
+            yield Slot(np.zeros(0, np.int64), 0)
+
+
+def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: torch.device) -> DataLoader:
+    """A DataLoader over a sampler of slots; in page-locked memory where the device is another than the
+    CPU."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_same,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def updates(loader: Iterable[MicroBatch]) -> Iterator[list[MicroBatch]]:
+    """Group the micro-batches of a process into updates."""
+    window: list[MicroBatch] = []
+    for micro_batch in loader:
+        window.append(micro_batch)
+        if micro_batch.slot.is_last:
+            yield window
+            window = []

@@ -1,0 +1,70 @@
+"""Which rows make up which update, as a pure function of the config: the heart of "one config, one
+result"."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+UPDATES_PER_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One epoch. `order` (rows,) holds every row number once; update u takes the u-th slice of
+    `global_batch_size`."""
+
+    order: np.ndarray
+    global_batch_size: int
+
+    def __len__(self) -> int:
+        """Number of updates; the last may be short."""
+        return -(-len(self.order) // self.global_batch_size)
+
+    def rows(self, update: int) -> np.ndarray:
+        """The rows of an update, from short to long."""
+        return self.order[update * self.global_batch_size : (update + 1) * self.global_batch_size]
+
+
+def plan(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> Plan:
+    """Deal the rows of an epoch into updates of rows of like length, so that almost nothing is padded.
+
+    The rows are shuffled, cut into windows of up to 50 updates, sorted by length inside a window and sliced;
+    then the updates are shuffled. So neighbours differ in every epoch, ties are broken at random, and lengths
+    do not drift over the epoch. What does not fill an update is drawn first, at random, and forms a short
+    update at the end.
+
+    `lengths` is (rows,) in tokens. Nothing about the launch is an argument. Costs about 0.1 s and 8 bytes a
+    row for a million rows. Bucketing by length: "group_by_length" of Transformers and fairseq's token buckets
+    are alike."""
+    count = len(lengths)
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
+    updates, rest = divmod(count, global_batch_size)
+    last = order[:rest]
+    last = last[np.argsort(lengths[last], kind="stable")]
+    windows = max(1, -(-updates // UPDATES_PER_WINDOW))
+    batches = []
+    for window in np.array_split(order[rest:].reshape(updates, global_batch_size), windows):
+        rows = window.ravel()
+        batches.append(rows[np.argsort(lengths[rows], kind="stable")].reshape(window.shape))
+    shuffled = generator.permutation(np.concatenate(batches), axis=0) if updates else order[:0]
+    return Plan(np.concatenate([shuffled.ravel(), last]), global_batch_size)
+
+
+def shares(rows: np.ndarray, num_processes: int, micro_batch_size: int) -> list[list[np.ndarray]]:
+    """Cut the rows of one update into micro-batches: `[m][r]` is the m-th of process r.
+
+    Process r takes every num_processes-th row, so that shares differ by one row at most and, since the rows
+    are sorted by length, hardly in tokens. Each share is cut into the same number of micro-batches of at most
+    `micro_batch_size` rows, alike in size; one may be empty where there are fewer rows than places."""
+    parts = [rows[rank::num_processes] for rank in range(num_processes)]
+    count = max(1, -(-len(parts[0]) // micro_batch_size))
+    cut = [np.array_split(part, count) for part in parts]
+    return [[cut[rank][m] for rank in range(num_processes)] for m in range(count)]
+
+
+def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Every row once, sorted from long to short, in batches that are the same for any launch; so are the
+    scores."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

@@ -1,0 +1,266 @@
+"""From a config to encoded splits, done once per machine: find, read, audit, split, encode, cache."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ft.config import DataOptions
+from ft.data.audit import Columns, choose_columns, describe_rows, find_bad_rows, joined_text, shared_rows
+from ft.data.encode import EncodedRows, encode
+from ft.data.sources import Source, find_sources
+from ft.data.split import sample, stratified
+from ft.errors import UserError
+from ft.tasks.base import Task
+
+CACHE_VERSION = 1  # part of every key: raise it when what is written changes
+
+
+@dataclass
+class Data:
+    """The encoded splits ("train", "validation", "test"; those that there are), and what is known of them.
+
+    `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
+    user."""
+
+    splits: dict[str, EncodedRows]
+    columns: Columns
+    facts: dict[str, Any]
+    notes: list[str]
+    fingerprint: str
+
+
+def prepare_data(
+    options: DataOptions,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    progress: Callable,
+    splits: tuple[str, ...] = (),
+) -> Data:
+    """Read, audit and encode the data that the options name, or map what an earlier run has encoded.
+
+    `splits` limits the work to some of them (all: train, validation, test). Without "train" the task must
+    know its targets already. One process of a machine does the work while the others wait for its lock, not
+    in a collective that could time out. Raises `UserError` for whatever is wrong with the data."""
+    sources = find_sources(options)
+    prints = {split: source.fingerprint() for split, source in sources.items()}
+    key = _key(options, task, tokenizer, max_length, prints, splits)
+    folder = cache_root() / key
+    again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
+    if not options.overwrite_cache and (folder / "data.json").exists():
+        return _open(folder, task)
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(folder) + ".lock"):
+            if again or not (folder / "data.json").exists():
+                _build(folder, options, task, tokenizer, max_length, sources, splits, progress)
+            return _open(folder, task)
+    except OSError as error:
+        raise UserError(
+            f"the encoding cache {str(folder.parent)!r} cannot be written: {error}; set HF_HOME."
+        ) from None
+
+
+def _open(folder: Path, task: Task) -> Data:
+    known = json.loads((folder / "data.json").read_text())
+    task.load_state(known["task"])
+    return Data(
+        splits={name: EncodedRows(folder / f"{name}.arrow") for name in known["splits"]},
+        columns=Columns(tuple(known["columns"]["texts"]), known["columns"]["label"]),
+        facts=known["facts"],
+        notes=known["notes"],
+        fingerprint=folder.name,
+    )
+
+
+def cache_root() -> Path:
+    """Where encodings are kept: beside the caches of the other Hugging Face libraries (HF_HOME)."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    return Path(home).expanduser() / "ft-encoded"
+
+
+def _key(
+    options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, splits: tuple
+) -> str:
+    """A hash over all that decides the encoding: bytes of the data, tokenizer, options, targets known
+    beforehand."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = (
+        backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    )
+    chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
+    parts = [
+        CACHE_VERSION,
+        type(tokenizer).__name__,
+        vocabulary,
+        repr(tokenizer.init_kwargs),
+        max_length,
+        chosen,
+    ]
+    parts += [prints, splits, type(task).__name__, task.state()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+# What does not change the encoding; paths are left out because the bytes behind them are in the key.
+NOT_IN_KEY = (
+    "overwrite_cache preprocessing_num_workers dataloader_num_workers train_file validation_file test_file "
+    "dataset_name max_length"
+).split()
+
+
+def _build(
+    folder: Path,
+    options: DataOptions,
+    task: Task,
+    tokenizer: Any,
+    max_length: int,
+    sources: dict[str, Source],
+    splits: tuple[str, ...],
+    progress: Callable,
+) -> None:
+    tables, columns, facts, notes = _audited(options, task, sources, splits)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:
+            for name, table in tables.items():
+                path = temporary / f"{name}.arrow"
+                encode(table, columns, tokenizer, max_length, path, options.preprocessing_num_workers, bar)
+        state = {
+            "splits": list(tables),
+            "columns": vars(columns),
+            "facts": facts,
+            "notes": notes,
+            "task": task.state(),
+        }
+        (temporary / "data.json").write_text(json.dumps(state))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _audited(
+    options: DataOptions, task: Task, sources: dict[str, Source], splits: tuple[str, ...]
+) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
+    """The usable rows of every split, with the columns row, label (as numbers) and the texts."""
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
+    tables: dict[str, pa.Table] = {}
+    columns: Columns | None = None
+    first = next(iter(sources))
+    from_train = (options.validation_split_percentage and "validation" not in sources) or (
+        options.test_split_percentage and "test" not in sources
+    )
+    for split, source in sources.items():
+        if splits and split not in splits and not (split == "train" and from_train):
+            continue
+        raw = source.read()
+        texts = columns.texts if columns else tuple(options.text_columns)
+        label = columns.label if columns else options.label_column_name
+        columns = choose_columns(raw, texts, label, split, labelled=split == first)
+        table = pa.table({name: raw[name] for name in columns.texts} | {"row": np.arange(raw.num_rows)})
+        bad = find_bad_rows(raw, columns)
+        rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
+        if len(rows) and options.on_bad_rows == "error":
+            reasons = "; ".join(f"{reason} ({describe_rows(where)})" for reason, where in bad.items())
+            raise UserError(
+                f"{split} data: {len(rows)} of {raw.num_rows:,} rows cannot be used: {reasons}; rows "
+                "count from 0. "
+                "Mend them, or set on_bad_rows: drop."
+            )
+        if len(rows):
+            reasons = ", ".join(f"{reason}: {len(where)}" for reason, where in bad.items())
+            notes.append(f"{split}: dropped {len(rows):,} of {raw.num_rows:,} rows ({reasons})")
+        keep = np.setdiff1d(np.arange(raw.num_rows), rows)
+        if len(keep) == 0:
+            raise UserError(f"{split} data: none of its {raw.num_rows:,} rows can be used.")
+        table = table.take(keep)
+        if columns.label is not None:
+            targets = raw[columns.label].take(keep)
+            field = raw.schema.field(columns.label)
+            if split == "train":
+                task.learn_targets(
+                    targets, field, table["row"].to_numpy(), source.class_names.get(columns.label)
+                )
+            names = source.class_names.get(columns.label)
+            table = table.append_column(
+                "label", task.encode_targets(targets, field, table["row"].to_numpy(), split, names)
+            )
+        tables[split] = table
+        facts[split] = {"dropped": {reason: len(where) for reason, where in bad.items()}}
+    assert columns is not None
+    _set_aside(options, tables, facts, notes)
+    tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
+    _drop_shared(options, tables, columns, facts, notes)
+    limits = {"train": options.max_train_samples, "validation": options.max_eval_samples}
+    for split in list(tables):
+        if splits and split not in splits:
+            del tables[split]
+            continue
+        most = limits.get(split, options.max_predict_samples)
+        if most and most < tables[split].num_rows:
+            notes.append(f"{split}: a sample of {most:,} of {tables[split].num_rows:,} rows")
+            tables[split] = tables[split].take(sample(tables[split].num_rows, most))
+        facts.setdefault(split, {})["rows"] = tables[split].num_rows
+    return tables, columns, facts, notes
+
+
+def _set_aside(options: DataOptions, tables: dict[str, pa.Table], facts: dict, notes: list[str]) -> None:
+    """Draw a validation split, and a test split if asked for, from the training rows, where there is none."""
+    percentages = {"validation": options.validation_split_percentage, "test": options.test_split_percentage}
+    percentages = {split: share for split, share in percentages.items() if share and split not in tables}
+    if "train" not in tables or not percentages:
+        return
+    train = tables.pop("train")
+    for split, rows in stratified(train["label"].to_numpy(), percentages).items():
+        tables[split] = train.take(rows)
+        if split != "train":
+            facts.setdefault(split, {})
+            if not len(rows):
+                raise UserError(
+                    f"{split}_split_percentage: {percentages[split]:g} percent of {train.num_rows} "
+                    "training rows is "
+                    f"no row at all; raise it, or give {split}_file."
+                )
+    sizes = ", ".join(f"{split} {tables[split].num_rows:,}" for split in percentages)
+    notes.append(f"set aside from the training rows, stratified by label: {sizes}")
+
+
+def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: dict, notes: list[str]) -> None:
+    """Count texts that stand in training and in an evaluation split, and drop them from training if asked
+    to."""
+    for split in ("test", "validation"):
+        for other in ("validation", "train") if split == "test" else ("train",):
+            if split not in tables or other not in tables:
+                continue
+            rows = shared_rows(tables[other], [tables[split]], columns)
+            facts[other][f"shared_with_{split}"] = len(rows)
+            if len(rows) and options.on_duplicates == "drop":
+                tables[other] = tables[other].take(np.setdiff1d(np.arange(tables[other].num_rows), rows))
+                notes.append(f"{other}: dropped {len(rows):,} rows whose text is in {split}, too")
+            elif len(rows):
+                notes.append(
+                    f"WARNING {other}: {len(rows):,} rows have a text that is in {split}, too; "
+                    "on_duplicates: drop takes them out"
+                )
+            if other in tables and tables[other].num_rows == 0:
+                raise UserError(f"{other} data: every row's text is in {split}, too; nothing is left.")
+    for split, table in tables.items():
+        count = table.num_rows - len(joined_text(table, columns).unique())
+        facts[split]["repeated_texts"] = count
+        if count:
+            notes.append(f"{split}: {count:,} rows repeat the text of another row of it")

@@ -1,0 +1,213 @@
+"""Find the training, validation and test data that a config names: Hub ids, files, folders and pkg: paths."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ft.config import DataOptions
+from ft.data.files import FORMATS, format_of, read_table
+from ft.errors import UserError
+
+SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
+
+
+@dataclass
+class Source:
+    """One split before it is read: where it lies, what its bytes are, and how to read it."""
+
+    name: str
+    files: list[Path]
+    read: Callable[[], pa.Table]
+    class_names: dict[str, list[str]] = field(default_factory=dict)  # of `datasets` ClassLabel columns
+    identity: str = ""  # stands for the bytes where there are no files
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names (the last two parts) and the bytes of the files, as hexadecimal text."""
+        total = hashlib.sha256(self.identity.encode())
+        for path in self.files:
+            with open(path, "rb") as file:
+                digest = (
+                    hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+                )
+            total.update("/".join(path.parts[-2:]).encode() + digest.digest())
+        return total.hexdigest()
+
+
+def _digest(file: Iterable[bytes]) -> "hashlib._Hash":
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
+    for block in file:
+        digest.update(block)
+    return digest
+
+
+def find_sources(options: DataOptions) -> dict[str, Source]:
+    """The splits that the options name, keyed train, validation and test; those that do not exist are left
+    out."""
+    named = {"train": options.train_file, "validation": options.validation_file, "test": options.test_file}
+    sources = {split: _from_path(split, local_path(value)) for split, value in named.items() if value}
+    if options.dataset_name:
+        sources = _from_dataset(options) | sources
+    return sources
+
+
+def local_path(name: str) -> Path:
+    """The path that a name stands for; pkg:PACKAGE/inside lies in an installed package, which is not
+    imported."""
+    if not name.startswith("pkg:"):
+        return Path(name).expanduser()
+    package, _, inside = name.removeprefix("pkg:").partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not (spec.submodule_search_locations or spec.origin):
+        raise UserError(
+            f"{name!r}: the Python package {package!r} is not installed; pip install what ships it."
+        )
+    root = Path(
+        next(iter(spec.submodule_search_locations)) if spec.submodule_search_locations else spec.origin or ""
+    )
+    if not (root / inside).exists():
+        raise UserError(f"{name!r}: the package {package!r} holds no {inside!r} (looked in {root}).")
+    return root / inside
+
+
+def _from_dataset(options: DataOptions) -> dict[str, Source]:
+    name = options.dataset_name or ""
+    path = local_path(name)
+    if not path.exists():
+        return _from_hub(name, options)
+    if not path.is_dir():
+        raise UserError(
+            f"dataset_name: {name!r} is a file; name it as train_file, validation_file or test_file."
+        )
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _from_saved(path, options)
+    found: dict[str, Source] = {}
+    for split, names in _wanted(options).items():
+        for stem in names:
+            files = [
+                p
+                for p in sorted(path.iterdir())
+                if p.is_file() and format_of(p) and p.name.split(".")[0] == stem
+            ]
+            folder = path / stem
+            if len(files) > 1:
+                raise UserError(f"{path}: {files[0].name} and {files[1].name} both hold {stem!r}; keep one.")
+            if files:
+                found[split] = _from_path(split, files[0])
+            elif folder.is_dir() and any(folder.glob("*/*.txt")):
+                found[split] = _from_path(split, folder)
+            if split in found:
+                break
+    if not found and any(path.glob("*/*.txt")):
+        found["train"] = _from_path("train", path)
+    _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
+    return found
+
+
+def _wanted(options: DataOptions) -> dict[str, list[str]]:
+    """For each split the names to look for, the user's alone where one is given."""
+    given = {"train": options.train_split_name, "validation": options.validation_split_name}
+    wanted = {split: [name] if name else SPLIT_NAMES[split] for split, name in given.items()}
+    return wanted | {"test": [options.test_split_name] if options.test_split_name else SPLIT_NAMES["test"]}
+
+
+def _require(found: dict[str, Source], options: DataOptions, there: list[str], where: str) -> None:
+    """Complain of a split that the user named, or of a missing training split."""
+    given = {"validation": options.validation_split_name, "test": options.test_split_name}
+    for split, name in given.items():
+        if name and split not in found:
+            raise UserError(
+                f"{split}_split_name: {where} holds no split {name!r}; it holds: {', '.join(there[:20])}."
+            )
+    if "train" not in found and not ("test" in found or "validation" in found):
+        raise UserError(
+            f"dataset_name: {where} holds no training split {options.train_split_name!r}; it holds: "
+            f"{', '.join(there[:20]) or 'nothing'}. Expected saved `datasets`, files such as "
+            "train.csv, or one "
+            "sub-folder of .txt files per class."
+        )
+
+
+def _from_path(split: str, path: Path) -> Source:
+    if not path.exists():
+        raise UserError(f"{split}_file: {str(path)!r} does not exist.")
+    if path.is_file():
+        if format_of(path) is None:
+            raise UserError(
+                f"{split}_file: {path.name!r}: expected a file that ends in {', '.join(FORMATS)}."
+            )
+        return Source(split, [path], lambda: read_table(path))
+    texts = sorted(path.glob("*/*.txt"))
+    if not texts:
+        raise UserError(
+            f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files, one per class."
+        )
+    return Source(split, texts, lambda: _read_texts(texts))
+
+
+def _read_texts(paths: list[Path]) -> pa.Table:
+    """Rows in the order of the sorted paths: the text, the name of its folder as label, and the file. A file
+    that is not UTF-8 gets a null text with the reason beside it, which the audit reports as a bad row."""
+    texts: list[str | None] = []
+    for path in paths:
+        try:
+            texts.append(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError:
+            texts.append(None)
+    names = ["/".join(path.parts[-2:]) for path in paths]
+    labels = [path.parent.name for path in paths]
+    return pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
+
+
+def _from_hub(name: str, options: DataOptions) -> dict[str, Source]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name, options.dataset_config_name)
+    except (
+        Exception
+    ) as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
+        raise UserError(
+            f"dataset_name: {name!r} is no local folder, and cannot be loaded from the Hub: "
+            f"{type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error) else 'no reason given'}"
+        ) from None
+    return _from_splits(dict(loaded), options, name)
+
+
+def _from_saved(path: Path, options: DataOptions) -> dict[str, Source]:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {options.train_split_name: loaded}
+    return _from_splits(splits, options, str(path))
+
+
+def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, Source]:
+    import datasets
+
+    found = {}
+    for split, names in _wanted(options).items():
+        name = next((name for name in names if name in splits), None)
+        if name is None:
+            continue
+        dataset = splits[name].flatten_indices() if splits[name]._indices is not None else splits[name]
+        files = [Path(entry["filename"]) for entry in splits[name].cache_files]
+        labels = {k: list(v.names) for k, v in dataset.features.items() if isinstance(v, datasets.ClassLabel)}
+        found[split] = Source(split, files, _table_of(dataset), labels)
+        if not files:
+            found[split].identity = splits[name]._fingerprint
+    _require(found, options, list(splits), where)
+    return found
+
+
+def _table_of(dataset: Any) -> Callable[[], pa.Table]:
+    return lambda: dataset.data.table

@@ -1,0 +1,37 @@
+"""Draw rows: a stratified split, and a sample. Both depend on the rows alone, so that runs with different
+seeds are compared on the same rows."""
+
+import numpy as np
+
+DRAW_SEED = 42  # not the run's seed
+
+
+def sample(count: int, most: int | None) -> np.ndarray:
+    """`most` of the row numbers below `count`, at random, in the order drawn; all of them, in order, for
+    None.
+
+    These are the rows that `datasets.Dataset.shuffle(seed=42).select(range(most))` takes.
+    """
+    if most is None or most >= count:
+        return np.arange(count)
+    return np.random.default_rng(DRAW_SEED).permutation(count)[:most]
+
+
+def stratified(labels: np.ndarray, percentages: dict[str, float]) -> dict[str, np.ndarray]:
+    """Row numbers of each named part, and under "train" of the rest, every class cut in the same proportions.
+
+    `labels` is (rows,) of class numbers. The parts of a class are rounded so that the sizes of the parts add
+    up; a class with one row stays in training. Row numbers are in rising order."""
+    generator = np.random.default_rng(DRAW_SEED)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
+    owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class
+    for value in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == value))
+        for name, percentage in percentages.items():
+            owed[name] += np.count_nonzero(labels == value) * percentage / 100
+            take = min(round(owed[name]), max(len(rows) - 1, 0))
+            owed[name] -= take
+            parts[name].append(rows[:take])
+            rows = rows[take:]
+        parts["train"].append(rows)
+    return {name: np.sort(np.concatenate(pieces)) for name, pieces in parts.items()}

@@ -1,0 +1,76 @@
+"""evaluate(): one pass over a split, every row scored once; used by train.py and eval.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ft.data.encode import EncodedRows
+from ft.metrics import NamedMetrics
+from ft.tasks.base import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Evaluation:
+    """`metrics`: loss and the task's metrics, the same on every process. `scores` (rows, targets) in the
+    order of the encoded split, on the main process; None elsewhere."""
+
+    metrics: dict[str, Any]
+    scores: np.ndarray | None
+
+
+def evaluate(
+    accelerator: Accelerator,
+    task: Task,
+    model: Any,
+    loader: Any,
+    rows: EncodedRows,
+    named: NamedMetrics | None,
+    bar: Any,
+) -> Evaluation:
+    """Score every row of a split once, over all processes.
+
+    `loader` is the prepared loader of the split's `EvaluationSampler`. The loss is the mean over rows. Raises
+    `RuntimeError` if the rows that came together are not the rows of the split, each once.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for batch in loader:
+            with accelerator.autocast():
+                scores, losses = task.predict(model, batch)
+            real = batch.slot.rows.size  # a filler slot has none
+            parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
+            bar.update(accelerator.num_processes * real)
+    model.train(was_training)
+    gathered = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    if accelerator.num_processes > 1:
+        padded = [accelerator.pad_across_processes(t, dim=0, pad_index=-1) for t in gathered]
+        gathered = [accelerator.gather(tensor) for tensor in padded]
+        gathered = [tensor[gathered[0] >= 0] for tensor in gathered]
+    ids, scores_all, losses_all = (tensor.cpu().numpy() for tensor in gathered)
+    order = np.argsort(ids)
+    if not np.array_equal(ids[order], np.arange(len(rows))):
+        raise RuntimeError(
+            f"scored {len(ids)} rows ({len(np.unique(ids))} different ones), expected {len(rows)}"
+        )
+    assert rows.labels is not None
+    found: list[dict[str, Any] | None] = [None]
+    if accelerator.is_main_process:
+        scores_all = scores_all[order]
+        ours = task.metrics(scores_all, rows.labels)
+        metrics = {"loss": float(losses_all[order].astype(np.float64).mean()), **ours}
+        if named is not None:
+            metrics |= named.compute(task.predictions(scores_all), rows.labels, ours, scores_all.shape[1])
+        found = [metrics]
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(found, src=0)
+    assert found[0] is not None
+    return Evaluation(found[0], scores_all if accelerator.is_main_process else None)

@@ -1,0 +1,207 @@
+"""What a person looks at: the summary in the terminal, the picture of the training, the model card."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ft.config import Config
+from ft.data.plan import shares
+
+
+def progress_bar(show: bool, **options: Any) -> Any:
+    """A tqdm bar on standard error; silent on other processes and where the output is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(disable=not (show and sys.stderr.isatty()), dynamic_ncols=True, **options)
+
+
+def padding_share(sampler: Any, updates: int = 200) -> float:
+    """Share of the tokens that are padding, over the first updates of the plan."""
+    lengths, planned = sampler.dataset.rows.lengths, sampler.plan(0)
+    real = padded = 0
+    for update in range(min(updates, len(planned))):
+        for parts in shares(planned.rows(update), sampler.num_processes, sampler.micro_batch_size):
+            for part in (lengths[part] for part in parts if len(part)):
+                real += int(part.sum())
+                padded += int(part.max()) * len(part)
+    return 1 - real / max(padded, 1)
+
+
+def start_summary(
+    data: Any, task: Any, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str]
+) -> str:
+    """What will be trained on what, in a few lines; `notes` are said first."""
+    lines = [f"note: {note}" for note in [*data.notes, *notes]]
+    rows = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    lines.append(f"data: {rows} rows; {task.describe()}")
+    lengths = data.splits["train"].full_lengths
+    cut = float((lengths > data.splits["train"].lengths).mean())
+    lines.append(
+        f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:.1%} of the training "
+        "rows are cut at "
+        f"{data.splits['train'].lengths.max()}; padding {padding_share(sampler):.1%}"
+    )
+    share = -(-config.global_batch_size // sampler.num_processes)  # type: ignore[operator]
+    micro = min(share, sampler.micro_batch_size)
+    accumulation = -(-share // micro)
+    lines.append(
+        f"updates: {total_updates:,} ({sampler.updates_per_epoch:,} an epoch); global batch "
+        f"{config.global_batch_size} "
+        f"= {sampler.num_processes} process{'es' if sampler.num_processes > 1 else ''} x {micro} rows "
+        f"x {accumulation} "
+        f"accumulation step{'s' if accumulation > 1 else ''}"
+    )
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines.append(
+        f"model: {type(model).__name__}, {count / 1e6:.1f} million parameters, {trained / count:.0%} trained"
+    )
+    return "\n".join(lines)
+
+
+def end_summary(results: dict[str, Any], config: Config, output_dir: Path) -> str:
+    """How it went, in a few lines."""
+    metric = config.best_metric
+    lines = []
+    if results.get(f"best/{metric}") is not None:
+        lines.append(
+            f"best: validation {metric} {results[f'best/{metric}']:.4f} at update {results['best/step']}"
+        )
+    if "test/accuracy" in results:
+        lines.append(
+            "test: "
+            + ", ".join(f"{k[5:]} {v:.4f}" for k, v in results.items() if k in TEST_LINE and v is not None)
+        )
+    lines.append(
+        f"trained {results['train/total_steps']:,} updates in {results['perf/train_seconds']:.1f} s "
+        f"({results['perf/examples_per_second']:.1f} examples/s, "
+        f"{results['perf/tokens_per_second']:,.0f} tokens/s)"
+    )
+    lines.append(
+        f"written to {output_dir}: best/ and final/ (models), results.json, metrics.jsonl, training.png"
+    )
+    return "\n".join(lines)
+
+
+TEST_LINE = ("test/accuracy", "test/f1_macro", "test/loss")
+
+
+def environment(data: Any, world_size: int, device: Any) -> dict[str, Any]:
+    """What the run ran on, and the command to run it again. No environment variable is written: some are
+    secret."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "scikit-learn"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if device.type == "cuda" else None
+    return {
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "world_size": world_size,
+        "device": device.type,
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": accelerator},
+        "threads": torch.get_num_threads(),
+        "data_fingerprint": data.fingerprint,
+        "data": data.facts,
+        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of these scripts, with "+changes" where the working tree differs; None outside a clone."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def draw_training(output_dir: Path, metric: str) -> None:
+    """training.png: loss, learning rate and the validation metric over updates, from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    panels = [("loss", ["train/loss", "eval/loss"]), ("learning rate", ["train/learning_rate"])]
+    panels.append((f"validation {metric}", [f"eval/{metric}"]))
+    panels = [
+        (t, keys)
+        for t, keys in panels
+        if t != "validation loss" and any(k in row for row in rows for k in keys)
+    ]
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels)), sharex=True, squeeze=False)
+    for axis, (title, keys) in zip(axes[:, 0], panels, strict=True):
+        for key in keys:
+            points = np.array(
+                [(row["step"], row[key]) for row in rows if row.get(key) is not None], dtype=float
+            )
+            if len(points):
+                sparse = len(points) < 30 or key.startswith("eval/")
+                axis.plot(*points.T, marker="o" if sparse else None, markersize=3, linewidth=1.4, label=key)
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(keys) > 1:
+            axis.legend(frameon=False)
+    axes[-1, 0].set_xlabel("update")
+    figure.align_ylabels()
+    figure.tight_layout()
+    figure.savefig(output_dir / ".training.png", dpi=120)
+    plt.close(figure)
+    (output_dir / ".training.png").replace(output_dir / "training.png")
+
+
+def model_card(config: Config, task: Any, step: int, metrics: dict[str, Any]) -> str:
+    """README.md of an exported model: what it is, how good it was on the validation rows, how to load it."""
+    table = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items() if isinstance(v, int | float))
+    labels = "\n".join(f"- {json.dumps(name, ensure_ascii=False)}" for name in task.label_names)
+    return f"""---
+pipeline_tag: text-classification
+library_name: transformers
+base_model: {json.dumps(config.model_name_or_path)}
+---
+# {config.run_name or Path(config.output_dir).resolve().name}
+
+{config.model_name_or_path} fine-tuned on {config.dataset_name or config.train_file}, after {step:,} updates
+of {config.global_batch_size} rows (seed {config.seed}, learning rate {config.learning_rate:g}).
+
+## Labels
+
+{labels}
+
+## Validation
+
+{f"| metric | value |{chr(10)}|---|---|{chr(10)}{table}" if table else "Not evaluated."}
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/of/this/folder")
+classify("a text", truncation=True)
+```
+"""

@@ -1,0 +1,211 @@
+"""Where a run meets the machine: environment, the one Accelerator, the launch and its mistakes, exit
+codes."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
+from ft.errors import EXIT_USER_ERROR, UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+STARTED = time.monotonic()
+
+
+def run_script(main: Callable[[Config], int], config: Config) -> NoReturn:
+    """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
+    set_environment()
+    try:
+        code = main(config)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if code != EXIT_USER_ERROR:
+            torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def set_environment() -> None:
+    """Choices that must be made before torch and the Hugging Face libraries are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl"):
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep big blocks that are freed instead of giving them back to the kernel after every
+    step.
+
+    A CPU run otherwise pays for the same pages again in every update. Does nothing on another C library.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 256 * 2**20)
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of the run; nothing else configures Accelerate.
+
+    Raises `UserError` where fewer processes run than were asked for.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        DataLoaderConfiguration,
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+    )
+
+    from ft.tracking import choose_trackers
+
+    use_cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        or not torch.accelerator.is_available()
+    )
+    accelerator = Accelerator(
+        cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
+        log_with=choose_trackers(config.tracker_names) or None,
+        project_dir=config.output_dir,
+        step_scheduler_with_optimizer=False,  # one scheduler step a call, not one for each process
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1
+        ),  # the loop scales its losses itself
+        dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ],
+    )
+    asked = asked_processes()
+    if accelerator.num_processes < asked:
+        raise UserError(
+            f"the launch asked for {asked} processes, but this one stands alone. On CPUs, use "
+            "accelerate_configs/multi_cpu.yaml (MULTI_GPU with use_cpu, which starts gloo "
+            "processes); on GPUs, "
+            "distributed_type: MULTI_GPU."
+        )
+    return accelerator
+
+
+def asked_processes() -> int:
+    """How many processes the launch asked for, as far as can be known from here.
+
+    `accelerate launch` with MULTI_CPU, or with --cpu and --num_processes 2, starts one process and says
+    nothing (seen with 1.15). Its own parser tells what it was asked for: the parent's command line holds it.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked > 1:
+        return asked
+    import psutil
+
+    try:
+        command = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return asked
+    if not any(os.path.basename(word) == "accelerate" for word in command[:3]) or "launch" not in command:
+        return asked
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    options, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    given = options.num_processes
+    if given is None and (options.config_file or os.path.isfile(default_config_file)):
+        given = load_config_from_file(options.config_file).num_processes
+    return max(asked, given or 1)
+
+
+def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
+    """Settle global_batch_size and the bound on a micro-batch in `config`; returns what to tell the user.
+
+    After it, the config means the same on any launch: global_batch_size is set, gradient_accumulation_steps
+    is not."""
+    bound, steps, note = config.per_device_train_batch_size, config.gradient_accumulation_steps, ""
+    if config.global_batch_size is None and bound and steps:
+        config.global_batch_size = bound * steps * num_processes
+        note = (
+            f"global batch {config.global_batch_size} = {bound} rows x {steps} accumulation steps x "
+            f"{num_processes} "
+            "processes, as per_device_train_batch_size and gradient_accumulation_steps ask; set "
+            "global_batch_size: "
+            f"{config.global_batch_size} to keep it on any launch"
+        )
+    elif config.global_batch_size is None:
+        config.global_batch_size = DEFAULT_GLOBAL_BATCH_SIZE
+        if bound or steps:
+            note = f"global batch {DEFAULT_GLOBAL_BATCH_SIZE} (the default), whatever the launch"
+    share = -(-config.global_batch_size // num_processes)
+    if bound and steps and -(-share // bound) != steps:
+        raise UserError(
+            f"global_batch_size: {config.global_batch_size} on {num_processes} processes in "
+            "micro-batches of at most "
+            f"{bound} rows takes {-(-share // bound)} accumulation steps, but "
+            f"gradient_accumulation_steps is {steps}; "
+            "leave it out: it is derived."
+        )
+    if steps and not bound:
+        config.per_device_train_batch_size = -(-share // steps)
+    config.gradient_accumulation_steps = None
+    return [note] if note else []
+
+
+def reseed(seed: int, update: int, rank: int) -> None:
+    """Set torch's generators from (seed, update, rank), so that a resumed run has no generator state to
+    restore."""
+    import torch
+
+    torch.manual_seed((seed * 1_000_003 + update) * 65_537 + rank)
+
+
+def total_updates(config: Config, updates_per_epoch: int) -> int:
+    """Optimizer updates of the whole run."""
+    return config.max_train_steps or math.ceil(config.num_train_epochs * updates_per_epoch)
+
+
+MAX_SKIPPED = 40  # fp16 starts at a scale of 2**16 and halves it; no finite gradient overflows after so many
+
+
+def attempts() -> Iterator[int]:
+    """Number the attempts at one update. fp16 skips a step whose gradient overflowed and lowers the loss
+    scale; the same update is then taken again, so that no row is lost and the schedule does not move."""
+    yield from range(MAX_SKIPPED)
+    raise FloatingPointError(f"the gradient was not finite in {MAX_SKIPPED} attempts at one update")
+
+
+class Clock:
+    """Seconds of training, without those of evaluating and saving."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._paused = 0.0
+
+    def __enter__(self) -> None:
+        self._pause = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._paused += time.perf_counter() - self._pause
+
+    def seconds(self) -> float:
+        """Seconds so far, all breaks (`with clock:`) left out."""
+        return time.perf_counter() - self._begin - self._paused

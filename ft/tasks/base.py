@@ -1,0 +1,89 @@
+"""What a task is: everything that differs between one kind of learning and another; the loop knows no more
+than this."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from ft.data.loader import MicroBatch
+
+
+class Task(ABC):
+    """Targets, loss, weights and metrics of one kind of learning.
+
+    A task first learns what the targets are from the training rows (`learn_targets`), or takes it from an
+    earlier run (`load_state`); from then on it turns targets into numbers, and rows into a loss."""
+
+    @abstractmethod
+    def learn_targets(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
+    ) -> None:
+        """Learn the targets from the training column; `rows` are its row numbers, `names` those of a
+        ClassLabel."""
+
+    @abstractmethod
+    def encode_targets(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
+    ) -> pa.Array:
+        """The targets of a split as the numbers that `loss` takes; `UserError` names the row of an unknown
+        one."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What was learned, as JSON."""
+
+    @abstractmethod
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+
+    @abstractmethod
+    def load_from_model(self, model_config: Any) -> None:
+        """Take the targets from the config of a model that was trained for this task."""
+
+    @abstractmethod
+    def build_model(self, path: str, model_config: Any, **options: Any) -> torch.nn.Module:
+        """The pretrained model with a head for the targets; `options` go to `from_pretrained`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The targets in a few words, for the summary."""
+
+    def row_weights(self, labels: np.ndarray) -> np.ndarray:
+        """(rows,) float64: what each training row counts in the mean loss of an update. One for each,
+        here."""
+        return np.ones(len(labels))
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """The sum (not the mean) of the rows' losses times their weights: a scalar on the device."""
+
+    @abstractmethod
+    def predict(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (rows, targets) and the unsmoothed loss of each row (rows,), both float32 on the device."""
+
+    @abstractmethod
+    def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """Metrics over all rows of a split: numbers under flat keys, and tables under other keys."""
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """The numbers that `metrics` gives; `metric_for_best_model` is one of them, or loss."""
+
+    @abstractmethod
+    def predictions(self, scores: np.ndarray) -> np.ndarray:
+        """(rows,) the predicted targets, as the numbers that `encode_targets` gives."""
+
+    @abstractmethod
+    def describe_prediction(self, scores: np.ndarray) -> dict[str, Any]:
+        """One row's prediction and probabilities, for predictions.jsonl; `scores` is (targets,)."""
+
+    @abstractmethod
+    def describe_target(self, label: int) -> Any:
+        """The target as it stands in the user's data."""

@@ -1,0 +1,112 @@
+"""Fine-tune a pretrained Transformers model: `accelerate launch train.py [CONFIG.yaml] [--flag value ...]`.
+
+Without arguments it runs the quickstart. Read downward, this file is what a run does; defaults < YAML <
+command line."""
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+from ft.cli import parse
+from ft.config import Config
+from ft.errors import EXIT_DONE, EXIT_STOPPED
+from ft.runtime import run_script
+
+QUICKSTART = Path(__file__).parent / "ft" / "recipes" / "quickstart.yaml"
+
+
+def train(config: Config) -> int:
+    """One training run; returns its exit code."""
+    # Imported here, after the command line was read, so that --help and a typing error answer at once.
+    import torch
+
+    from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
+    from ft.data.prepare import prepare_data
+    from ft.dropout import key_dropout
+    from ft.model import build_model, load_model_config, load_tokenizer, longest_text
+    from ft.optim import build_optimizer, build_scheduler
+    from ft.run import Run
+    from ft.runtime import attempts, build_accelerator, reseed, resolve_batch_size, total_updates
+    from ft.tasks import task_named
+
+    # --- accelerator, task, data ----------------------------------------------------------------------------
+    accelerator = build_accelerator(config)
+    notes = resolve_batch_size(config, accelerator.num_processes)
+    task = task_named(config.task)(label_smoothing=config.label_smoothing_factor)
+    run = Run(config, accelerator, task)
+
+    model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+    max_length = longest_text(config.max_length, tokenizer, model_config)
+    data = prepare_data(config, task, tokenizer, max_length, run.bar)
+
+    # --- model, optimizer, schedule, loader -----------------------------------------------------------------
+    torch.manual_seed(config.seed)  # the new head
+    model = build_model(config, task, model_config, tokenizer)
+    row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, config.torch_compile)
+    dataset = RowDataset(data.splits["train"], tokenizer, task.row_weights(data.splits["train"].labels))
+    sampler = PlanSampler(
+        dataset,
+        config.global_batch_size,
+        config.seed,
+        accelerator.num_processes,
+        config.per_device_train_batch_size,
+    )
+    total = total_updates(config, sampler.updates_per_epoch)
+    optimizer = build_optimizer(model, config)
+    scheduler = build_scheduler(optimizer, config, total)
+    loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
+    model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
+
+    # --- the loop -------------------------------------------------------------------------------------------
+    notes += [f"not the same on another launch: {place}" for place in unkeyed]
+    progress = run.start(model, optimizer, scheduler, sampler, data, tokenizer, max_length, total, notes)
+    model.train()
+    for _epoch in range(
+        progress.step // sampler.updates_per_epoch, math.ceil(total / sampler.updates_per_epoch)
+    ):
+        sampler.start(progress.step, total)
+        for micro_batches in updates(loader):
+            for _attempt in attempts():
+                reseed(config.seed, progress.step, accelerator.process_index)
+                losses = []
+                for micro_batch in micro_batches:
+                    row_keys.set(progress.step, micro_batch.row_ids)
+                    # Gradients are exchanged once an update, in the backward pass of its last micro-batch.
+                    with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):
+                        loss = task.loss(model, micro_batch)  # a sum over rows
+                        # The mean over all rows of the update: DDP divides by the processes, which is undone
+                        # here.
+                        accelerator.backward(
+                            loss * (accelerator.num_processes / micro_batch.slot.update_weight)
+                        )
+                    losses.append(loss.detach())
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+                optimizer.step()
+                optimizer.zero_grad()
+                if not accelerator.optimizer_step_was_skipped:
+                    break
+            learning_rate = scheduler.get_last_lr()[0]
+            scheduler.step()
+            progress.step += 1
+
+            run.count(losses, micro_batch.slot)
+            if run.due("steps", config.logging_steps):
+                run.log(grad_norm, learning_rate)
+            if run.due(config.eval_strategy, config.eval_steps):
+                run.evaluate()
+            if run.due(config.save_strategy, config.save_steps):
+                run.save()
+            if run.out_of_time():
+                run.save()
+                return EXIT_STOPPED
+            if run.stopped_early():
+                break
+        if run.stopped_early():
+            break
+
+    run.finish()
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_script(train, parse(Config, defaults=str(QUICKSTART)))
