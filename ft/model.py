@@ -118,6 +118,9 @@ def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
 
 def build_model(options: ModelOptions, task: Task, model_config: Any, tokenizer: Any) -> Any:
     """The pretrained model with the task's head, in fp32 on the CPU."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # its bars of one second each would stand between ours
     if model_config.pad_token_id is None:
         model_config.pad_token_id = tokenizer.pad_token_id
     path = find_model(options.model_name_or_path)

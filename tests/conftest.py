@@ -1,0 +1,165 @@
+"""Tiny random models, made-up reviews, and launches: in this process, or for real with a watchdog."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Before any Hugging Face library is imported: no network, and a cache of this session's own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+for name in ("WANDB_API_KEY", "WANDB_MODE", "WORLD_SIZE", "LOCAL_RANK", "RANK"):
+    os.environ.pop(name, None)
+
+WORDS = {
+    "bad": ["awful", "poor", "broken", "dull", "sad", "worst"],
+    "fine": ["okay", "plain", "average", "usual", "decent", "fair"],
+    "good": ["great", "lovely", "superb", "bright", "happy", "best"],
+}
+COMMON = ["the", "a", "this", "film", "book", "phone", "was", "is", "very", "and", "it", "not", "we", "saw"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COMMON, *(w for group in WORDS.values() for w in group)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=64, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny-model")
+    BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Made-up reviews of 4 to 40 words with three labels that their words give away."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = generator.choice(list(WORDS))
+        words = [generator.choice(COMMON) for _ in range(generator.randint(3, 36))]
+        words += [generator.choice(WORDS[label]) for _ in range(1 + len(words) // 8)]
+        generator.shuffle(words)
+        rows.append({"text": " ".join(words), "label": label})
+    return rows
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A csv file of some rows; gives the path back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv (203 rows), validation.csv (61) and test.csv (47)."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for seed, (name, count) in enumerate({"train": 203, "validation": 61, "test": 47}.items()):
+        write_csv(folder / f"{name}.csv", make_rows(count, seed))
+    return folder
+
+
+def flags(**values: Any) -> list[str]:
+    """Command-line words: `flags(seed=1)` is ["--seed", "1"]."""
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture
+def base_flags(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any]:
+    """A run of a few seconds: tiny model, reviews, output in this test's own folder."""
+    return {
+        "model_name_or_path": tiny_model,
+        "dataset_name": reviews,
+        "output_dir": tmp_path / "run",
+        "learning_rate": 1e-3,
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+    }
+
+
+def train_here(**values: Any) -> int:
+    """Run train.py's own function in this process, on the flags given; returns the exit code."""
+    import train
+    from accelerate.state import AcceleratorState, GradientState
+    from ft.cli import parse
+    from ft.config import Config
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return train.train(parse(Config, flags(**values)))
+
+
+ONE = [sys.executable]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+
+
+def launch(
+    command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a script for real; after `timeout` seconds the whole process group is killed and the test fails."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    process = subprocess.Popen(
+        [*command, str(ROOT / script), *words], env=env, cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"hung for {timeout} s: {command}\n{out[-2000:]}\n{err[-4000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def two_processes() -> list[str]:
+    """The words that launch two gloo processes on the CPU through Accelerate."""
+    return [
+        *ACCELERATE,
+        "--config_file",
+        str(ROOT / "accelerate_configs" / "multi_cpu.yaml"),
+        "--main_process_port",
+        "0",
+    ]
+
+
+def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def series(output_dir: Path, key: str) -> dict[int, float]:
+    """One quantity of metrics.jsonl under its step."""
+    return {row["step"]: row[key] for row in metrics_of(output_dir) if key in row}
