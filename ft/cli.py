@@ -59,7 +59,7 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> ConfigT:
     parser = _Parser(prog=os.path.basename(sys.argv[0]), description=config_class.__doc__, allow_abbrev=False)
     parser.usage = "%(prog)s [CONFIG.yaml] [--flag value ...]"
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="A YAML file of flags; may stand first, bare."
+        "--config", action=ActionConfigFile, help="A YAML file of flags; --config may be left out."
     )
     known: set[str | int] = set()
     for group in reversed(config_class.__mro__[:-1]):  # each class of options is one group of --help
@@ -79,9 +79,18 @@ def _kind(annotation: Any) -> str:
 
 
 def _normalise(argv: list[str], kinds: dict[str, str]) -> list[str]:
-    """Allow what users type: CONFIG.yaml first, "--flag" for true, "--names a b"; refuse unknown keys."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", *argv]
+    """Allow what users type: a bare CONFIG.yaml, "--flag" for true, "--names a b"; refuse unknown keys."""
+    bare = [
+        word
+        for before, word in zip(["", *argv], argv, strict=False)
+        if before != "--config"
+        and not word.startswith("-")
+        and (word.endswith((".yaml", ".yml")) or not before)
+    ]
+    # Files go first, wherever they stand, so that the command line has the last word.
+    argv = [part for word in bare for part in ("--config", word)] + [
+        word for word in argv if word not in bare
+    ]
     known = [*kinds, "config", "help", "print_config"]
     result: list[str] = []
     position = 0

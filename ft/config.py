@@ -265,6 +265,20 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         return self.best_metric != "loss" if self.greater_is_better is None else self.greater_is_better
 
 
+@dataclass(kw_only=True)
+class EvalOptions:
+    """Evaluation"""
+
+    split: Literal["train", "validation", "test"] | None = None
+    """The split to score. Default: test where there is one, else validation."""
+
+
+@dataclass(kw_only=True)
+class EvalConfig(EvalOptions, Config):
+    """Everything that decides an evaluation: the options of a training run, so that its config.yaml serves
+    here, too, and the split."""
+
+
 POSITIVE = (
     "max_length max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
     "global_batch_size "

@@ -74,3 +74,9 @@ def evaluate(
         torch.distributed.broadcast_object_list(found, src=0)
     assert found[0] is not None
     return Evaluation(found[0], scores_all if accelerator.is_main_process else None)
+
+
+def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:
+    """The metrics that the user named, on the main process, which computes them; None elsewhere or without
+    names."""
+    return NamedMetrics(names, task.metric_names()) if names and accelerator.is_main_process else None

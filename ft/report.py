@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,27 @@ classify = pipeline("text-classification", model="path/of/this/folder")
 classify("a text", truncation=True)
 ```
 """
+
+
+def evaluation_folder(output_dir: str, split: str) -> Path:
+    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run."""
+    folder = Path(output_dir)
+    if (folder / "metrics.jsonl").exists():
+        folder = folder / f"evaluation-{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def prediction_lines(rows: Any, columns: Any, task: Any, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """One object a row, in the order of the source: row number, text (or both texts), label, prediction and
+    probabilities. `scores` is (rows, targets), in the order of the encoded split."""
+    texts = [rows.table[name] for name in columns.texts]
+    for place in np.argsort(rows.row, kind="stable"):
+        line = {"row": int(rows.row[place])}
+        if len(texts) == 1:
+            line["text"] = texts[0][place].as_py()
+        else:
+            line |= {name: text[place].as_py() for name, text in zip(columns.texts, texts, strict=True)}
+        if rows.labels is not None:
+            line["label"] = task.describe_target(int(rows.labels[place]))
+        yield line | task.describe_prediction(scores[place])

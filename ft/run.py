@@ -19,8 +19,7 @@ from ft.config import Config, parse_duration
 from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import UserError
-from ft.evaluation import Evaluation, evaluate
-from ft.metrics import NamedMetrics
+from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.model import export, load_weights, write_whole
 from ft.report import draw_training, end_summary, environment, model_card, progress_bar, start_summary
 from ft.runtime import STARTED, Clock
@@ -45,9 +44,7 @@ class Run:
         self.config, self.accelerator, self.task = config, accelerator, task
         self.output_dir = Path(config.output_dir)
         self.checkpoint = self._open_output_dir()
-        self.named = None
-        if config.metric_names and accelerator.is_main_process:
-            self.named = NamedMetrics(config.metric_names, task.metric_names())
+        self.named = load_named_metrics(config.metric_names, task, accelerator)
         known = [*task.metric_names(), "loss", *(self.named.keys() if self.named else config.metric_names)]
         if config.best_metric not in known:
             raise UserError(

@@ -99,7 +99,8 @@ def build_accelerator(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
         ],
     )
-    # torch 2.13 renames broadcast_buffers, which Accelerate passes on; buffers here never change, so none is sent.
+    # torch 2.13 renames broadcast_buffers, which Accelerate passes on; buffers here never change, so none is
+    # sent.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     asked = asked_processes()
     if accelerator.num_processes < asked:

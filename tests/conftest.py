@@ -36,7 +36,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up words."""
+    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up
+    words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
@@ -45,13 +46,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=64, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", model_max_length=64, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     set_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny-model")
     BertModel(config).save_pretrained(folder)
@@ -111,8 +112,9 @@ def base_flags(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any
 
 def train_here(**values: Any) -> int:
     """Run train.py's own function in this process, on the flags given; returns the exit code."""
-    import train
     from accelerate.state import AcceleratorState, GradientState
+
+    import train
     from ft.cli import parse
     from ft.config import Config
 

@@ -162,12 +162,9 @@ def _audited(
     tables: dict[str, pa.Table] = {}
     columns: Columns | None = None
     first = next(iter(sources))
-    from_train = (options.validation_split_percentage and "validation" not in sources) or (
-        options.test_split_percentage and "test" not in sources
-    )
     for split, source in sources.items():
-        if splits and split not in splits and not (split == "train" and from_train):
-            continue
+        if splits == ("test",) and split != "test" and "test" in sources:
+            continue  # nothing changes a test split that was given; the others may depend on one another
         raw = source.read()
         texts = columns.texts if columns else tuple(options.text_columns)
         label = columns.label if columns else options.label_column_name
@@ -192,7 +189,7 @@ def _audited(
         if columns.label is not None:
             targets = raw[columns.label].take(keep)
             field = raw.schema.field(columns.label)
-            if split == "train":
+            if split == "train" and not task.has_targets:
                 task.learn_targets(
                     targets, field, table["row"].to_numpy(), source.class_names.get(columns.label)
                 )

@@ -55,6 +55,14 @@ def find_sources(options: DataOptions) -> dict[str, Source]:
     return sources
 
 
+def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
+    """The split to score where none is named: test where there is one, else validation."""
+    for split in ("test", "validation"):
+        if split in sources or ("train" in sources and getattr(options, f"{split}_split_percentage")):
+            return split
+    return "train"
+
+
 def local_path(name: str) -> Path:
     """The path that a name stands for; pkg:PACKAGE/inside lies in an installed package, which is not
     imported."""

@@ -35,6 +35,11 @@ class Task(ABC):
         """The targets of a split as the numbers that `loss` takes; `UserError` names the row of an unknown
         one."""
 
+    @property
+    @abstractmethod
+    def has_targets(self) -> bool:
+        """Whether the targets are known already: learned, or taken from a model or an earlier run."""
+
     @abstractmethod
     def state(self) -> dict[str, Any]:
         """What was learned, as JSON."""

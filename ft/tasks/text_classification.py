@@ -68,6 +68,11 @@ class TextClassification(Task):
             )
         return numbers.cast(pa.int32())
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether the names of the classes are known."""
+        return bool(self.label_names)
+
     def state(self) -> dict[str, Any]:
         """The names of the classes."""
         return {"label_names": self.label_names}

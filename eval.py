@@ -1,0 +1,68 @@
+"""Score an exported model: `accelerate launch eval.py --model_name_or_path DIR [CONFIG.yaml] [--flag value
+...]`.
+
+Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
+results.json and predictions.jsonl to output_dir."""
+
+import json
+
+from ft.cli import parse
+from ft.config import EvalConfig
+from ft.errors import EXIT_DONE
+from ft.runtime import run_script
+
+
+def score(config: EvalConfig) -> int:
+    """One evaluation; returns its exit code."""
+    from ft.data.loader import EvaluationSampler, RowDataset, build_loader
+    from ft.data.prepare import prepare_data
+    from ft.data.sources import choose_split, find_sources
+    from ft.evaluation import evaluate, load_named_metrics
+    from ft.model import build_model, load_model_config, load_tokenizer, longest_text, write_whole
+    from ft.report import evaluation_folder, prediction_lines, progress_bar
+    from ft.runtime import build_accelerator
+    from ft.tasks import task_named
+
+    accelerator = build_accelerator(config)
+    task = task_named(config.task)()
+    model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+    task.load_from_model(model_config)
+    max_length = longest_text(config.max_length, tokenizer, model_config)
+    split = config.split or choose_split(config, find_sources(config))
+    named = load_named_metrics(config.metric_names, task, accelerator)
+
+    def bar(**options):  # noqa: ANN003, ANN202
+        return progress_bar(accelerator.is_local_main_process, leave=False, **options)
+
+    data = prepare_data(config, task, tokenizer, max_length, bar, splits=(split,))
+    rows = data.splits[split]
+    dataset = RowDataset(rows, tokenizer)
+    sampler = EvaluationSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes)
+    loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
+    model = build_model(config, task, model_config, tokenizer)
+    model, loader = accelerator.prepare(model, loader)
+
+    with bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as shown:
+        result = evaluate(accelerator, task, model, loader, rows, named, shown)
+
+    if accelerator.is_main_process:
+        folder = evaluation_folder(config.output_dir, split)
+        prefix = "eval" if split == "validation" else split
+        results = {"split": split, "rows": len(rows), "model": config.model_name_or_path}
+        results |= {f"{prefix}/{key}": value for key, value in result.metrics.items()}
+        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        lines = prediction_lines(rows, data.columns, task, result.scores)
+        write_whole(
+            folder / "predictions.jsonl",
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+        )
+        for note in data.notes:
+            print(f"note: {note}")
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if isinstance(v, float))
+        print(f"{split}: {len(rows):,} rows: {shown}")
+        print(f"written to {folder}: results.json, predictions.jsonl")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_script(score, parse(EvalConfig))
