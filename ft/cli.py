@@ -80,17 +80,13 @@ def _kind(annotation: Any) -> str:
 
 def _normalise(argv: list[str], kinds: dict[str, str]) -> list[str]:
     """Allow what users type: a bare CONFIG.yaml, "--flag" for true, "--names a b"; refuse unknown keys."""
-    bare = [
-        word
-        for before, word in zip(["", *argv], argv, strict=False)
-        if before != "--config"
-        and not word.startswith("-")
-        and (word.endswith((".yaml", ".yml")) or not before)
-    ]
+    bare = []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_file = word.endswith((".yaml", ".yml")) or not before
+        if is_file and before != "--config" and not word.startswith("-"):
+            bare.append(word)
     # Files go first, wherever they stand, so that the command line has the last word.
-    argv = [part for word in bare for part in ("--config", word)] + [
-        word for word in argv if word not in bare
-    ]
+    argv = [w for word in bare for w in ("--config", word)] + [word for word in argv if word not in bare]
     known = [*kinds, "config", "help", "print_config"]
     result: list[str] = []
     position = 0

@@ -47,7 +47,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-        sep_token="[SEP]", model_max_length=64, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        sep_token="[SEP]", model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     set_seed(0)
     config = BertConfig(
