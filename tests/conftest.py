@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 # Before any Hugging Face library is imported: no network, and a cache of this session's own.
 os.environ["HF_HUB_OFFLINE"] = "1"

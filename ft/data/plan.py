@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UPDATES_PER_WINDOW = 50
+UPDATES_PER_WINDOW = 200
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Plan:
 def plan(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> Plan:
     """Deal the rows of an epoch into updates of rows of like length, so that almost nothing is padded.
 
-    The rows are shuffled, cut into windows of up to 50 updates, sorted by length inside a window and sliced;
+    The rows are shuffled, cut into windows of up to 200 updates, sorted by length inside a window and sliced;
     then the updates are shuffled. So neighbours differ in every epoch, ties are broken at random, and lengths
     do not drift over the epoch. What does not fill an update is drawn first, at random, and forms a short
     update at the end.

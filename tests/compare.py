@@ -1,0 +1,41 @@
+"""Hold two runs against each other, quantity by quantity."""
+
+from pathlib import Path
+
+import torch
+from conftest import metrics_of
+from safetensors.torch import load_file
+
+
+def largest_difference(one: Path, other: Path) -> dict[str, float]:
+    """The largest relative difference of each quantity over all updates and evaluations, and of the
+    weights."""
+    rows, others = metrics_of(one), metrics_of(other)
+    assert [r["step"] for r in rows] == [r["step"] for r in others]
+    assert [set(r) for r in rows] == [set(r) for r in others]
+    worst: dict[str, float] = {}
+    for a, b in zip(rows, others, strict=True):
+        for key, value in a.items():
+            if value is not None and not key.startswith("perf/"):
+                worst[key] = max(worst.get(key, 0.0), abs(value - b[key]) / max(abs(value), 1e-12))
+    worst["weights"] = weights_difference(one / "final", other / "final")
+    return worst
+
+
+def weights_difference(one: Path, other: Path) -> float:
+    """The norm of the difference of two exported models' weights, relative to the norm of the weights."""
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert set(a) == set(b)
+    flat, flat_other = (torch.cat([w[k].double().flatten() for k in sorted(a)]) for w in (a, b))
+    return float((flat - flat_other).norm() / flat.norm())
+
+
+def without_timing(output_dir: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what a clock decides."""
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in metrics_of(output_dir)]
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """Whether two exported models have the same weights, bit for bit."""
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)

@@ -1,0 +1,155 @@
+"""Nothing lost: a run that was stopped goes on as if it had not been."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from compare import largest_difference, same_bits, without_timing
+from conftest import ROOT, flags, launch, train_here, two_processes
+
+from ft.errors import UserError
+
+
+@pytest.fixture
+def config(base_flags):
+    """30 updates with a checkpoint every 4th: in the middle of an epoch, too."""
+    return {
+        **base_flags, "num_train_epochs": 9, "max_train_steps": 30, "save_strategy": "steps", "save_steps": 4,
+        "eval_strategy": "steps", "eval_steps": 5, "logging_steps": 3, "save_total_limit": 50,
+        "learning_rate": 3e-3,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def whole(config, tmp_path):
+    """The run that was never stopped."""
+    assert train_here(**config) == 0
+    return tmp_path / "run"
+
+
+def cut_at(whole, step, place):
+    """A copy of a run as a crash between `step` and the next checkpoint leaves it."""
+    shutil.copytree(whole, place)
+    for folder in (place / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+    for name in ("final", "best"):
+        shutil.rmtree(place / name)
+    (place / "results.json").unlink()
+    with open(place / "metrics.jsonl", "a") as file:
+        file.write('{"step": 29, "epo')  # a row cut short
+    return place
+
+
+@pytest.mark.parametrize("step", [4, 12, 16, 28])
+def test_a_resumed_run_ends_bit_identical(config, whole, tmp_path, step):
+    place = cut_at(whole, step, tmp_path / "cut")
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", place / "final")
+    assert without_timing(whole) == without_timing(place)
+    results = [json.loads((f / "results.json").read_text()) for f in (whole, place)]
+    assert all(results[0][k] == results[1][k] for k in results[0] if not k.startswith("perf/"))
+
+
+def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp_path):
+    place = cut_at(whole, 12, tmp_path / "cut")
+    words = flags(**{**config, "output_dir": place}, resume_from_checkpoint="latest")
+    done = launch(two_processes(), words)
+    assert done.returncode == 0, done.stderr
+    assert all(value <= 1e-5 for value in largest_difference(whole, place).values())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(config, tmp_path, processes):
+    command = [sys.executable] if processes == 1 else two_processes()
+    unbroken = {**config, "output_dir": tmp_path / "unbroken"}
+    assert launch(command, flags(**unbroken)).returncode == 0
+    words = flags(**config, resume_from_checkpoint="latest")
+    process = subprocess.Popen([*command, str(ROOT / "train.py"), *words], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoints/step-00000008/manifest.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = launch(command, words)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert same_bits(tmp_path / "unbroken/final", tmp_path / "run/final")
+    assert without_timing(tmp_path / "unbroken") == without_timing(tmp_path / "run")
+
+
+def test_latest_without_a_checkpoint_starts_anew_and_says_so(config, tmp_path, capsys):
+    assert train_here(**{**config, "max_train_steps": 2}, resume_from_checkpoint="latest") == 0
+    assert "no checkpoint to resume from" in capsys.readouterr().out
+
+
+def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config, whole, capsys):
+    before = json.loads((whole / "results.json").read_text())
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    after = json.loads((whole / "results.json").read_text())
+    assert {k: v for k, v in before.items() if not k.startswith("perf/")} == {
+        k: v for k, v in after.items() if not k.startswith("perf/")
+    }
+
+
+def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
+    words = {**config, "output_dir": tmp_path / "other"}
+    assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000012") == 0
+    assert same_bits(whole / "final", tmp_path / "other/final")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 7}, ("seed", "42", "7")),
+        ({"global_batch_size": 16}, ("global_batch_size", "32", "16")),
+        ({"learning_rate": 1e-4}, ("schedule", "0.003", "0.0001")),
+        ({"max_train_samples": 100}, ("data",)),
+        ({"config_overrides": "num_hidden_layers=1"}, ("model",)),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(config, whole, change, names):
+    with pytest.raises(UserError) as caught:
+        train_here(**{**config, **change}, resume_from_checkpoint="latest")
+    assert all(name in str(caught.value) for name in ("resume_from_checkpoint", *names))
+
+
+def test_what_may_change_may_change(config, whole, tmp_path):
+    place = cut_at(whole, 12, tmp_path / "cut")
+    changes = {"logging_steps": 5, "save_steps": 7, "eval_steps": 11, "per_device_train_batch_size": 8}
+    assert train_here(**{**config, **changes, "output_dir": place}, resume_from_checkpoint="latest") == 0
+
+
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint_usable(config, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    original = safetensors.torch.save_model
+
+    def full(model, path):
+        if "step-00000008" in str(path):
+            raise OSError(28, "No space left on device")
+        original(model, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_model", full)
+    with pytest.raises(UserError, match=r"No space left.*step-00000004 is untouched"):
+        train_here(**config)
+    kept = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["latest", "step-00000004"]
+    monkeypatch.undo()
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+
+
+def test_a_damaged_checkpoint_is_refused(config, whole):
+    file = whole / "checkpoints/step-00000030/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        train_here(**config, resume_from_checkpoint="latest")

@@ -1,0 +1,230 @@
+"""A whole run: what it leaves, what can be loaded from it, when it evaluates, saves and stops."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import flags, launch, make_rows, metrics_of, series, train_here, two_processes, write_csv
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):
+    assert train_here(**base_flags) == 0
+    model = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    checkpoint = ["manifest.json", "model.safetensors", "optimizer.pt", "state.json"]
+    expected = ["config.yaml", "environment.json", "metrics.jsonl", "results.json", "training.png"]
+    expected += [f"{name}/{file}" for name in ("best", "final") for file in model]
+    expected += [f"checkpoints/step-{step:08d}/{file}" for step in (7, 14) for file in checkpoint]
+    expected += ["checkpoints/latest"]
+    assert files_of(tmp_path / "run") == sorted(expected)
+    assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000014\n"
+
+
+def test_metrics_and_results_have_the_promised_keys(base_flags, tmp_path):
+    assert train_here(**base_flags) == 0
+    rows = metrics_of(tmp_path / "run")
+    train = [r for r in rows if "train/loss" in r]
+    assert [r["step"] for r in train] == list(range(1, 15))
+    assert set(train[0]) == {
+        "step", "epoch", "train/loss", "train/learning_rate", "train/grad_norm", "perf/examples_per_second",
+        "perf/tokens_per_second",
+    }  # fmt: skip
+    evaluated = [r for r in rows if "eval/loss" in r]
+    assert [r["step"] for r in evaluated] == [7, 14]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    for key in ("eval/accuracy", "eval/f1_macro", "eval/f1_weighted", "eval/matthews_correlation", "eval/auroc",
+                "best/step", "best/accuracy", "test/accuracy", "train/total_steps", "perf/tokens_per_second"):  # fmt: skip
+        assert isinstance(results[key], int | float), key
+    assert results["train/total_steps"] == 14
+    assert np.sum(results["eval/confusion_matrix"]) == 61 and np.sum(results["test/confusion_matrix"]) == 47
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    assert environment["world_size"] == 1 and environment["versions"]["torch"].startswith(
+        torch.__version__[:3]
+    )
+
+
+def test_config_yaml_repeats_the_run(base_flags, tmp_path):
+    assert train_here(**base_flags, per_device_train_batch_size=8, gradient_accumulation_steps=2) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["global_batch_size"] == 16 and config["gradient_accumulation_steps"] is None
+    assert train_here(config=tmp_path / "run/config.yaml", output_dir=tmp_path / "again") == 0
+    assert series(tmp_path / "run", "train/loss") == series(tmp_path / "again", "train/loss")
+
+
+@pytest.mark.parametrize("name", ["best", "final"])
+def test_exported_models_load_in_a_pipeline_with_the_label_names_and_the_same_logits(
+    base_flags, tmp_path, name
+):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    assert train_here(**base_flags, max_length=40) == 0
+    folder = tmp_path / "run" / name
+    classify = pipeline("text-classification", model=str(folder), top_k=None)
+    answer = classify("the film was superb", truncation=True)
+    assert {entry["label"] for entry in answer} == {"bad", "fine", "good"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == 40  # later texts are cut where the training texts were
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert model.config.id2label == {0: "bad", 1: "fine", 2: "good"}
+    assert model.config._attn_implementation == "sdpa"
+    # eval.py's scores are those of the model as anyone loads it.
+    words = flags(
+        model_name_or_path=folder, dataset_name=base_flags["dataset_name"], output_dir=tmp_path / "scored"
+    )
+    done = launch(["python"], words, script="eval.py")
+    assert done.returncode == 0, done.stderr
+    for line in (tmp_path / "scored/predictions.jsonl").read_text().splitlines()[:10]:
+        row = json.loads(line)
+        logits = model(**tokenizer(row["text"], return_tensors="pt", truncation=True)).logits[0]
+        assert np.allclose(list(row["probabilities"].values()), logits.softmax(0).tolist(), atol=1e-5)
+        assert row["prediction"] == model.config.id2label[int(logits.argmax())]
+
+
+def test_the_model_in_memory_and_the_exported_one_give_the_same_logits(base_flags, tmp_path, monkeypatch):
+    from transformers import AutoModelForSequenceClassification
+
+    import ft.run
+
+    kept = {}
+    finish = ft.run.Run.finish
+
+    def spy(run):
+        kept["model"] = run.model
+        finish(run)
+
+    monkeypatch.setattr(ft.run.Run, "finish", spy)
+    assert train_here(**{**base_flags, "num_train_epochs": 1}) == 0
+    ids = torch.randint(4, 30, (3, 11))
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final").eval()(input_ids=ids)
+    before = kept["model"].eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert torch.equal(before.logits, after.logits)
+
+
+def test_eval_gives_the_numbers_that_training_gave_on_one_process_and_on_two(base_flags, tmp_path):
+    assert train_here(**base_flags) == 0
+    trained = json.loads((tmp_path / "run/results.json").read_text())
+    words = [str(tmp_path / "run/config.yaml"), *flags(model_name_or_path=tmp_path / "run/final")]
+    for command, name in ((["python"], "one"), (two_processes(), "two")):
+        done = launch(
+            command, [*words, *flags(output_dir=tmp_path / name, split="validation")], script="eval.py"
+        )
+        assert done.returncode == 0, done.stderr
+        scored = json.loads((tmp_path / name / "results.json").read_text())
+        assert {k: v for k, v in scored.items() if k.startswith("eval/")} == {
+            k: v for k, v in trained.items() if k.startswith("eval/")
+        }
+        rows = [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        assert [row["row"] for row in rows] == list(range(61))
+
+
+def test_old_checkpoints_go_after_the_new_one_stands(base_flags, tmp_path):
+    assert train_here(**base_flags, save_strategy="steps", save_steps=3, save_total_limit=2) == 0
+    kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert kept == ["step-00000012", "step-00000014"]
+
+
+def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, capsys):
+    words = {**base_flags, "learning_rate": 1e-12, "num_train_epochs": 9, "early_stopping_patience": 2}
+    assert train_here(**words) == 0
+    assert [r["step"] for r in metrics_of(tmp_path / "run") if "eval/loss" in r] == [7, 14, 21]
+    assert "stopped early" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run/results.json").read_text())["best/step"] == 7
+
+
+def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags, tmp_path):
+    words = {**base_flags, "learning_rate": 1e-2, "num_train_epochs": 5, "metric_for_best_model": "eval_loss"}
+    assert train_here(**words) == 0
+    losses = series(tmp_path / "run", "eval/loss")
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/step"] == min(losses, key=losses.get) and results["best/loss"] == min(
+        losses.values()
+    )
+
+
+def test_without_evaluation_best_is_final_and_it_is_said(base_flags, tmp_path, capsys):
+    assert train_here(**base_flags, eval_strategy="no") == 0
+    assert "not evaluated" in capsys.readouterr().out
+    assert (tmp_path / "run/best/model.safetensors").read_bytes() == (
+        tmp_path / "run/final/model.safetensors"
+    ).read_bytes()
+
+
+def test_max_time_saves_a_checkpoint_and_exits_with_75(base_flags, tmp_path):
+    words = flags(**{**base_flags, "num_train_epochs": 1000, "max_time": "1s", "save_strategy": "no"})
+    done = launch(["python"], words)
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "run/checkpoints/latest").exists() and "resume" in done.stdout
+
+
+def test_an_evaluation_loss_is_the_mean_over_rows_not_over_batches(base_flags, tmp_path):
+    """61 rows in batches of 20: a mean of batch means would count the last row 20 times."""
+    results = []
+    for size in (20, 61):
+        output = tmp_path / str(size)
+        assert train_here(**{**base_flags, "output_dir": output}, per_device_eval_batch_size=size) == 0
+        results.append(json.loads((output / "results.json").read_text())["eval/loss"])
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_an_overflow_skips_no_row_and_moves_no_schedule(base_flags, tmp_path, monkeypatch):
+    """As with fp16, whose scaler skips a step: the same update is taken again and counted once."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    assert train_here(**base_flags) == 0
+    step, calls = AcceleratedOptimizer.step, {"count": 0}
+
+    def skipping(self, closure=None):
+        calls["count"] += 1
+        self._is_overflow = calls["count"] in (1, 5, 6)
+        if not self._is_overflow:
+            step(self, closure)
+
+    monkeypatch.setattr(AcceleratedOptimizer, "step", skipping)
+    assert train_here(**{**base_flags, "output_dir": tmp_path / "skipped"}) == 0
+    assert calls["count"] == 14 + 3
+    for key in ("train/loss", "train/learning_rate", "train/grad_norm"):
+        assert series(tmp_path / "run", key) == series(tmp_path / "skipped", key)
+
+
+def test_label_smoothing_is_in_the_training_loss_alone(base_flags, tmp_path):
+    words = {**base_flags, "learning_rate": 1e-12, "num_train_epochs": 1, "max_grad_norm": 0}
+    for name, smoothing in (("plain", 0.0), ("smooth", 0.3)):
+        assert train_here(**{**words, "output_dir": tmp_path / name}, label_smoothing_factor=smoothing) == 0
+    evaluated = [series(tmp_path / n, "eval/loss")[7] for n in ("plain", "smooth")]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-6)
+    assert series(tmp_path / "plain", "train/loss") != series(tmp_path / "smooth", "train/loss")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["1", "2", "10"], ["neg", "neu", "pos"], ["../../x", "<b>", "=CMD()"]],
+    ids=["numbers", "names", "odd"],
+)
+def test_labels_of_any_name(base_flags, tmp_path, labels):
+    names = dict(zip(("bad", "fine", "good"), labels, strict=True))
+    rows = [{"text": r["text"], "label": names[r["label"]]} for r in make_rows(60)]
+    file = write_csv(tmp_path / "data.csv", rows)
+    words = {k: v for k, v in base_flags.items() if k != "dataset_name"}
+    assert train_here(**{**words, "num_train_epochs": 1}, train_file=file) == 0
+    config = json.loads((tmp_path / "run/best/config.json").read_text())
+    assert list(config["id2label"].values()) == labels  # 10 after 2: numbers in numerical order
+
+
+def test_gradient_checkpointing_and_compile_change_no_number(base_flags, tmp_path):
+    words = {**base_flags, "max_train_steps": 4}
+    assert train_here(**words) == 0
+    for option in ("gradient_checkpointing",):
+        assert train_here(**{**words, "output_dir": tmp_path / option, option: "true"}) == 0
+        one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / option, "train/loss")
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):
+    done = launch(["python"], flags(**base_flags))
+    assert done.returncode == 0
+    assert done.stderr == "" and "\r" not in done.stdout

@@ -1,0 +1,203 @@
+"""Row-keyed dropout: masks are a pure function of (seed, update, layer, row, position, unit)."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ft.dropout import RowKeyedDropout, RowKeys, _install_attention, key_dropout
+
+P = 0.1
+
+
+def mask(rows, shape=(64, 128), update=0, layer=0, seed=42, p=P):
+    keys = RowKeys(seed)
+    keys.set(update, torch.as_tensor(rows))
+    return keys.mask(layer, (len(rows), *shape), round(p * 2**32) - 2**31, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+def test_the_share_of_kept_elements_is_one_minus_p(p):
+    kept = mask(range(200), p=p).float().mean(dim=(1, 2))
+    spread = (p * (1 - p) / (64 * 128)) ** 0.5
+    assert abs(kept.mean() - (1 - p)) < 5 * spread / 200**0.5
+    assert kept.std() < 1.3 * spread  # as even over the rows as independent draws are
+
+
+def correlation(a, b):
+    return float(np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: mask(range(1, 101)), id="rows"),
+        pytest.param(lambda: mask(range(100), layer=1), id="layers"),
+        pytest.param(lambda: mask(range(100), update=1), id="updates"),
+        pytest.param(lambda: mask(range(100), seed=43), id="seeds"),
+        pytest.param(lambda: mask(range(100), shape=(65, 128))[:, 1:], id="positions"),
+        pytest.param(lambda: mask(range(100), shape=(64, 129))[:, :, 1:], id="units"),
+        pytest.param(lambda: torch.rand(100, 64, 128) > P, id="independent draws"),
+    ],
+)
+def test_masks_are_as_unrelated_as_independent_draws(other):
+    assert abs(correlation(mask(range(100)), other())) < 4 / (100 * 64 * 128) ** 0.5
+
+
+def test_no_two_of_many_rows_are_related():
+    flat = mask(range(300), shape=(40, 64)).flatten(1).numpy().astype(np.float32)
+    related = np.corrcoef(flat) - np.eye(300)
+    # Of 44,850 pairs of independent rows of 2,560 elements, the largest correlation is about 0.09.
+    assert np.abs(related).max() < 0.13
+    assert abs(related.std() * 2560**0.5 - 1) < 0.05
+
+
+def test_the_mask_of_a_row_does_not_depend_on_its_company_its_place_or_the_padding():
+    rows = [7, 3, 12, 9]
+    alone = {row: mask([row], shape=(5, 8))[0] for row in rows}
+    for order in (rows, rows[::-1], [12, 7]):
+        together = mask(order, shape=(9, 8))
+        for place, row in enumerate(order):
+            assert torch.equal(together[place, :5], alone[row])
+
+
+def test_a_longer_batch_after_a_shorter_one_gives_the_same_masks():
+    keys = RowKeys(42)
+    keys.set(3, torch.arange(4))
+    device, threshold = torch.device("cpu"), round(P * 2**32) - 2**31
+    short = keys.mask(5, (4, 6, 8), threshold, device)
+    long = keys.mask(5, (4, 30, 8), threshold, device)
+    fresh = mask(range(4), shape=(30, 8), update=3, layer=5)
+    assert torch.equal(long[:, :6], short) and torch.equal(long, fresh)
+
+
+def test_the_pinned_bits():
+    """Integer arithmetic: any device and version must give these. A change here changes every trajectory."""
+    bits = mask([0, 1, 10**6], shape=(2, 16), update=7, layer=3, p=0.5).flatten(1).int().tolist()
+    assert ["".join(map(str, row)) for row in bits] == PINNED
+
+
+PINNED = [
+    "11111000101000000000111100000010",
+    "01100110011101001010000010011110",
+    "11000010010011101001100100101110",
+]
+
+
+def test_the_expectation_of_the_output_is_the_input():
+    keys = RowKeys(0)
+    drop = RowKeyedDropout(0.3, 0, keys).train()
+    x = torch.rand(8, 4, 16) + 0.5
+    total = torch.zeros_like(x)
+    for update in range(3000):
+        keys.set(update, torch.arange(8))
+        total += drop(x)
+    assert torch.allclose(total / 3000, x, rtol=0.1)
+
+
+def test_kept_elements_are_scaled_dropped_ones_are_zero_and_gradients_follow():
+    keys = RowKeys(0)
+    keys.set(0, torch.arange(5))
+    x = torch.randn(5, 7, 3, requires_grad=True)
+    y = RowKeyedDropout(0.25, 0, keys).train()(x)
+    kept = y != 0
+    assert torch.allclose(y[kept], x[kept] / 0.75)
+    y.sum().backward()
+    assert torch.allclose(x.grad, kept.float() / 0.75)
+
+
+def test_evaluation_and_p_zero_change_nothing():
+    x = torch.randn(2, 3)
+    assert RowKeyedDropout(0.5, 0, RowKeys(0)).eval()(x) is x
+    assert RowKeyedDropout(0.0, 0, RowKeys(0)).train()(x) is x
+
+
+# --- in a model
+
+
+@pytest.fixture
+def model(tiny_model):
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+
+
+def gradients(model, keys, ids, mask, rows, pieces):
+    model.zero_grad()
+    model.train()
+    for part in np.array_split(np.arange(len(rows)), pieces):
+        longest = int(mask[part].sum(dim=1).max())
+        keys.set(0, rows[part])
+        logits = model(input_ids=ids[part, :longest], attention_mask=mask[part, :longest]).logits
+        nn.functional.cross_entropy(
+            logits, torch.zeros(len(part), dtype=torch.long), reduction="sum"
+        ).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_gradients_do_not_depend_on_how_the_rows_are_cut(model):
+    keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
+    assert unkeyed == []
+    lengths = torch.randint(3, 20, (32,))
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    ids = torch.randint(4, 30, (32, 20)) * mask
+    rows = torch.randperm(1000)[:32]
+    one = gradients(model, keys, ids, mask, rows, 1)
+    eight = gradients(model, keys, ids, mask, rows, 8)
+    assert (one - eight).norm() / one.norm() < 2e-6
+    keys.seed = 43  # the masks matter at all:
+    assert (one - gradients(model, keys, ids, mask, rows, 1)).norm() / one.norm() > 0.05
+
+
+def test_every_dropout_of_the_model_is_replaced_and_evaluation_is_unchanged(model):
+    ids = torch.randint(4, 30, (4, 9))
+    before = model.eval()(input_ids=ids).logits
+    key_dropout(model, "row_keyed", 42, compiled=False)
+    assert not any(type(m) is nn.Dropout for name, m in model.named_modules() if "attention.self" not in name)
+    assert torch.allclose(before, model.eval()(input_ids=ids).logits, atol=1e-6)
+
+
+def test_attention_with_dropout_off_equals_transformers_own(model):
+    from ft.dropout import _attention
+
+    ids = torch.randint(4, 30, (4, 9))
+    mask = (torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]).long()
+    plain = model.eval()(input_ids=ids, attention_mask=mask).logits
+    keys = RowKeys(0)
+    _install_attention(model, keys)
+    keys.set(0, torch.arange(4))
+    assert model.config._attn_implementation == "row_keyed"
+    kept = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(plain, kept, atol=1e-6)
+    # The explicit form itself, with a dropout so small that it drops nothing:
+    query, key, value = torch.randn(3, 4, 2, 9, 16).unbind()
+    module = model.bert.encoder.layer[0].attention.self
+    tiny, _ = _attention(module, query, key, value, mask[:, None, None].bool(), dropout=1e-12, scaling=0.25)
+    none, _ = _attention(module, query, key, value, mask[:, None, None].bool(), dropout=0.0, scaling=0.25)
+    assert torch.allclose(tiny, none, atol=1e-6)
+
+
+def test_what_cannot_be_keyed_is_named():
+    class Sideways(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.drop = nn.Embedding(40, 8), nn.Dropout(0.1)
+
+        def forward(self, input_ids, attention_mask):
+            return self.drop(self.embed(input_ids).transpose(0, 1))  # positions first
+
+    class Functional(Sideways):
+        def forward(self, input_ids, attention_mask):
+            return nn.functional.dropout(self.embed(input_ids), 0.1, self.training)
+
+    _, unkeyed = key_dropout(Sideways(), "row_keyed", 0, compiled=False)
+    assert len(unkeyed) == 1 and "drop" in unkeyed[0] and "first dimension" in unkeyed[0]
+    _, unkeyed = key_dropout(Functional(), "row_keyed", 0, compiled=False)
+    assert len(unkeyed) == 1 and "random numbers" in unkeyed[0]
+
+
+def test_dropout_mode_torch_leaves_the_model_alone_and_says_so(model):
+    _, unkeyed = key_dropout(model, "torch", 42, compiled=False)
+    assert any(type(m) is nn.Dropout for m in model.modules())
+    assert "dropout_mode: torch" in unkeyed[0]
