@@ -43,6 +43,8 @@ def train(config: Config) -> int:
     torch.manual_seed(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer)
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, config.torch_compile)
+    if config.torch_compile:
+        model.compile(dynamic=True)
     dataset = RowDataset(data.splits["train"], tokenizer, task.row_weights(data.splits["train"].labels))
     sampler = PlanSampler(
         dataset,
@@ -97,7 +99,7 @@ def train(config: Config) -> int:
             if run.due(config.save_strategy, config.save_steps):
                 run.save()
             if run.out_of_time():
-                run.save()
+                run.stop()
                 return EXIT_STOPPED
             if run.stopped_early():
                 break

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ft.config import ModelOptions
+from ft.config import Config, ModelOptions
 from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.tasks.base import Task
@@ -116,7 +116,7 @@ def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     return asked
 
 
-def build_model(options: ModelOptions, task: Task, model_config: Any, tokenizer: Any) -> Any:
+def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) -> Any:
     """The pretrained model with the task's head, in fp32 on the CPU."""
     from transformers.utils.logging import disable_progress_bar
 
@@ -133,6 +133,12 @@ def build_model(options: ModelOptions, task: Task, model_config: Any, tokenizer:
         raise UserError(
             f"model_name_or_path: {path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from None
+    if options.gradient_checkpointing:
+        # Its new name since Transformers 5.2x, or the one before.
+        enable = (
+            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"tokenizer_name: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for "

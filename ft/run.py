@@ -225,6 +225,16 @@ class Run:
                 self.accelerator, self.task, self.model, self._loaders[split], rows, self.named, bar
             )
 
+    def stop(self) -> None:
+        """Save a checkpoint and end the run here, to be resumed."""
+        self.save()
+        self.updates_bar.close()
+        self.tracker.finish({})
+        self.say(
+            f"stopped after update {self.progress.step:,} (max_time); a checkpoint stands: go on with the "
+            "same command and --resume_from_checkpoint latest"
+        )
+
     def finish(self) -> None:
         """Write final/, score the test rows with the best model, write results.json and training.png, say how
         it went."""

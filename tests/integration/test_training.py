@@ -37,8 +37,11 @@ def test_metrics_and_results_have_the_promised_keys(base_flags, tmp_path):
     evaluated = [r for r in rows if "eval/loss" in r]
     assert [r["step"] for r in evaluated] == [7, 14]
     results = json.loads((tmp_path / "run/results.json").read_text())
-    for key in ("eval/accuracy", "eval/f1_macro", "eval/f1_weighted", "eval/matthews_correlation", "eval/auroc",
-                "best/step", "best/accuracy", "test/accuracy", "train/total_steps", "perf/tokens_per_second"):  # fmt: skip
+    numbers = (
+        "eval/accuracy eval/f1_macro eval/f1_weighted eval/matthews_correlation eval/auroc best/step "
+        "best/accuracy test/accuracy train/total_steps perf/tokens_per_second"
+    )
+    for key in numbers.split():
         assert isinstance(results[key], int | float), key
     assert results["train/total_steps"] == 14
     assert np.sum(results["eval/confusion_matrix"]) == 61 and np.sum(results["test/confusion_matrix"]) == 47
@@ -65,7 +68,7 @@ def test_exported_models_load_in_a_pipeline_with_the_label_names_and_the_same_lo
     assert train_here(**base_flags, max_length=40) == 0
     folder = tmp_path / "run" / name
     classify = pipeline("text-classification", model=str(folder), top_k=None)
-    answer = classify("the film was superb", truncation=True)
+    answer = classify(["the film was superb"], truncation=True)[0]
     assert {entry["label"] for entry in answer} == {"bad", "fine", "good"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.model_max_length == 40  # later texts are cut where the training texts were
@@ -215,13 +218,28 @@ def test_labels_of_any_name(base_flags, tmp_path, labels):
     assert list(config["id2label"].values()) == labels  # 10 after 2: numbers in numerical order
 
 
-def test_gradient_checkpointing_and_compile_change_no_number(base_flags, tmp_path):
-    words = {**base_flags, "max_train_steps": 4}
+def test_gradient_checkpointing_computes_again_and_changes_no_number(base_flags, tmp_path, monkeypatch):
+    from transformers.models.bert.modeling_bert import BertSelfOutput
+
+    calls, forward = [], BertSelfOutput.forward
+    monkeypatch.setattr(BertSelfOutput, "forward", lambda *a: calls.append(a[0].training) or forward(*a))
+    words = {**base_flags, "max_train_steps": 4, "save_strategy": "no", "eval_strategy": "no"}
     assert train_here(**words) == 0
-    for option in ("gradient_checkpointing",):
-        assert train_here(**{**words, "output_dir": tmp_path / option, option: "true"}) == 0
-        one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / option, "train/loss")
-        assert one == pytest.approx(other, rel=1e-5)
+    once = sum(calls)
+    assert train_here(**{**words, "output_dir": tmp_path / "again"}, gradient_checkpointing="true") == 0
+    assert sum(calls) - once == once + 4 * 2  # 4 updates of 2 layers a second time
+    one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / "again", "train/loss")
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_compiling_changes_no_number(base_flags, tmp_path, monkeypatch):
+    used, compiled = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *a, **k: used.append(1) or compiled(*a, **k))
+    words = {**base_flags, "max_train_steps": 3, "eval_strategy": "no"}
+    assert train_here(**words) == 0 and not used
+    assert train_here(**{**words, "output_dir": tmp_path / "compiled"}, torch_compile="true") == 0 and used
+    one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / "compiled", "train/loss")
+    assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):
