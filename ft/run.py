@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 
 from ft import checkpoint
 from ft.checkpoint import Progress
@@ -20,7 +21,7 @@ from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loa
 from ft.data.prepare import Data
 from ft.errors import UserError
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
-from ft.model import export, load_weights, write_whole
+from ft.model import export, load_weights, recover_folder, write_whole
 from ft.report import draw_training, end_summary, environment, model_card, progress_bar, start_summary
 from ft.runtime import STARTED, Clock
 from ft.tasks.base import Task
@@ -67,13 +68,8 @@ class Run:
         """Restore a checkpoint if there is one to resume from, write what a run leaves at once, say what is
         to come."""
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.sampler, self.data, self.tokenizer, self.max_length, self.total = (
-            sampler,
-            data,
-            tokenizer,
-            max_length,
-            total,
-        )
+        self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
+        self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
         self.progress = Progress()
         if self.checkpoint is not None:
@@ -81,6 +77,13 @@ class Run:
             checkpoint.check_identity(self.checkpoint, saved["identity"], self._identity())
             self.progress = checkpoint.restore(self.checkpoint, accelerator, model, optimizer, scheduler)
             notes.append(f"resumed from {self.checkpoint} after update {self.progress.step:,}")
+            there = [accelerator.is_main_process and recover_folder(self.output_dir / "best")]
+            broadcast_object_list(there)  # other hosts may not see the folder
+            if self.progress.best_step and not there[0]:
+                notes.append(
+                    f"best/ of update {self.progress.best_step} is not in {self.output_dir}: chosen anew"
+                )
+                self.progress.best_step, self.progress.best_metric = 0, None
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
         self.say(

@@ -1,6 +1,7 @@
 """Nothing lost: a run that was stopped goes on as if it had not been."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -37,8 +38,7 @@ def cut_at(whole, step, place):
     for folder in (place / "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > step:
             shutil.rmtree(folder)
-    for name in ("final", "best"):
-        shutil.rmtree(place / name)
+    shutil.rmtree(place / "final")
     (place / "results.json").unlink()
     with open(place / "metrics.jsonl", "a") as file:
         file.write('{"step": 29, "epo')  # a row cut short
@@ -69,13 +69,14 @@ def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(confi
     unbroken = {**config, "output_dir": tmp_path / "unbroken"}
     assert launch(command, flags(**unbroken)).returncode == 0
     words = flags(**config, resume_from_checkpoint="latest")
-    process = subprocess.Popen([*command, str(ROOT / "train.py"), *words], cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(
+        [*command, str(ROOT / "train.py"), *words], cwd=ROOT, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # another number of threads rounds otherwise
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (tmp_path / "run/checkpoints/step-00000008/manifest.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = launch(command, words)
@@ -103,6 +104,22 @@ def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
     words = {**config, "output_dir": tmp_path / "other"}
     assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000012") == 0
     assert same_bits(whole / "final", tmp_path / "other/final")
+
+
+def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(config, whole, tmp_path, capsys):
+    words = {**config, "output_dir": tmp_path / "other"}
+    assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000028") == 0
+    assert "best/ of update 20 is not in" in capsys.readouterr().out
+    results = json.loads((tmp_path / "other/results.json").read_text())
+    assert results["best/step"] == 30 and same_bits(tmp_path / "other/best", tmp_path / "other/final")
+
+
+def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path):
+    """The old best/ was moved aside and the new one is not in its place yet."""
+    place = cut_at(whole, 28, tmp_path / "cut")
+    (place / "best").rename(place / ".best.old")
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "best", place / "best")
 
 
 @pytest.mark.parametrize(
