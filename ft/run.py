@@ -71,6 +71,9 @@ class Run:
         self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
+        if "validation" not in data.splits and config.eval_strategy != "no":
+            notes.append("no validation rows (validation_split_percentage: 0): not evaluated on the way")
+            config.eval_strategy = "no"
         self.progress = Progress()
         if self.checkpoint is not None:
             saved = checkpoint.read_state(self.checkpoint)

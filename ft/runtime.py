@@ -87,6 +87,12 @@ def build_accelerator(config: Config) -> Accelerator:
 
     from ft.tracking import choose_trackers
 
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing:
+        raise UserError(
+            f"the launch asked for {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), but no launcher started "
+            f"them ({', '.join(missing)} not set). Use accelerate launch or torchrun, or unset WORLD_SIZE."
+        )
     use_cpu = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         or not torch.accelerator.is_available()
@@ -118,6 +124,9 @@ def build_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
+
+
 def asked_processes() -> int:
     """How many processes the launch asked for, as far as can be known from here.
 
@@ -133,12 +142,15 @@ def asked_processes() -> int:
         command = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return asked
-    if not any(os.path.basename(word) == "accelerate" for word in command[:3]) or "launch" not in command:
+    # "accelerate launch ...", "accelerate-launch ..." or "python -m accelerate.commands.launch ...".
+    names = [os.path.basename(word) for word in command[:4]]
+    start = next((i + 1 for i, name in enumerate(names) if name in LAUNCHERS), None)
+    if start is None:
         return asked
     from accelerate.commands.config import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    options, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+    options, _ = launch_command_parser().parse_known_args(command[start:])
     given = options.num_processes
     if given is None and (options.config_file or os.path.isfile(default_config_file)):
         given = load_config_from_file(options.config_file).num_processes
