@@ -90,7 +90,7 @@ def build_accelerator(config: Config) -> Accelerator:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing:
         raise UserError(
-            f"the launch asked for {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), but no launcher started "
+            f"the launch asked for {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), but nothing launched "
             f"them ({', '.join(missing)} not set). Use accelerate launch or torchrun, or unset WORLD_SIZE."
         )
     use_cpu = (
