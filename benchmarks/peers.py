@@ -1,0 +1,268 @@
+"""The other ways to train, each run as `python -m benchmarks.peers NAME JSON` in a process of its own."""
+
+import json
+import random
+import sys
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    get_scheduler,
+)
+
+from benchmarks.common import read_csv
+
+Step = dict[str, float]
+
+
+def wait() -> None:
+    """Wait for the work on a device, so that a clock read next is right."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> list[dict[str, Any]]:
+    """The encoded rows of a csv file, without padding. `names` holds the classes; empty, it is filled."""
+    texts, labels = read_csv(path)
+    if not names:
+        names.extend(sorted(set(labels)))
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    return [
+        {key: encoded[key][row] for key in encoded} | {"labels": names.index(label)}
+        for row, label in enumerate(labels)
+    ]
+
+
+def load_model(model: str, classes: int) -> Any:
+    """The pretrained model with a new head, in fp32."""
+    return AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes, dtype=torch.float32)
+
+
+# --- transformers.Trainer
+
+
+class Stopwatch(TrainerCallback):
+    """Notes when training began and when every update ended, so that loading of data is in the times."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.times = [time.perf_counter()]
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        wait()
+        self.times.append(time.perf_counter())
+
+
+class CountingCollator(DataCollatorWithPadding):
+    """Pads to the longest row, and notes the real tokens, the positions and the rows of every batch."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        batch = super().__call__(features)
+        counts = batch_counts(batch)
+        self.__dict__.setdefault("counts", []).append(counts)
+        return batch
+
+
+class MixedTrainer(Trainer):
+    """Groups by length, but takes the batches in random order: the sampler's own order begins with the longest
+    texts, so that a short run would measure these alone. What stands in a batch stays the same."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        order = list(super()._get_train_sampler(train_dataset))
+        size = self.args.train_batch_size
+        whole = len(order) // size * size
+        batches = [order[begin : begin + size] for begin in range(0, whole, size)]
+        random.Random(self.args.seed).shuffle(batches)
+        return [row for batch in batches for row in batch] + order[whole:]
+
+
+def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> TrainingArguments:
+    """What both uses of the Trainer share."""
+    return TrainingArguments(
+        seed=seed,
+        learning_rate=learning_rate,
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch_fused",
+        lr_scheduler_type="linear",
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+
+
+def trainer(
+    model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float
+) -> list[Step]:
+    """Some updates of transformers.Trainer with grouping by length and the fused AdamW."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    names: list[str] = []
+    rows = load_rows(train, tokenizer, names, max_length)
+    torch.manual_seed(seed)
+    watch, collator = Stopwatch(), CountingCollator(tokenizer)
+    MixedTrainer(
+        load_model(model, len(names)),
+        trainer_arguments(
+            seed, learning_rate, per_device_train_batch_size=batch, max_steps=updates, output_dir="output"
+        ),
+        train_dataset=rows,
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    ).train()
+    seconds = [after - before for before, after in zip(watch.times, watch.times[1:], strict=False)]
+    return [{"seconds": s, **counts} for s, counts in zip(seconds, collator.counts, strict=False)]
+
+
+def trainer_accuracy(
+    model: str, train: str, test: str, max_length: int, batch: int, epochs: float, seed: int,
+    learning_rate: float, warmup_ratio: float, weight_decay: float,
+) -> dict[str, float]:  # fmt: skip
+    """Test accuracy of the Trainer's last model, and the seconds of training."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    names: list[str] = []
+    train_rows = load_rows(train, tokenizer, names, max_length)
+    test_rows = load_rows(test, tokenizer, names, max_length)
+    torch.manual_seed(seed)
+    updates = -(-len(train_rows) // batch) * epochs
+    watch = Stopwatch()
+    run = Trainer(
+        load_model(model, len(names)),
+        trainer_arguments(
+            seed, learning_rate, per_device_train_batch_size=batch, per_device_eval_batch_size=64,
+            num_train_epochs=epochs, warmup_steps=-int(-warmup_ratio * updates // 1),
+            weight_decay=weight_decay, output_dir="output",
+        ),
+        train_dataset=train_rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )  # fmt: skip
+    run.train()
+    prediction = run.predict(test_rows)
+    right = (prediction.predictions.argmax(-1) == prediction.label_ids).mean()
+    return {"accuracy": float(right), "seconds": watch.times[-1] - watch.times[0]}
+
+
+# --- loops
+
+
+def batch_counts(batch: Any) -> Step:
+    """Real tokens, positions and rows of a batch."""
+    mask = batch["attention_mask"]
+    return {"tokens": int(mask.sum()), "positions": mask.numel(), "rows": len(mask)}
+
+
+def loop(
+    model: Any, loader: Any, optimizer: Any, scheduler: Any, backward: Any, epochs: int, updates: int | None
+) -> list[Step]:
+    """The loop of the well-known examples, with a clock; `updates` ends it early."""
+    steps: list[Step] = []
+    model.train()
+    last = time.perf_counter()
+    for _ in range(epochs):
+        for batch in loader:
+            loss = model(**batch.to(model.device) if hasattr(batch, "to") else batch).loss
+            backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            wait()
+            now = time.perf_counter()
+            steps.append({"seconds": now - last, **batch_counts(batch)})
+            last = now
+            if len(steps) == updates:
+                return steps
+    return steps
+
+
+def plain(
+    model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float
+) -> list[Step]:
+    """Some updates of the loop of Accelerate's examples: rows in random order, padding to the longest row of
+    the batch, the default AdamW."""
+    accelerator = Accelerator()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    names: list[str] = []
+    rows = load_rows(train, tokenizer, names, max_length)
+    torch.manual_seed(seed)
+    network = load_model(model, len(names))
+    loader = DataLoader(rows, shuffle=True, batch_size=batch, collate_fn=DataCollatorWithPadding(tokenizer))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+    scheduler = get_scheduler("linear", optimizer, 0, updates)
+    network, optimizer, loader, scheduler = accelerator.prepare(network, optimizer, loader, scheduler)
+    epochs = -(-updates // len(loader))
+    return loop(network, loader, optimizer, scheduler, accelerator.backward, epochs, updates)
+
+
+def tutorial(
+    model: str, train: str, rows: int, batch: int, epochs: int, updates: int | None, seed: int,
+    learning_rate: float, validation: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The loop of the well-known tutorial: a sample of the rows, every text padded to the tokenizer's limit,
+    the default AdamW, a linear schedule. With `validation`, the accuracy on as many of its rows."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts, labels = read_csv(train)
+    names = sorted(set(labels))
+
+    def sample(texts: list[str], labels: list[str]) -> Any:
+        whole = datasets.Dataset.from_dict(
+            {"text": texts, "labels": [names.index(label) for label in labels]}
+        )
+        drawn = whole.shuffle(seed=42).select(range(min(rows, len(whole))))
+        return drawn.map(
+            lambda part: tokenizer(part["text"], padding="max_length", truncation=True),
+            batched=True,
+            remove_columns="text",
+        ).with_format("torch")
+
+    torch.manual_seed(seed)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    network = load_model(model, len(names)).to(device)
+    loader = DataLoader(
+        sample(texts, labels),
+        shuffle=True,
+        batch_size=batch,
+        collate_fn=lambda part: to_device(default_data_collator(part), device),
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+    scheduler = get_scheduler("linear", optimizer, 0, epochs * len(loader))
+    begin = time.perf_counter()
+    steps = loop(network, loader, optimizer, scheduler, torch.Tensor.backward, epochs, updates)
+    result = {"steps": steps, "seconds": time.perf_counter() - begin, "updates_per_epoch": len(loader)}
+    if validation:
+        right = total = 0
+        network.eval()
+        for part in DataLoader(sample(*read_csv(validation)), batch_size=batch):
+            part = to_device(part, device)
+            with torch.no_grad():
+                logits = network(**part).logits
+            right += int((logits.argmax(-1) == part["labels"]).sum())
+            total += len(logits)
+        result["accuracy"] = right / total
+    return result
+
+
+def to_device(batch: dict[str, torch.Tensor], device: Any) -> dict[str, torch.Tensor]:
+    """A batch on another device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+PEERS = {"trainer": trainer, "trainer_accuracy": trainer_accuracy, "plain": plain, "tutorial": tutorial}
+
+if __name__ == "__main__":
+    print(json.dumps(PEERS[sys.argv[1]](**json.loads(sys.argv[2]))))

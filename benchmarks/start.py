@@ -1,0 +1,152 @@
+"""Seconds from the start of the process to the end of the first update, and to the answer to --help."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    ROOT,
+    environment,
+    gemm_peak,
+    launch,
+    median,
+    model_folder,
+    save,
+    say,
+    spread,
+    table,
+)
+
+RECIPE = "ft/recipes/quickstart.yaml"
+ONE_UPDATE = "--max_train_steps 1 --logging_steps 1 --eval_strategy no --save_strategy no".split()
+POLL_SECONDS = 0.005
+PAIRS = {
+    "first update": ("train.py, quickstart, encoding cached", "bare script, random batch of the same shape"),
+    "help": ("train.py --help", 'python -c "import yaml"'),
+}
+BARE = """
+import json, sys
+import torch, transformers, accelerate
+
+path, rows, tokens, classes = json.loads(sys.argv[1])
+accelerator = accelerate.Accelerator()
+model = transformers.AutoModelForSequenceClassification.from_pretrained(path, num_labels=classes)
+optimizer = torch.optim.AdamW(model.parameters())
+model, optimizer = accelerator.prepare(model, optimizer)
+model.train()
+ids = torch.randint(model.config.vocab_size, (rows, tokens), device=accelerator.device)
+labels = torch.randint(classes, (rows,), device=accelerator.device)
+accelerator.backward(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss)
+optimizer.step()
+print(float(next(model.parameters())[0, 0]), flush=True)
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("--rounds", type=int, default=5)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Each pair in turn, round after round, after one run of each that is not counted."""
+    shape = _prepare(options.extra)
+    measured: dict[str, dict[str, list[float]]] = {
+        pair: {name: [] for name in names} for pair, names in PAIRS.items()
+    }
+    gemm = [gemm_peak()]
+    for number in range(options.rounds + 1):
+        for pair, arms in {
+            "first update": (lambda: _ours(options.extra), lambda: _bare(shape)),
+            "help": (lambda: _whole("train.py", "--help"), lambda: _whole("-c", "import yaml")),
+        }.items():
+            for name, arm in zip(PAIRS[pair], arms, strict=True):
+                seconds = arm()
+                if number:  # the first round fills the caches of the system
+                    measured[pair][name].append(seconds)
+                say(f"round {number}, {name}: {seconds:.2f} s")
+        if number:
+            gemm.append(gemm_peak())
+            save(options, _text(shape, measured), measured, gemm)
+
+
+def _prepare(extra: list[str]) -> list[Any]:
+    """Encode the quickstart's texts into the cache, and find the shape of its batch: model folder, rows,
+    tokens, classes."""
+    import yaml
+
+    with tempfile.TemporaryDirectory() as folder:
+        launch("train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder)
+        config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+        classes = len(json.loads((Path(folder) / "final" / "config.json").read_text())["id2label"])
+    return [
+        model_folder(config["model_name_or_path"]),
+        config["global_batch_size"],
+        config["max_length"],
+        classes,
+    ]
+
+
+def _start(*words: str, **options: Any) -> tuple[float, subprocess.Popen]:
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, **options
+    )
+    return begin, process
+
+
+def _ours(extra: list[str]) -> float:
+    """Seconds until train.py has logged its first update; then it is ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "metrics.jsonl"
+        begin, process = _start(
+            "train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder, stdout=subprocess.DEVNULL
+        )
+        while not (log.exists() and log.stat().st_size):
+            if process.poll() is not None:
+                sys.exit(f"error: train.py ended with {process.returncode} before its first update")
+            time.sleep(POLL_SECONDS)
+        seconds = time.perf_counter() - begin
+        process.kill()
+        process.wait()
+    return seconds
+
+
+def _bare(shape: list[Any]) -> float:
+    """Seconds until the bare script has printed a number of the updated model."""
+    begin, process = _start("-c", BARE, json.dumps(shape), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    seconds = time.perf_counter() - begin
+    process.communicate()
+    if not line or process.returncode:
+        sys.exit(f"error: the bare script ended with {process.returncode}")
+    return seconds
+
+
+def _whole(*words: str) -> float:
+    """Seconds of a whole process."""
+    begin, process = _start(*words, stdout=subprocess.DEVNULL)
+    if process.wait():
+        sys.exit(f"error: python {' '.join(words)} ended with {process.returncode}")
+    return time.perf_counter() - begin
+
+
+def _text(shape: list[Any], measured: dict[str, dict[str, list[float]]]) -> str:
+    rows = []
+    for arms in measured.values():
+        ours, base = arms.values()
+        ratios = [a / b for a, b in zip(ours, base, strict=True)]
+        for name, seconds in arms.items():
+            shown = f"{median(ratios):.2f} ({spread(ratios, 2)})" if seconds is ours else ""
+            rows.append([name, f"{median(seconds):.2f}", spread(seconds, 2), shown])
+    return (
+        f"{table(['', 'seconds, median', 'min to max', 'ratio to the next line'], rows)}\n\n"
+        f"From the start of the process; the batch is {shape[1]} x {shape[2]} tokens. In turn, "
+        f"{len(rows and next(iter(measured['help'].values())))} rounds after one that does not count; the "
+        "ratio is the median of the ratios of each round."
+    )

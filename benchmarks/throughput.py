@@ -1,0 +1,123 @@
+"""Real tokens per second of train.py and of other loops, on the same texts and machine."""
+
+import argparse
+from typing import Any
+
+from benchmarks.common import (
+    WARM_UP,
+    add_data_options,
+    data_file,
+    gemm_peak,
+    logged_steps,
+    median,
+    model_folder,
+    peer,
+    rates,
+    save,
+    say,
+    spread,
+    table,
+    text_lengths,
+    train_py,
+)
+
+GLOBAL_BATCH = 32
+TUTORIAL_BATCH = 8
+LEARNING_RATE = 5e-5
+ARMS = {
+    "ours": "train.py",
+    "trainer": "Trainer, grouped by length, fused AdamW",
+    "plain": "Accelerate loop, padding to the longest row",
+    "tutorial": f"tutorial: padding to the tokenizer's limit, batch {TUTORIAL_BATCH}",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_data_options(parser)
+    parser.add_argument(
+        "--max_length", type=int, default=128, help="longest text in tokens, but for tutorial"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=40, help=f"updates a run, {WARM_UP} of them not counted"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
+    train = data_file(options.data, "train")
+    lengths = text_lengths(options.model, train, options.max_length)
+    measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
+    gemm = [gemm_peak()]
+    for number in range(options.rounds):
+        seed = 42 + number
+        for arm in options.arms:
+            if arm == "ours":
+                steps = _ours(options, train, seed, lengths)
+            elif arm == "tutorial":
+                steps = peer(
+                    arm, model=model_folder(options.model), train=train, batch=TUTORIAL_BATCH, epochs=1,
+                    rows=options.updates * TUTORIAL_BATCH, updates=options.updates, seed=seed,
+                    learning_rate=LEARNING_RATE,
+                )["steps"]  # fmt: skip
+            else:
+                steps = peer(
+                    arm, model=model_folder(options.model), train=train, max_length=options.max_length,
+                    batch=GLOBAL_BATCH, updates=options.updates, seed=seed, learning_rate=LEARNING_RATE,
+                )  # fmt: skip
+            measured[arm].append(rates(steps))
+            say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
+        gemm.append(gemm_peak())
+        save(options, _text(options, measured), measured, gemm)
+
+
+def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]) -> list[dict[str, float]]:
+    import numpy as np
+
+    from ft.data.plan import plan
+
+    flags = {
+        "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
+        "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
+        "max_train_steps": options.updates, "logging_steps": 1, "eval_strategy": "no",
+        "save_strategy": "no", "seed": seed,
+    }  # fmt: skip
+    steps = logged_steps(train_py(flags, options.extra)["rows"], GLOBAL_BATCH)
+    # The plan of the same updates, for the padding. It must have the tokens that train.py has counted.
+    known = np.array(lengths)
+    planned = plan(known, GLOBAL_BATCH, seed, epoch=0)
+    for update, step in enumerate(steps):
+        rows = known[planned.rows(update)]
+        if step["tokens"] != rows.sum():
+            raise SystemExit(f"error: update {update}: {step['tokens']} tokens logged, {rows.sum()} planned")
+        step["positions"] = int(rows.max()) * len(rows)
+    return steps
+
+
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]]) -> str:
+    rows = []
+    for arm, runs in measured.items():
+        speeds = [one["tokens_per_second"] for one in runs]
+        ratios = [
+            ours["tokens_per_second"] / theirs["tokens_per_second"]
+            for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
+        ]
+        rows.append(
+            [
+                ARMS[arm],
+                f"{median(speeds):,.0f}",
+                spread(speeds, 0),
+                f"{median([one['examples_per_second'] for one in runs]):.1f}",
+                f"{median([one['padding'] for one in runs]):.1%}",
+                f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios else "",
+            ]
+        )
+    header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "ours / this one"]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process a "
+        f"run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, but "
+        f"{TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of each round."
+    )
