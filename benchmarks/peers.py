@@ -62,19 +62,20 @@ class Stopwatch(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-class CountingCollator(DataCollatorWithPadding):
-    """Pads to the longest row, and notes the real tokens, the positions and the rows of every batch."""
+def counting(collator: Any, counts: list[Step]) -> Any:
+    """The collator, noting the real tokens, the positions and the rows of every batch in `counts`."""
 
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
-        batch = super().__call__(features)
-        counts = batch_counts(batch)
-        self.__dict__.setdefault("counts", []).append(counts)
+    def collate(features: list[dict[str, Any]]) -> Any:
+        batch = collator(features)
+        counts.append(batch_counts(batch))
         return batch
+
+    return collate
 
 
 class MixedTrainer(Trainer):
-    """Groups by length, but takes the batches in random order: the sampler's own order begins with the longest
-    texts, so that a short run would measure these alone. What stands in a batch stays the same."""
+    """Groups by length, but takes the batches in random order: the sampler's own order begins with the
+    longest texts, so that a short run would measure these alone. What stands in a batch stays the same."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         order = list(super()._get_train_sampler(train_dataset))
@@ -110,19 +111,20 @@ def trainer(
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
-    watch, collator = Stopwatch(), CountingCollator(tokenizer)
+    watch = Stopwatch()
+    counts: list[Step] = []
     MixedTrainer(
         load_model(model, len(names)),
         trainer_arguments(
             seed, learning_rate, per_device_train_batch_size=batch, max_steps=updates, output_dir="output"
         ),
         train_dataset=rows,
-        data_collator=collator,
+        data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
         processing_class=tokenizer,
         callbacks=[watch],
     ).train()
     seconds = [after - before for before, after in zip(watch.times, watch.times[1:], strict=False)]
-    return [{"seconds": s, **counts} for s, counts in zip(seconds, collator.counts, strict=False)]
+    return [{"seconds": s, **count} for s, count in zip(seconds, counts, strict=False)]
 
 
 def trainer_accuracy(
@@ -173,7 +175,7 @@ def loop(
     last = time.perf_counter()
     for _ in range(epochs):
         for batch in loader:
-            loss = model(**batch.to(model.device) if hasattr(batch, "to") else batch).loss
+            loss = model(**batch).loss
             backward(loss)
             optimizer.step()
             scheduler.step()

@@ -117,7 +117,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
     header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "ours / this one"]
     return (
         f"{table(header, rows)}\n\n"
-        f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process a "
-        f"run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, but "
-        f"{TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of each round."
+        f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process "
+        f"a run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, "
+        f"but {TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of each round."
     )
