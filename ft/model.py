@@ -125,7 +125,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) 
         model_config.pad_token_id = tokenizer.pad_token_id
     path = find_model(options.model_name_or_path)
     try:
-        model = task.build_model(
+        model: Any = task.build_model(
             path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
             dtype=torch.float32, ignore_mismatched_sizes=True,
         )  # fmt: skip
@@ -135,10 +135,8 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) 
         ) from None
     if options.gradient_checkpointing:
         # Its new name since Transformers 5.2x, or the one before.
-        enable = (
-            getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        )
-        enable({"use_reentrant": False})
+        new_name = getattr(model, "activation_checkpointing_enable", None)
+        (new_name or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"tokenizer_name: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,15 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
+def strict(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with numbers that JSON lacks as the strings "NaN", "Infinity" and "-Infinity"."""
+    names = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    return {
+        key: names.get(value, "NaN") if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+
+
 class Tracker:
     """Writes metrics.jsonl on the main process, one row a log or evaluation, and hands the numbers to the
     trackers."""
@@ -53,26 +64,35 @@ class Tracker:
         if not self.accelerator.is_main_process:
             return
         row = {"step": step, "epoch": round(epoch, 4), **scalars(values)}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(json.dumps(strict(row), allow_nan=False) + "\n")
         self._file.flush()
-        for tracker in self.accelerator.trackers:
+        known = {key: value for key, value in row.items() if value is not None}
+        for tracker in list(self.accelerator.trackers):
             # W&B drops rows whose own step goes back, as after a resume; there our "step" is the axis.
-            known = {key: value for key, value in row.items() if value is not None}
-            tracker.log(known, step=None if tracker.name == "wandb" else step)
+            self._try(tracker, lambda t: t.log(known, step=None if t.name == "wandb" else step))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Close the file and the trackers; `summary` goes to the run's summary in W&B."""
         if not self.accelerator.is_main_process:
             return
         self._file.close()
-        for tracker in self.accelerator.trackers:
+        for tracker in list(self.accelerator.trackers):
             if tracker.name == "wandb":
-                tracker.tracker.summary.update(scalars(summary))
-        self.accelerator.end_training() if self.accelerator.num_processes == 1 else self._finish_trackers()
+                self._try(tracker, lambda t: t.tracker.summary.update(scalars(summary)))
+            self._try(tracker, lambda t: t.finish())
 
-    def _finish_trackers(self) -> None:
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+    def _try(self, tracker: Any, call: Callable[[Any], Any]) -> None:
+        """Ask something of a tracker; one that fails is given up with a line, and the run goes on."""
+        try:
+            call(tracker)
+        except Exception as error:  # a tracker may raise anything, and none of it is worth the run
+            if tracker in self.accelerator.trackers:
+                self.accelerator.trackers.remove(tracker)
+            print(
+                f"WARNING {tracker.name}: {type(error).__name__}: {error}; the run goes on without it, and "
+                f"{self.path} is whole",
+                flush=True,
+            )
 
     def _cut(self, step: int) -> None:
         """Keep the whole rows up to `step`: a resumed run writes the later ones again."""
