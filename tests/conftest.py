@@ -126,7 +126,8 @@ def train_here(**values: Any) -> int:
 
 ONE = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+# --standalone finds a free port, so that launches do not get into each other's way.
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 def launch(
