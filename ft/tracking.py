@@ -1,4 +1,8 @@
-"""Where the numbers go: metrics.jsonl always; W&B, TensorBoard and Trackio through Accelerate's trackers."""
+"""Where the numbers go: metrics.jsonl always; W&B, TensorBoard and Trackio through Accelerate's trackers.
+
+metrics.jsonl is the record of the run; the trackers are copies of it. One that cannot start, or breaks later,
+is dropped with a warning and the run goes on. Numbers that JSON does not know are the strings "NaN",
+"Infinity" and "-Infinity", which `float` reads; null stands for a metric that is not defined for the data."""
 
 from __future__ import annotations
 
@@ -6,29 +10,32 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.config import Config
-from ft.errors import UserError
+from ft.errors import EXIT_STOPPED, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
+PROJECT = "ft"  # where the environment names no other
 
 
 def choose_trackers(names: list[str]) -> list[str]:
     """The trackers that report_to names: "all" stands for those that are installed, "none" for no one."""
-    if names == ["all"]:
-        return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
-    chosen = [name for name in names if name != "none"]
+    chosen = [name for name in dict.fromkeys(names) if name not in ("none", "all")]
     for name in chosen:
         if name not in MODULES:
             raise UserError(f"report_to: found {name!r}, expected {', '.join(MODULES)}, none or all.")
         if not importlib.util.find_spec(MODULES[name]):
             raise UserError(f"report_to: {name} is not installed; pip install '.[{name}]', or leave it out.")
+    if "all" in names:
+        return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
     return chosen
 
 
@@ -37,13 +44,19 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
-def strict(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with numbers that JSON lacks as the strings "NaN", "Infinity" and "-Infinity"."""
-    names = {math.inf: "Infinity", -math.inf: "-Infinity"}
-    return {
-        key: names.get(value, "NaN") if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in row.items()
-    }
+def to_json(value: Any, **options: Any) -> str:
+    """`json.dumps` that strict parsers read: NaN and the infinities, anywhere in it, become strings."""
+    return json.dumps(_strict(value), allow_nan=False, **options)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 class Tracker:
@@ -53,46 +66,61 @@ class Tracker:
     def __init__(self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
-        if accelerator.is_main_process:
-            self._cut(start_step)
-            self._file = open(self.path, "a", encoding="utf-8")
-        if accelerator.log_with:
-            self._start_trackers(config, output_dir, resumed=start_step > 0)
+        if not accelerator.is_main_process:
+            return
+        self._cut(start_step)
+        self._file = open(self.path, "a", encoding="utf-8")
+        values = {"name": config.run_name or output_dir.resolve().name, "config": vars(config)}
+        for kind in map(str, accelerator.log_with):
+            # One after the other and not accelerator.init_trackers, so that one that fails does not take the
+            # others along.
+            try:
+                accelerator.trackers.append(STARTS[kind](output_dir, start_step, **values))
+            except Exception as error:
+                _warn(f"{kind} did not start, and gets no numbers", error)
 
     def log(self, step: int, epoch: float, values: dict[str, Any]) -> None:
         """One row. `step` counts optimizer updates; tables among `values` are left out."""
         if not self.accelerator.is_main_process:
             return
         row = {"step": step, "epoch": round(epoch, 4), **scalars(values)}
-        self._file.write(json.dumps(strict(row), allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
         known = {key: value for key, value in row.items() if value is not None}
         for tracker in list(self.accelerator.trackers):
-            # W&B drops rows whose own step goes back, as after a resume; there our "step" is the axis.
-            self._try(tracker, lambda t: t.log(known, step=None if t.name == "wandb" else step))
+            try:
+                if tracker.name == "wandb":
+                    # W&B drops rows whose own step goes back, as after a resume; our "step" is its axis.
+                    tracker.log({**known, "resumes": tracker.tracker.config["resumes"]})
+                else:
+                    tracker.log({key: value for key, value in known.items() if key != "step"}, step=step)
+            except Exception as error:
+                self._drop(tracker, error)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Close the file and the trackers; `summary` goes to the run's summary in W&B."""
+        """Close the file and the trackers. `summary` goes to the run's summary in W&B; an empty one says that
+        the run stops here to be resumed."""
         if not self.accelerator.is_main_process:
             return
         self._file.close()
         for tracker in list(self.accelerator.trackers):
-            if tracker.name == "wandb":
-                self._try(tracker, lambda t: t.tracker.summary.update(scalars(summary)))
-            self._try(tracker, lambda t: t.finish())
+            try:
+                if tracker.name == "wandb":
+                    tracker.tracker.summary.update(scalars(summary))
+                    if not summary:
+                        tracker.tracker.mark_preempting()
+                        tracker.tracker.finish(exit_code=EXIT_STOPPED)
+                tracker.finish()
+            except Exception as error:
+                self._drop(tracker, error)
+        self.accelerator.trackers.clear()
 
-    def _try(self, tracker: Any, call: Callable[[Any], Any]) -> None:
-        """Ask something of a tracker; one that fails is given up with a line, and the run goes on."""
-        try:
-            call(tracker)
-        except Exception as error:  # a tracker may raise anything, and none of it is worth the run
-            if tracker in self.accelerator.trackers:
-                self.accelerator.trackers.remove(tracker)
-            print(
-                f"WARNING {tracker.name}: {type(error).__name__}: {error}; the run goes on without it, and "
-                f"{self.path} is whole",
-                flush=True,
-            )
+    def _drop(self, tracker: GeneralTracker, error: Exception) -> None:
+        self.accelerator.trackers.remove(tracker)
+        _warn(f"{tracker.name} failed, and gets no more numbers; metrics.jsonl has them all", error)
 
     def _cut(self, step: int) -> None:
         """Keep the whole rows up to `step`: a resumed run writes the later ones again."""
@@ -106,62 +134,129 @@ class Tracker:
             except (ValueError, KeyError):
                 break  # a line that a crash cut short
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.rename(self.path)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in kept))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
 
-    def _start_trackers(self, config: Config, output_dir: Path, resumed: bool) -> None:
-        name = config.run_name or output_dir.resolve().name
-        options: dict[str, Any] = {}
-        if "wandb" in [str(getattr(t, "value", t)) for t in self.accelerator.log_with]:
-            offline = self.accelerator.is_main_process and _wandb_offline()
-            run_id = _wandb_id(output_dir) if self.accelerator.is_main_process else None
-            options["wandb"] = {"name": name, "dir": str(output_dir), "id": run_id, "resume": "allow"}
-            if offline:
-                options["wandb"]["mode"] = "offline"
-        values = {
-            key: value if isinstance(value, int | float | str) else json.dumps(value)
-            for key, value in vars(config).items()
-        }
-        self.accelerator.init_trackers(
-            os.environ.get("WANDB_PROJECT", "ft"), config=values, init_kwargs=options
+
+def _warn(what: str, error: Exception) -> None:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    print(f"warning: {what} ({reason})", file=sys.stderr, flush=True)
+
+
+# --- one function a tracker: make it, start it, give it the config
+
+
+def _start_tensorboard(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
+    from accelerate.tracking import TensorBoardTracker
+
+    # Rows after the checkpoint that a crashed run had written are hidden: they come again.
+    tracker = TensorBoardTracker("tensorboard", output_dir, purge_step=start_step + 1 if start_step else None)
+    tracker.start()
+    plain = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in config.items()}
+    tracker.store_init_configuration(plain)
+    return tracker
+
+
+def _start_trackio(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
+    from accelerate.tracking import TrackioTracker
+
+    # By name only a resumed run is found again: another run's folder may have the same name.
+    options = {"name": name, "config": config, "resume": "allow" if start_step else "never"}
+    tracker = TrackioTracker(os.environ.get("TRACKIO_PROJECT", PROJECT), **options)
+    tracker.start()
+    return tracker
+
+
+def _start_wandb(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
+    """Start W&B under the id of this output_dir, in its folder; offline where its server cannot be used."""
+    from accelerate.tracking import WandBTracker
+
+    # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
+    for key, value in {
+        "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "FINISH_TIMEOUT": "300", "SHOW_INFO": "false",
+    }.items():  # fmt: skip
+        os.environ.setdefault(f"WANDB_{key}", value)
+    import wandb
+
+    settings = wandb.setup().settings
+    run_id, resumes = _wandb_id(output_dir, settings.run_id)
+    options: dict[str, Any] = {
+        "name": name if config["run_name"] else settings.run_name or name,
+        "dir": os.environ.get("WANDB_DIR", str(output_dir)),
+        "id": None if settings.sweep_id else run_id,  # a sweep gives its runs their ids
+        "resume": settings.resume or "allow",
+        "config": {**config, "resumes": resumes},
+    }
+    why_offline = _why_offline(settings)
+    if settings.mode not in ("disabled", "shared") and why_offline:
+        options["mode"] = "offline"
+    tracker = WandBTracker(settings.project or PROJECT, **options)
+    try:
+        tracker.start()
+    except Exception as error:
+        if options.get("mode") == "offline":
+            raise
+        why_offline = f"its server did not take the run: {str(error).strip().splitlines()[0]}"
+        tracker = WandBTracker(settings.project or PROJECT, **options, mode="offline")
+        tracker.start()
+    run = tracker.tracker
+    run.define_metric("step", hidden=True)
+    for series in ("epoch", "train/*", "eval/*", "perf/*"):
+        run.define_metric(series, step_metric="step")
+    run.define_metric("resumes", step_metric="step", hidden=True)
+    if run.offline:
+        folder = Path(run.dir).resolve().parent
+        # A resumed run has several folders of one id; W&B uploads them in order, each once.
+        place = (
+            f"{shlex.quote(str(folder.parent))}/offline-run-*-{run.id}"
+            if resumes
+            else shlex.quote(str(folder))
         )
-        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
-            if tracker.name == "wandb":
-                run = tracker.tracker
-                run.define_metric("step")
-                run.define_metric("*", step_metric="step")
-                if run.offline:
-                    print(
-                        "W&B: no API key or no network; logged offline. To upload: wandb sync "
-                        f"{Path(run.dir).parent}"
-                    )
+        print(f"W&B: offline ({why_offline}). To upload this run: wandb sync {place}", flush=True)
+    elif run.url:
+        print(f"W&B: {run.url}", flush=True)
+    return tracker
 
 
-def _wandb_id(output_dir: Path) -> str:
-    """The id of this output_dir's W&B run: made once, so that a resumed run goes on under it."""
+STARTS = {"wandb": _start_wandb, "tensorboard": _start_tensorboard, "trackio": _start_trackio}
+
+
+def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
+    """The id of this output_dir's W&B run, and how often it was resumed.
+
+    The file wandb_id keeps both: made once, so that a resumed run goes on under its id."""
     import secrets
 
     path = output_dir / "wandb_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+    kept = path.read_text(encoding="utf-8").split() if path.exists() else []
+    run_id = given or (kept[0] if kept else secrets.token_hex(4))
+    resumes = int(kept[1]) + 1 if kept[:1] == [run_id] and len(kept) > 1 else 0
+    path.write_text(f"{run_id} {resumes}\n", encoding="utf-8")
+    return run_id, resumes
 
 
-def _wandb_offline() -> bool:
-    """Whether W&B has to run offline: no key, or no way to its server; a login prompt or a time-out would
-    hang."""
-    import socket
-    from urllib.parse import urlparse
+def _why_offline(settings: Any) -> str:
+    """Why W&B has to run offline; empty where it need not. Without a key it would ask for one, and without a
+    network it would try for minutes."""
+    import urllib.error
+    import urllib.request
 
     import wandb
 
-    if os.environ.get("WANDB_MODE"):
-        return False  # the user has decided
-    if not wandb.Settings().api_key and not wandb.api.api_key:
-        return True
-    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    if settings.mode in ("offline", "dryrun"):
+        return "as WANDB_MODE asks"
+    if settings.mode == "disabled":
+        return ""
     try:
-        socket.create_connection((server.hostname or "", server.port or 443), timeout=5).close()
-    except OSError:
-        return True
-    return False
+        urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError):
+        return f"{settings.base_url} cannot be reached"
+    try:
+        return "" if wandb.login(prompt=False, verify=False) else "no API key"
+    except Exception as error:
+        return str(error).strip().splitlines()[0]
