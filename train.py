@@ -63,10 +63,7 @@ def train(config: Config) -> int:
     notes += [f"not the same on another launch: {place}" for place in unkeyed]
     progress = run.start(model, optimizer, scheduler, sampler, data, tokenizer, max_length, total, notes)
     model.train()
-    for _epoch in range(
-        progress.step // sampler.updates_per_epoch, math.ceil(total / sampler.updates_per_epoch)
-    ):
-        sampler.start(progress.step, total)
+    for _epoch in run.epochs():
         for micro_batches in updates(loader):
             for _attempt in attempts():
                 reseed(config.seed, progress.step, accelerator.process_index)
@@ -101,10 +98,8 @@ def train(config: Config) -> int:
             if run.out_of_time():
                 run.stop()
                 return EXIT_STOPPED
-            if run.stopped_early():
+            if run.finished():
                 break
-        if run.stopped_early():
-            break
 
     run.finish()
     return EXIT_DONE

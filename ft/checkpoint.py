@@ -30,7 +30,6 @@ class Progress:
     patience_metric: float | None = None
     log_loss: float = 0.0
     log_weight: float = 0.0
-    seconds: float = 0.0
 
 
 def save_checkpoint(

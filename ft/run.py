@@ -7,6 +7,8 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +96,12 @@ class Run:
         )
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            (self.output_dir / "config.yaml").write_text(dump(config), encoding="utf-8")
+            # Without what was said of the folder itself: the file repeats the run, it neither resumes nor
+            # removes.
+            repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
+            write_whole(self.output_dir / "config.yaml", dump(repeat))
             facts = environment(data, accelerator.num_processes, accelerator.device)
-            (self.output_dir / "environment.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            write_whole(self.output_dir / "environment.json", json.dumps(facts, indent=1) + "\n")
         self.tracker = Tracker(accelerator, config, self.output_dir, self.progress.step)
         self._loaders: dict[str, Any] = {}
         self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -110,6 +115,16 @@ class Run:
             accelerator.is_main_process, total=total, initial=self.progress.step, desc="train", unit="update"
         )
         return self.progress
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left; the sampler begins each where the run stands."""
+        while not self.finished():
+            self.sampler.start(self.progress.step, self.total)
+            yield self.progress.step // self.sampler.updates_per_epoch
+
+    def finished(self) -> bool:
+        """Whether the last update was made, or early stopping's patience has run out."""
+        return self.progress.step >= self.total or self.stopped_early()
 
     # --- after an update
 
@@ -128,7 +143,7 @@ class Run:
         step = self.progress.step
         if strategy == "no":
             return False
-        if step == self.total or self.stopped_early():
+        if self.finished():
             return True
         return (
             step

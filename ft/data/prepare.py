@@ -100,12 +100,14 @@ def _key(
     vocabulary = (
         backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
     )
+    # Not where it lies: a model folder that was moved gives the same encoding.
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key in TOKENIZER_SETTINGS}
     chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
     parts = [
         CACHE_VERSION,
         type(tokenizer).__name__,
         vocabulary,
-        repr(tokenizer.init_kwargs),
+        repr(settings),
         max_length,
         chosen,
     ]
@@ -113,6 +115,10 @@ def _key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+TOKENIZER_SETTINGS = (
+    "do_lower_case do_basic_tokenize never_split tokenize_chinese_chars strip_accents sp_model_kwargs "
+    "add_prefix_space legacy keep_accents truncation_side add_bos_token add_eos_token"
+).split()
 # What does not change the encoding; paths are left out because the bytes behind them are in the key.
 NOT_IN_KEY = (
     "overwrite_cache preprocessing_num_workers dataloader_num_workers train_file validation_file test_file "

@@ -170,3 +170,12 @@ def test_a_damaged_checkpoint_is_refused(config, whole):
     file.write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
         train_here(**config, resume_from_checkpoint="latest")
+
+
+def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(config, tmp_path):
+    words = {**config, "learning_rate": 1e-12, "early_stopping_patience": 2}
+    assert train_here(**words) == 0
+    before = without_timing(tmp_path / "run")
+    assert before[-1]["step"] == 15
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert without_timing(tmp_path / "run") == before

@@ -1,7 +1,7 @@
 """Surprises of the libraries that this code is built around.
 
 When one of these fails, the library has changed: read what the test says, and simplify or mend the place it
-names. """
+names."""
 
 import os
 import subprocess
