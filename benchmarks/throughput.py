@@ -111,7 +111,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
                 spread(speeds, 0),
                 f"{median([one['examples_per_second'] for one in runs]):.1f}",
                 f"{median([one['padding'] for one in runs]):.1%}",
-                f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios else "",
+                f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "ours" else "",
             ]
         )
     header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "ours / this one"]
