@@ -6,7 +6,8 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,8 @@ def read_table(path: Path) -> pa.Table:
     """
     kind = format_of(path)
     try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: is empty (0 bytes).")
         if kind in ("csv", "tsv"):
             table = _read_csv(path, "\t" if kind == "tsv" else ",")
         elif kind in ("json", "jsonl"):
@@ -52,12 +55,13 @@ def read_table(path: Path) -> pa.Table:
             )
     except UnicodeDecodeError:
         raise UserError(f"{path}: {_not_utf8(path)}; save the file as UTF-8.") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: is not a whole {kind} file: {str(error).splitlines()[0]}") from None
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path}: is not a whole gzip file: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{path}: is not a whole gzip file: {error}; make or copy it again.") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if kind in ("parquet", "arrow") and not getattr(error, "errno", None):
+            raise UserError(f"{path}: is not a whole {kind} file: {reason}; make or copy it again.") from None
+        raise UserError(f"{path}: cannot be read: {reason}.") from None
     if table.num_rows == 0:
         raise UserError(f"{path}: holds no rows.")
     return table
@@ -70,36 +74,47 @@ def _open(path: Path) -> IO[bytes]:
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
     csv.field_size_limit(sys.maxsize)
     with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            if not any(header):
-                raise UserError(f"{path}: is empty; expected a header line with the names of the columns.")
-            twice = sorted({name for name in header if header.count(name) > 1})
-            if twice:
-                raise UserError(f"{path}: line 1: the column {twice[0]!r} stands more than once; rename one.")
-            return _table(
-                _csv_rows(reader, header, path), pa.schema([(name, pa.string()) for name in header])
-            )
-        except csv.Error as error:
-            raise UserError(f"{path}: line {reader.line_num}: broken row: {error}.") from None
+        records = _csv_records(csv.reader(text, delimiter=delimiter, strict=True), path)
+        line, fields = next(records, (1, []))
+        header = [name.strip() for name in fields]
+        if not any(header):
+            raise UserError(f"{path}: is empty; expected a header line with the names of the columns.")
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
+        return _table(_csv_rows(records, header, path), path, header)
 
 
-def _csv_rows(reader: Any, header: list[str], path: Path) -> Iterator[dict[str, str]]:
-    start = reader.line_num + 1
-    for fields in reader:
-        if fields:
-            if len(fields) != len(header):
-                raise UserError(
-                    f"{path}: line {start}: found {len(fields)} fields, expected {len(header)} "
-                    f"({', '.join(header)}); quote a field that holds a delimiter or a line break."
-                )
-            if any("\0" in field for field in fields):
-                raise UserError(
-                    f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text."
-                )
-            yield dict(zip(header, fields, strict=True))
+def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line on which a row begins, and its fields, for every row; a blank line is no row."""
+    while True:
         start = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            lines = f"line {start}" if reader.line_num <= start else f"lines {start} to {reader.line_num}"
+            why = str(error).replace("unexpected end of data", "a quoted field is not closed")
+            raise UserError(
+                f"{path}: {lines}: broken row: {why}; double the quotes inside a quoted field."
+            ) from None
+        if fields is None:
+            return
+        if any("\0" in field for field in fields):
+            raise UserError(f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text.")
+        if fields:
+            yield start, fields
+
+
+def _csv_rows(
+    records: Iterable[tuple[int, list[str]]], header: list[str], path: Path
+) -> Iterator[dict[str, str]]:
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}: line {line}: found {len(fields)} fields, expected {len(header)} "
+                f"({', '.join(header)}); quote a field that holds a delimiter or a line break."
+            )
+        yield dict(zip(header, fields, strict=True))
 
 
 def _read_json(path: Path) -> pa.Table:
@@ -109,27 +124,30 @@ def _read_json(path: Path) -> pa.Table:
             first = text.read(1)
         text.seek(0)
         if first != "[":
-            return _table(_json_lines(text, path))
+            return _table(_json_lines(text, path), path)
         try:
             rows = json.load(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {error.lineno}: broken JSON: {error.msg}.") from None
+            raise UserError(
+                f"{path}: line {error.lineno}: broken JSON: {error.msg} (column {error.colno})."
+            ) from None
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise UserError(
                     f"{path}: row {number}: found {type(row).__name__}, expected an object {{...}}."
                 )
-        return _table(iter(rows))
+        return _table(iter(rows), path)
 
 
 def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{path}: line {number}: broken JSON: {error.msg} (column {error.colno})."
+                    f"{path}: line {number}: broken JSON: {error.msg} (column {error.colno}); expected one "
+                    "object {...} a line, or one array [...] of objects."
                 ) from None
             if not isinstance(row, dict):
                 raise UserError(
@@ -138,39 +156,54 @@ def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _table(rows: Iterator[dict[str, Any]], schema: pa.Schema | None = None) -> pa.Table:
-    """Gather rows in chunks, so that a large file is never held as Python objects.
+def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()) -> pa.Table:
+    """Gather rows in chunks, so that a large file is never held as Python objects. `names` are the columns
+    that every row has; without them they are those that occur.
 
     A column whose values have several types (a number here, a string there) is kept as JSON texts, with
     `MIXED` in its metadata: it matters only where the column is used, and the audit then names the odd row.
     """
-    chunks: list[dict[str, Any]] = []  # a list where pyarrow found several types
+    sizes: list[int] = []
+    chunks: list[dict[str, Any]] = []  # a list in the place of an array where pyarrow found several types
     mixed = set()
     while chunk := list(islice(rows, ROWS_PER_CHUNK)):
         columns: dict[str, Any] = {}
-        for name in schema.names if schema else dict.fromkeys(name for row in chunk for name in row):
+        for name in names or dict.fromkeys(name for row in chunk for name in row):
             columns[name] = values = [row.get(name) for row in chunk]
             try:
                 columns[name] = pa.array(values)
-            except (pa.ArrowInvalid, pa.ArrowTypeError):
+            except UnicodeEncodeError:  # JSON may escape one half of a character: "\ud83d"
+                row = sum(sizes) + next(i for i, value in enumerate(values) if not _is_unicode(value))
+                raise UserError(
+                    f"{path}: row {row} (rows count from 0): {name!r} holds half of a surrogate pair, which "
+                    "is no text; write the character whole."
+                ) from None
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
                 mixed.add(name)
-        columns[""] = pa.nulls(len(chunk))
+        sizes.append(len(chunk))
         chunks.append(columns)
-    names = schema.names if schema else [n for n in dict.fromkeys(n for chunk in chunks for n in chunk) if n]
     arrays, table_fields = [], []
-    for name in names:
-        parts = [chunk.get(name, chunk[""]) for chunk in chunks]
+    for name in names or dict.fromkeys(name for chunk in chunks for name in chunk):
+        parts = [chunk.get(name, pa.nulls(size)) for chunk, size in zip(chunks, sizes, strict=True)]
         types = {part.type for part in parts if isinstance(part, pa.Array)} - {pa.null()}
         if name in mixed or not (len(types) <= 1 or types == {pa.int64(), pa.float64()}):
-            values = [part.to_pylist() if isinstance(part, pa.Array) else part for part in parts]
-            parts = [pa.array([None if v is None else json.dumps(v) for v in part]) for part in values]
+            lists = (part.to_pylist() if isinstance(part, pa.Array) else part for part in parts)
+            parts = [pa.array([None if v is None else json.dumps(v) for v in values]) for values in lists]
             table_fields.append(pa.field(name, pa.string(), metadata=MIXED))
         else:
             kind = pa.float64() if len(types) > 1 else next(iter(types), pa.string())
-            parts = [part.cast(kind) for part in parts]
+            parts = [part.cast(kind, safe=False) for part in parts]
             table_fields.append(pa.field(name, kind))
         arrays.append(pa.chunked_array(parts, table_fields[-1].type))
     return pa.table(arrays, schema=pa.schema(table_fields))
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_arrow(path: Path) -> pa.Table:
