@@ -70,12 +70,12 @@ class Tracker:
             return
         self._cut(start_step)
         self._file = open(self.path, "a", encoding="utf-8")
-        values = {"name": config.run_name or output_dir.resolve().name, "config": vars(config)}
+        name = config.run_name or output_dir.resolve().name
         for kind in map(str, accelerator.log_with):
             # One after the other and not accelerator.init_trackers, so that one that fails does not take the
             # others along.
             try:
-                accelerator.trackers.append(STARTS[kind](output_dir, start_step, **values))
+                accelerator.trackers.append(STARTS[kind](output_dir, start_step, name, vars(config)))
             except Exception as error:
                 _warn(f"{kind} did not start, and gets no numbers", error)
 
@@ -142,8 +142,11 @@ class Tracker:
 
 
 def _warn(what: str, error: Exception) -> None:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    print(f"warning: {what} ({reason})", file=sys.stderr, flush=True)
+    print(f"warning: {what} ({_first_line(error)})", file=sys.stderr, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # --- one function a tracker: make it, start it, give it the config
@@ -191,7 +194,7 @@ def _start_wandb(output_dir: Path, start_step: int, name: str, config: dict) -> 
         "config": {**config, "resumes": resumes},
     }
     why_offline = _why_offline(settings)
-    if settings.mode not in ("disabled", "shared") and why_offline:
+    if why_offline:
         options["mode"] = "offline"
     tracker = WandBTracker(settings.project or PROJECT, **options)
     try:
@@ -199,7 +202,8 @@ def _start_wandb(output_dir: Path, start_step: int, name: str, config: dict) -> 
     except Exception as error:
         if options.get("mode") == "offline":
             raise
-        why_offline = f"its server did not take the run: {str(error).strip().splitlines()[0]}"
+        why_offline = f"its server did not take the run: {_first_line(error)}"
+        wandb.teardown()  # its service holds on to the id otherwise
         tracker = WandBTracker(settings.project or PROJECT, **options, mode="offline")
         tracker.start()
     run = tracker.tracker
@@ -251,12 +255,13 @@ def _why_offline(settings: Any) -> str:
     if settings.mode == "disabled":
         return ""
     try:
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key"
         urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
     except urllib.error.HTTPError:
         pass  # it answers
-    except (OSError, ValueError):
+    except OSError:
         return f"{settings.base_url} cannot be reached"
-    try:
-        return "" if wandb.login(prompt=False, verify=False) else "no API key"
-    except Exception as error:
-        return str(error).strip().splitlines()[0]
+    except Exception as error:  # a key that cannot be one
+        return _first_line(error)
+    return ""
