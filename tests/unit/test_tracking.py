@@ -1,0 +1,169 @@
+"""metrics.jsonl is strict JSON, whole, and cut to the checkpoint on resume; report_to means what it says."""
+
+import json
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ft import tracking
+from ft.config import Config
+from ft.errors import UserError
+from ft.tracking import Tracker, choose_trackers, scalars, to_json
+
+
+def open_tracker(folder, start_step=0, main=True):
+    accelerator = SimpleNamespace(is_main_process=main, log_with=[], trackers=[])
+    return Tracker(accelerator, Config(), folder, start_step)
+
+
+def lines(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def strictly(text):
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# --- rows
+
+
+def test_a_row_holds_step_epoch_and_the_numbers_and_stands_in_the_file_at_once(tmp_path):
+    tracker = open_tracker(tmp_path)
+    tracker.log(
+        3, 0.123456, {"train/loss": 1.5, "eval/auroc": None, "eval/confusion_matrix": [[1, 0], [0, 1]]}
+    )
+    assert [strictly(line) for line in lines(tmp_path)] == [
+        {"step": 3, "epoch": 0.1235, "train/loss": 1.5, "eval/auroc": None}
+    ]
+    tracker.finish({})
+
+
+def test_numbers_that_json_lacks_are_strings_that_float_reads(tmp_path):
+    tracker = open_tracker(tmp_path)
+    values = {"a": math.nan, "b": math.inf, "c": -math.inf}
+    tracker.log(1, 1.0, values)
+    row = strictly(lines(tmp_path)[0])
+    assert row == {"step": 1, "epoch": 1.0, "a": "NaN", "b": "Infinity", "c": "-Infinity"}
+    assert math.isnan(float(row["a"])) and [float(row["b"]), float(row["c"])] == [math.inf, -math.inf]
+
+
+def test_to_json_reaches_into_lists_and_objects():
+    nested = {"scores": [1.0, math.nan, {"deep": (math.inf, 2)}], "name": "x", "none": None}
+    assert strictly(to_json(nested)) == {
+        "scores": [1.0, "NaN", {"deep": ["Infinity", 2]}], "name": "x", "none": None,
+    }  # fmt: skip
+    assert to_json({"a": 1}, indent=1) == json.dumps({"a": 1}, indent=1)
+
+
+def test_tables_stay_behind():
+    assert scalars({"a": 1, "b": 2.5, "c": None, "d": [1], "e": {"f": 1}}) == {"a": 1, "b": 2.5, "c": None}
+
+
+def test_only_the_main_process_writes(tmp_path):
+    tracker = open_tracker(tmp_path, main=False)
+    tracker.log(1, 1.0, {"train/loss": 1.0})
+    tracker.finish({})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_in_one_message(tmp_path, monkeypatch):
+    tracker = open_tracker(tmp_path)
+
+    def full(text):
+        raise OSError(28, "No space left on device")
+
+    tracker._file = SimpleNamespace(write=full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl.*No space left"):
+        tracker.log(1, 1.0, {})
+
+
+# --- resuming
+
+
+def test_resuming_keeps_the_rows_up_to_the_checkpoint_and_drops_a_torn_line(tmp_path):
+    whole = [{"step": step, "epoch": step / 4, "train/loss": 1.0} for step in (1, 2, 3, 4)]
+    rows = "".join(json.dumps(row) + "\n" for row in whole)
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"step": 5, "ep')
+    tracker = open_tracker(tmp_path, start_step=3)
+    tracker.log(4, 1.0, {"train/loss": 0.5})
+    tracker.finish({})
+    kept = [strictly(line) for line in lines(tmp_path)]
+    assert kept == [*whole[:3], {"step": 4, "epoch": 1.0, "train/loss": 0.5}]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]  # nothing temporary is left
+
+
+def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0}\n')
+    open_tracker(tmp_path).finish({})
+    assert lines(tmp_path) == []
+
+
+def test_a_crash_while_the_file_is_cut_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0}\n')
+    monkeypatch.setattr(tracking.os, "fsync", lambda number: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_tracker(tmp_path, start_step=1)
+    assert lines(tmp_path) == ['{"step": 1, "epoch": 1.0}']
+
+
+def test_the_wandb_id_is_made_once_and_resumes_are_counted(tmp_path):
+    run_id, resumes = tracking._wandb_id(tmp_path, None)
+    assert re.fullmatch("[0-9a-f]{8}", run_id) and resumes == 0
+    assert tracking._wandb_id(tmp_path, None) == (run_id, 1)
+    assert tracking._wandb_id(tmp_path, None) == (run_id, 2)
+    assert tracking._wandb_id(tmp_path, "mine") == ("mine", 0)  # WANDB_RUN_ID
+    assert tracking._wandb_id(tmp_path, "mine") == ("mine", 1)
+
+
+# --- report_to
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    there = {"wandb", "tensorboard"}
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: name in there or None)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], []),
+        (["none"], []),
+        (["wandb"], ["wandb"]),
+        (["tensorboard", "wandb", "tensorboard"], ["tensorboard", "wandb"]),
+        (["all"], ["wandb", "tensorboard"]),
+        (["wandb", "all"], ["wandb", "tensorboard"]),
+    ],
+)
+def test_all_are_the_installed_ones_and_none_is_no_one(installed, names, expected):
+    assert choose_trackers(names) == expected
+
+
+def test_an_unknown_tracker_is_named_beside_the_known_ones(installed):
+    with pytest.raises(UserError, match=r"report_to: found 'wandbb', expected wandb, tensorboard, trackio"):
+        choose_trackers(["wandbb"])
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(installed):
+    with pytest.raises(UserError, match=r"trackio is not installed; pip install '\.\[trackio\]'"):
+        choose_trackers(["trackio"])
+
+
+def test_the_config_holds_no_secret_by_its_names():
+    """It goes to config.yaml, to W&B and into the model card as it is."""
+    secret = re.compile("(^|_)(api_?key|token|secret|password|auth)(_|$)")
+    assert not [field.name for field in fields(Config) if secret.search(field.name)]
+
+
+def test_every_tracker_that_can_be_chosen_can_be_started():
+    assert tracking.STARTS.keys() == tracking.MODULES.keys()
+    extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for name in tracking.MODULES:
+        assert re.search(rf"^{name} = \[", extras, re.MULTILINE), f"no extra {name} in pyproject.toml"
