@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> None:
     """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
     train = data_file(options.data, "train")
     lengths = text_lengths(options.model, train, options.max_length)
+    if options.updates > len(lengths) // GLOBAL_BATCH:
+        raise SystemExit(f"error: --updates: at most {len(lengths) // GLOBAL_BATCH} with {len(lengths)} rows")
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
