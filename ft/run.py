@@ -315,6 +315,8 @@ class Run:
         """What a checkpoint and the run that resumes it must share."""
         config = self.config
         model = self.accelerator.unwrap_model(self.model)
+        steps, ratio = config.warmup_steps, config.warmup_ratio
+        warmup = f"{ratio:g} of the updates for" if steps is None else f"{steps} updates of"
         shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
         return {
             "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
@@ -323,8 +325,7 @@ class Run:
             "global_batch_size": config.global_batch_size,
             "seed": config.seed,
             "dropout_mode": config.dropout_mode,
-            "schedule": f"{config.lr_scheduler_type}, rate {config.learning_rate:g}, warmup "
-            "{config.warmup_steps} {config.warmup_ratio:g}",
+            "schedule": f"{config.lr_scheduler_type}, rate {config.learning_rate:g}, {warmup} warmup",
         }
 
     def _open_output_dir(self) -> Path | None:

@@ -128,6 +128,7 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
         ({"seed": 7}, ("seed", "42", "7")),
         ({"global_batch_size": 16}, ("global_batch_size", "32", "16")),
         ({"learning_rate": 1e-4}, ("schedule", "0.003", "0.0001")),
+        ({"warmup_ratio": 0.2}, ("schedule", "0 of the updates", "0.2 of the updates")),
         ({"max_train_samples": 100}, ("data",)),
         ({"config_overrides": "num_hidden_layers=1"}, ("model",)),
     ],
