@@ -1,6 +1,7 @@
 """Look at rows before anything is trained on them: which columns, which rows cannot be used, which stand
 twice."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,96 +9,135 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ft.data.files import MIXED, ONE_FILE_A_ROW
 from ft.errors import UserError
 
 TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "question"]
 LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars"]
 
 
+SHOWN = 10  # rows in a message
+RESERVED = ["row", "label", "input_ids", "token_type_ids", "full_length"]  # columns of the encoded rows
+
+
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are used: one text, or the two of a pair, and the label (None where there is none)."""
+    """The columns that are used: one text, or the two of a pair, and the label."""
 
     texts: tuple[str, ...]
-    label: str | None
+    label: str
 
 
-def choose_columns(
-    table: pa.Table, texts: Sequence[str], label: str | None, split: str, labelled: bool
-) -> Columns:
-    """The columns that the user named, or those that a name or a type gives away; `labelled` asks for a
-    label."""
+def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, split: str) -> Columns:
+    """The columns that the user named, or those that a name or a type gives away."""
     there = table.column_names
+    listed = ", ".join(map(repr, there))
     for key, names in (("text_column_names", texts), ("label_column_name", [label] if label else [])):
         for name in names:
-            if name not in there:
-                raise UserError(
-                    f"{key}: the {split} data has no column {name!r}; its columns: {', '.join(there)}."
-                )
+            if there.count(name) != 1:
+                found = "no column" if name not in there else "more than one column"
+                raise UserError(f"{key}: the {split} data has {found} {name!r}; its columns: {listed}.")
     if label is None:
         label = next((name for wanted in LABEL_NAMES for name in there if name.lower() == wanted), None)
-    if label is None and labelled:
-        raise UserError(
-            f"label_column_name: cannot tell the label among the columns {', '.join(there)}; name it."
-        )
+    if label is None:
+        raise UserError(f"label_column_name: cannot tell the label among the columns {listed}; name it.")
     if not texts:
-        strings = [f.name for f in table.schema if _is_string(f.type) and f.name not in (label, "file")]
+        strings = [f.name for f in table.schema if _is_string(f.type) and f.name != label]
         known = [name for wanted in TEXT_NAMES for name in strings if name.lower() == wanted]
         if not known and len(strings) != 1:
-            raise UserError(
-                f"text_column_names: cannot tell the text among the columns {', '.join(there)}; name it."
-            )
+            raise UserError(f"text_column_names: cannot tell the text among the columns {listed}; name it.")
         texts = known[:1] or strings
     for name in texts:
-        if not _is_string(table.schema.field(name).type):
-            kind = table.schema.field(name).type
-            raise UserError(f"text_column_names: the {split} column {name!r} holds {kind}, expected text.")
+        _check_text(table, name, split)
+    if label in texts:
+        raise UserError(f"label_column_name: {label!r} is the text column, too; name another column.")
     return Columns(tuple(texts), label)
 
 
+def _check_text(table: pa.Table, name: str, split: str) -> None:
+    """Refuse a text column that holds something else."""
+    field = table.schema.field(name)
+    if name in RESERVED:
+        raise UserError(f"text_column_names: {name!r} is the name of a column that is made here; rename it.")
+    if field.metadata and MIXED.items() <= field.metadata.items():
+        row, odd = next(
+            (row, value)
+            for row, text in enumerate(table[name].to_pylist())
+            if text is not None and not isinstance(value := json.loads(text), str)
+        )
+        raise UserError(
+            f"text_column_names: the {split} column {name!r} mixes types: row {row} holds {odd!r} "
+            f"({type(odd).__name__}); rows count from 0. Expected text in every row."
+        )
+    if not _is_string(field.type):
+        raise UserError(f"text_column_names: the {split} column {name!r} holds {field.type}, expected text.")
+
+
 def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def plain(table: pa.Table, columns: Columns) -> pa.Table:
+    """The table with the strings of the columns that are used in one form: categories and views written
+    out."""
+    for name in dict.fromkeys((*columns.texts, columns.label)):
+        column, field = table[name], table.schema.field(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if _is_string(column.type):
+            column = column.cast(pa.large_string())  # a string column holds 2 GB at most
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, field.with_type(column.type), column)
+    return table
+
+
+def has_labels(table: pa.Table, label: str) -> bool:
+    """Whether a split has a label at all; test splits of competitions often have none."""
+    return label in table.column_names and not pc.all(_is_missing(table[label])).as_py()
+
+
+def _is_missing(label: pa.ChunkedArray) -> pa.ChunkedArray:
+    missing = pc.is_null(label, nan_is_null=True)
+    return pc.or_(missing, _is_blank(label)) if _is_string(label.type) else missing
+
+
+def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True for a string of white space only or of nothing; False for null."""
+    text = text.cast(pa.large_string())
+    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0).fill_null(False)
 
 
 def find_bad_rows(table: pa.Table, columns: Columns) -> dict[str, np.ndarray]:
     """Row numbers (from 0) of the rows that cannot be used, under the reason."""
     bad = {}
     for name in columns.texts:
-        text = table[name]
-        null = pc.is_null(text)
-        if "file" in table.column_names and name == "text":
-            bad["the file is not UTF-8"] = _rows(null)
-        else:
-            bad[f"{name} is null"] = _rows(null)
-        length = pc.utf8_length(text)
-        bad[f"{name} is empty"] = _rows(pc.equal(length, 0))
-        blank = pc.and_(pc.greater(length, 0), pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0))
-        bad[f"{name} is only white space"] = _rows(blank)
-    if columns.label is not None:
-        label = table[columns.label]
-        missing = pc.is_null(label, nan_is_null=True)
-        if _is_string(label.type):
-            missing = pc.or_kleene(missing, pc.equal(pc.utf8_trim_whitespace(label), ""))
-        bad[f"{columns.label} is missing"] = _rows(missing)
+        null, blank = pc.is_null(table[name]), _is_blank(table[name])
+        empty = pc.equal(pc.utf8_length(table[name]), 0).fill_null(False)
+        unreadable = table.schema.metadata == ONE_FILE_A_ROW
+        bad["the file is not UTF-8" if unreadable else f"{name} is null"] = _rows(null)
+        bad[f"{name} is empty"] = _rows(empty)
+        bad[f"{name} is only white space"] = _rows(pc.and_not(blank, empty))
+    bad[f"{columns.label} is missing"] = _rows(_is_missing(table[columns.label]))
     return {reason: rows for reason, rows in bad.items() if len(rows)}
 
 
 def _rows(mask: pa.ChunkedArray) -> np.ndarray:
-    return np.flatnonzero(
-        mask.fill_null(False).to_numpy(zero_copy_only=False) if mask.null_count else np.asarray(mask)
-    )
+    return np.flatnonzero(np.asarray(mask))
 
 
-def describe_rows(rows: Sequence[int] | np.ndarray, most: int = 10) -> str:
-    """ "rows 3, 17 and 40 more" for a message; rows count from 0."""
-    shown = ", ".join(str(int(row)) for row in rows[:most])
-    more = f" and {len(rows) - most:,} more" if len(rows) > most else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | None = None) -> str:
+    """ "rows 3, 17 and 40 more" for a message, with the files of the rows if `names` has them; rows count
+    from 0."""
+    shown = [str(int(row)) + (f" ({names[int(row)]})" if names is not None else "") for row in rows[:SHOWN]]
+    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
 
 
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     """One string a row: the text, or both texts of a pair."""
-    arrays = [table[name].cast(pa.large_string()) for name in columns.texts]
+    arrays = [table[name] for name in columns.texts]
     return arrays[0] if len(arrays) == 1 else pc.binary_join_element_wise(*arrays, "\x1f")
 
 

@@ -1,8 +1,9 @@
 """Texts to token ids, written to an Arrow file as they come and mapped into memory from there."""
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def encode(
     where the tokenizer has them) and full_length, the tokens that the text has before it is cut at
     `max_length`."""
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
-    texts = [[batch.column(name).to_pylist() for name in columns.texts] for batch in batches]
+    texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
+    workers = min(workers or (1 if tokenizer.is_fast else _cores()), len(batches))
     writer = None
     with pa.OSFile(str(path), "wb") as file:
         for batch, encoded in zip(batches, _encoded(texts, tokenizer, max_length, workers), strict=True):
@@ -40,17 +42,37 @@ def encode(
             writer.close()
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _encoded(
-    texts: list[list[list[str]]], tokenizer: Any, max_length: int, workers: int | None
+    texts: Iterable[list[list[str]]], tokenizer: Any, max_length: int, workers: int
 ) -> Iterator[dict[str, pa.Array]]:
-    """Encode batch after batch: a fast tokenizer with its own threads, a slow one in worker processes."""
-    workers = workers or (1 if tokenizer.is_fast else os.cpu_count() or 1)
-    workers = min(workers, len(texts))
+    """Encode batch after batch, with few of them in memory: a fast tokenizer with its own threads, a slow one
+    in worker processes."""
     if workers <= 1:
         yield from (_encode_batch(tokenizer, batch, max_length) for batch in texts)
         return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(_encode_batch, [tokenizer] * len(texts), texts, [max_length] * len(texts))
+    with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
+        waiting: deque[Future] = deque()
+        for batch in texts:
+            waiting.append(pool.submit(_encode_in_worker, batch, max_length))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_kept: list[Any] = []  # in a worker process: the tokenizer, which is sent once
+
+
+def _keep(tokenizer: Any) -> None:
+    _kept[:] = [tokenizer]
+
+
+def _encode_in_worker(texts: list[list[str]], max_length: int) -> dict[str, pa.Array]:
+    return _encode_batch(_kept[0], texts, max_length)
 
 
 def _encode_batch(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, pa.Array]:

@@ -18,7 +18,8 @@ from ft.errors import UserError
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 ROWS_PER_CHUNK = 10_000
-MIXED = {b"values": b"mixed"}
+MIXED = {b"values": b"mixed"}  # metadata of a column
+ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
 
 def format_of(path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """From a config to encoded splits, done once per machine: find, read, audit, split, encode, cache."""
 
+import copy
 import hashlib
 import json
 import os
@@ -13,14 +14,24 @@ import numpy as np
 import pyarrow as pa
 
 from ft.config import DataOptions
-from ft.data.audit import Columns, choose_columns, describe_rows, find_bad_rows, joined_text, shared_rows
+from ft.data.audit import (
+    Columns,
+    choose_columns,
+    describe_rows,
+    find_bad_rows,
+    has_labels,
+    joined_text,
+    plain,
+    shared_rows,
+)
 from ft.data.encode import EncodedRows, encode
+from ft.data.files import ONE_FILE_A_ROW
 from ft.data.sources import Source, find_sources
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.base import Task
 
-CACHE_VERSION = 1  # part of every key: raise it when what is written changes
+CACHE_VERSION = 2  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -51,36 +62,47 @@ def prepare_data(
     know its targets already. One process of a machine does the work while the others wait for its lock, not
     in a collective that could time out. Raises `UserError` for whatever is wrong with the data."""
     sources = find_sources(options)
+    if not splits and "train" not in sources:
+        raise UserError(
+            f"no training data: found {' and '.join(sources)} only; set train_file or train_split_name."
+        )
     prints = {split: source.fingerprint() for split, source in sources.items()}
-    key = _key(options, task, tokenizer, max_length, prints, splits)
-    folder = cache_root() / key
-    again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
-    if not options.overwrite_cache and (folder / "data.json").exists():
-        return _open(folder, task)
+    folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits)
+    if not options.overwrite_cache and (data := _open(folder, task)):
+        return data
     from filelock import FileLock
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(folder) + ".lock"):
-            if again or not (folder / "data.json").exists():
+        with FileLock(f"{folder}.lock"):
+            again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
+            data = None if again else _open(folder, task)
+            if data is None:
                 _build(folder, options, task, tokenizer, max_length, sources, splits, progress)
-            return _open(folder, task)
+                data = _open(folder, task)
     except OSError as error:
         raise UserError(
             f"the encoding cache {str(folder.parent)!r} cannot be written: {error}; set HF_HOME."
         ) from None
+    assert data is not None
+    return data
 
 
-def _open(folder: Path, task: Task) -> Data:
-    known = json.loads((folder / "data.json").read_text())
+def _open(folder: Path, task: Task) -> Data | None:
+    """What an earlier run has encoded; None where there is nothing, or nothing whole."""
+    try:
+        known = json.loads((folder / "data.json").read_text())
+        data = Data(
+            splits={name: EncodedRows(folder / f"{name}.arrow") for name in known["splits"]},
+            columns=Columns(tuple(known["columns"]["texts"]), known["columns"]["label"]),
+            facts=known["facts"],
+            notes=known["notes"],
+            fingerprint=folder.name,
+        )
+    except (OSError, ValueError, KeyError):  # pyarrow's complaint of a cut file is a ValueError
+        return None
     task.load_state(known["task"])
-    return Data(
-        splits={name: EncodedRows(folder / f"{name}.arrow") for name in known["splits"]},
-        columns=Columns(tuple(known["columns"]["texts"]), known["columns"]["label"]),
-        facts=known["facts"],
-        notes=known["notes"],
-        fingerprint=folder.name,
-    )
+    return data
 
 
 def cache_root() -> Path:
@@ -96,29 +118,30 @@ def _key(
 ) -> str:
     """A hash over all that decides the encoding: bytes of the data, tokenizer, options, targets known
     beforehand."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = (
-        backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    )
-    # Not where it lies: a model folder that was moved gives the same encoding.
-    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key in TOKENIZER_SETTINGS}
     chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
-    parts = [
-        CACHE_VERSION,
-        type(tokenizer).__name__,
-        vocabulary,
-        repr(settings),
-        max_length,
-        chosen,
-    ]
-    parts += [prints, splits, type(task).__name__, task.state()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    parts = [CACHE_VERSION, *_identity(tokenizer), max_length, chosen, prints, splits]
+    parts += [type(task).__name__, task.state()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:32]
 
 
-TOKENIZER_SETTINGS = (
-    "do_lower_case do_basic_tokenize never_split tokenize_chinese_chars strip_accents sp_model_kwargs "
-    "add_prefix_space legacy keep_accents truncation_side add_bos_token add_eos_token"
-).split()
+def _identity(tokenizer: Any) -> list[Any]:
+    """What makes a tokenizer cut texts as it does, but not where it lies."""
+    known: dict[str, Any] = {}
+    for name, value in tokenizer.init_kwargs.items():
+        if name.endswith("_file"):
+            known[name] = (
+                value and Path(value).exists() and hashlib.sha256(Path(value).read_bytes()).hexdigest()
+            )
+        elif name not in ("name_or_path", "is_local", "local_files_only"):
+            known[name] = value
+    if not tokenizer.is_fast:
+        return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), known]
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()  # these two are set anew with every call
+    backend.no_padding()
+    return [type(tokenizer).__name__, backend.to_str(), known]
+
+
 # What does not change the encoding; paths are left out because the bytes behind them are in the key.
 NOT_IN_KEY = (
     "overwrite_cache preprocessing_num_workers dataloader_num_workers train_file validation_file test_file "
@@ -137,6 +160,9 @@ def _build(
     progress: Callable,
 ) -> None:
     tables, columns, facts, notes = _audited(options, task, sources, splits)
+    tokenizer = copy.deepcopy(
+        tokenizer
+    )  # encoding sets its truncation, which would be exported with the model
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -167,48 +193,32 @@ def _audited(
     facts: dict[str, Any] = {}
     tables: dict[str, pa.Table] = {}
     columns: Columns | None = None
-    first = next(iter(sources))
     for split, source in sources.items():
         if splits == ("test",) and split != "test" and "test" in sources:
             continue  # nothing changes a test split that was given; the others may depend on one another
         raw = source.read()
+        if split == "test" and not splits and columns and not has_labels(raw, columns.label):
+            notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
+            continue
         texts = columns.texts if columns else tuple(options.text_columns)
-        label = columns.label if columns else options.label_column_name
-        columns = choose_columns(raw, texts, label, split, labelled=split == first)
-        table = pa.table({name: raw[name] for name in columns.texts} | {"row": np.arange(raw.num_rows)})
-        bad = find_bad_rows(raw, columns)
-        rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
-        if len(rows) and options.on_bad_rows == "error":
-            reasons = "; ".join(f"{reason} ({describe_rows(where)})" for reason, where in bad.items())
-            raise UserError(
-                f"{split} data: {len(rows)} of {raw.num_rows:,} rows cannot be used: {reasons}; rows "
-                "count from 0. "
-                "Mend them, or set on_bad_rows: drop."
-            )
-        if len(rows):
-            reasons = ", ".join(f"{reason}: {len(where)}" for reason, where in bad.items())
-            notes.append(f"{split}: dropped {len(rows):,} of {raw.num_rows:,} rows ({reasons})")
-        keep = np.setdiff1d(np.arange(raw.num_rows), rows)
-        if len(keep) == 0:
-            raise UserError(f"{split} data: none of its {raw.num_rows:,} rows can be used.")
-        table = table.take(keep)
-        if columns.label is not None:
-            targets = raw[columns.label].take(keep)
-            field = raw.schema.field(columns.label)
-            if split == "train" and not task.has_targets:
-                task.learn_targets(
-                    targets, field, table["row"].to_numpy(), source.class_names.get(columns.label)
-                )
-            names = source.class_names.get(columns.label)
-            table = table.append_column(
-                "label", task.encode_targets(targets, field, table["row"].to_numpy(), split, names)
-            )
-        tables[split] = table
-        facts[split] = {"dropped": {reason: len(where) for reason, where in bad.items()}}
+        columns = choose_columns(raw, texts, columns.label if columns else options.label_column_name, split)
+        raw = plain(raw, columns)
+        keep, facts[split] = _usable_rows(options, raw, columns, split, notes)
+        targets = raw[columns.label].take(keep)
+        field, names = raw.schema.field(columns.label), source.class_names.get(columns.label)
+        if split == "train" and not task.has_targets:
+            task.learn_targets(targets, field, keep, names)
+        tables[split] = pa.table(
+            {name: raw[name].take(keep) for name in columns.texts}
+            | {"row": keep, "label": task.encode_targets(targets, field, keep, split, names)}
+        )
     assert columns is not None
     _set_aside(options, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
     _drop_shared(options, tables, columns, facts, notes)
+    for split in splits:
+        if split not in tables:
+            raise UserError(f"split: the data holds no {split} rows; it has {', '.join(tables)}.")
     limits = {"train": options.max_train_samples, "validation": options.max_eval_samples}
     for split in list(tables):
         if splits and split not in splits:
@@ -218,8 +228,31 @@ def _audited(
         if most and most < tables[split].num_rows:
             notes.append(f"{split}: a sample of {most:,} of {tables[split].num_rows:,} rows")
             tables[split] = tables[split].take(sample(tables[split].num_rows, most))
-        facts.setdefault(split, {})["rows"] = tables[split].num_rows
+        facts[split]["rows"] = tables[split].num_rows
     return tables, columns, facts, notes
+
+
+def _usable_rows(
+    options: DataOptions, raw: pa.Table, columns: Columns, split: str, notes: list[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Numbers of the rows that can be used, and how many cannot for which reason. Raises `UserError` for bad
+    rows, unless they are to be dropped."""
+    bad = find_bad_rows(raw, columns)
+    rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
+    if len(rows) and options.on_bad_rows == "error":
+        files = raw["file"] if raw.schema.metadata == ONE_FILE_A_ROW else None
+        reasons = "; ".join(f"{reason}: {describe_rows(where, files)}" for reason, where in bad.items())
+        raise UserError(
+            f"{split} data: {len(rows):,} of {raw.num_rows:,} rows cannot be used: {reasons}; rows count "
+            "from 0. Mend them, or set on_bad_rows: drop."
+        )
+    if len(rows) == raw.num_rows:
+        raise UserError(f"{split} data: none of its {raw.num_rows:,} rows can be used: {', '.join(bad)}.")
+    if len(rows):
+        reasons = ", ".join(f"{reason}: {len(where):,}" for reason, where in bad.items())
+        notes.append(f"{split}: dropped {len(rows):,} of {raw.num_rows:,} rows ({reasons})")
+    dropped = {reason: len(where) for reason, where in bad.items()}
+    return np.setdiff1d(np.arange(raw.num_rows), rows), {"dropped": dropped}
 
 
 def _set_aside(options: DataOptions, tables: dict[str, pa.Table], facts: dict, notes: list[str]) -> None:

@@ -2,15 +2,17 @@
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ft.config import DataOptions
-from ft.data.files import FORMATS, format_of, read_table
+from ft.data.files import FORMATS, ONE_FILE_A_ROW, format_of, read_table
 from ft.errors import UserError
 
 SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
@@ -24,25 +26,31 @@ class Source:
     files: list[Path]
     read: Callable[[], pa.Table]
     class_names: dict[str, list[str]] = field(default_factory=dict)  # of `datasets` ClassLabel columns
+    root: Path | None = None  # of a folder of texts, where the names below it are part of the data
     identity: str = ""  # stands for the bytes where there are no files
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names (the last two parts) and the bytes of the files, as hexadecimal text."""
-        total = hashlib.sha256(self.identity.encode())
+        """SHA-256 over the bytes of the files, in hexadecimal, and over what else decides how they are read;
+        not over where they lie."""
+        total = hashlib.sha256(json.dumps([self.identity, self.class_names]).encode())
         for path in self.files:
-            with open(path, "rb") as file:
-                digest = (
-                    hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-                )
-            total.update("/".join(path.parts[-2:]).encode() + digest.digest())
+            try:
+                with open(path, "rb") as file:
+                    digest = _digest(file)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+            name = str(path.relative_to(self.root)) if self.root else format_of(path)
+            total.update(f"{name}:{digest}\n".encode())
         return total.hexdigest()
 
 
-def _digest(file: Iterable[bytes]) -> "hashlib._Hash":
+def _digest(file: IO[bytes]) -> str:
+    if hasattr(hashlib, "file_digest"):
+        return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-    for block in file:
+    while block := file.read(1 << 20):
         digest.update(block)
-    return digest
+    return digest.hexdigest()
 
 
 def find_sources(options: DataOptions) -> dict[str, Source]:
@@ -89,6 +97,8 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
     name = options.dataset_name or ""
     path = local_path(name)
     if not path.exists():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(path):
+            raise UserError(f"dataset_name: {name!r} does not exist; expected a folder or a Hub id.")
         return _from_hub(name, options)
     if not path.is_dir():
         raise UserError(
@@ -109,37 +119,43 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
                 raise UserError(f"{path}: {files[0].name} and {files[1].name} both hold {stem!r}; keep one.")
             if files:
                 found[split] = _from_path(split, files[0])
-            elif folder.is_dir() and any(folder.glob("*/*.txt")):
+            elif _texts_in(folder):
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
-    if not found and any(path.glob("*/*.txt")):
+    if not found and _texts_in(path):
         found["train"] = _from_path("train", path)
     _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
     return found
 
 
 def _wanted(options: DataOptions) -> dict[str, list[str]]:
-    """For each split the names to look for, the user's alone where one is given."""
-    given = {"train": options.train_split_name, "validation": options.validation_split_name}
-    wanted = {split: [name] if name else SPLIT_NAMES[split] for split, name in given.items()}
-    return wanted | {"test": [options.test_split_name] if options.test_split_name else SPLIT_NAMES["test"]}
+    """For each split the names to look for, the user's alone where one is given. A split that is named for
+    one purpose is not taken for another."""
+    given = {
+        "train": options.train_split_name,
+        "validation": options.validation_split_name,
+        "test": options.test_split_name,
+    }
+    return {
+        split: [name] if name else [n for n in SPLIT_NAMES[split] if n not in given.values()]
+        for split, name in given.items()
+    }
 
 
 def _require(found: dict[str, Source], options: DataOptions, there: list[str], where: str) -> None:
-    """Complain of a split that the user named, or of a missing training split."""
+    """Complain of a split that the user named and that is not there, or of a place without any."""
     given = {"validation": options.validation_split_name, "test": options.test_split_name}
     for split, name in given.items():
         if name and split not in found:
             raise UserError(
                 f"{split}_split_name: {where} holds no split {name!r}; it holds: {', '.join(there[:20])}."
             )
-    if "train" not in found and not ("test" in found or "validation" in found):
+    if not found:
         raise UserError(
             f"dataset_name: {where} holds no training split {options.train_split_name!r}; it holds: "
             f"{', '.join(there[:20]) or 'nothing'}. Expected saved `datasets`, files such as "
-            "train.csv, or one "
-            "sub-folder of .txt files per class."
+            "train.csv, or one sub-folder of .txt files per class."
         )
 
 
@@ -149,29 +165,38 @@ def _from_path(split: str, path: Path) -> Source:
     if path.is_file():
         if format_of(path) is None:
             raise UserError(
-                f"{split}_file: {path.name!r}: expected a file that ends in {', '.join(FORMATS)}."
+                f"{split}_file: {path.name!r}: expected a file that ends in {', '.join(FORMATS)} "
+                "(text formats also in .gz)."
             )
         return Source(split, [path], lambda: read_table(path))
-    texts = sorted(path.glob("*/*.txt"))
+    texts = _texts_in(path)
     if not texts:
         raise UserError(
             f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files, one per class."
         )
-    return Source(split, texts, lambda: _read_texts(texts))
+    return Source(split, texts, lambda: _read_texts(texts), root=path)
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    """The .txt files of the class folders in a folder, sorted; hidden folders (of editors) are no classes."""
+    return sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith("."))
 
 
 def _read_texts(paths: list[Path]) -> pa.Table:
     """Rows in the order of the sorted paths: the text, the name of its folder as label, and the file. A file
-    that is not UTF-8 gets a null text with the reason beside it, which the audit reports as a bad row."""
+    that is not UTF-8 gets a null text, which the audit reports as a bad row."""
     texts: list[str | None] = []
     for path in paths:
         try:
             texts.append(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError:
             texts.append(None)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     names = ["/".join(path.parts[-2:]) for path in paths]
     labels = [path.parent.name for path in paths]
-    return pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
+    table = pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
+    return table.replace_schema_metadata(ONE_FILE_A_ROW)
 
 
 def _from_hub(name: str, options: DataOptions) -> dict[str, Source]:
@@ -183,10 +208,10 @@ def _from_hub(name: str, options: DataOptions) -> dict[str, Source]:
     except (
         Exception
     ) as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
+        why = " ".join(str(error).split())[:400] or "no reason given"
         raise UserError(
             f"dataset_name: {name!r} is no local folder, and cannot be loaded from the Hub: "
-            f"{type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error) else 'no reason given'}"
+            f"{type(error).__name__}: {why}"
         ) from None
     return _from_splits(dict(loaded), options, name)
 
@@ -194,7 +219,13 @@ def _from_hub(name: str, options: DataOptions) -> dict[str, Source]:
 def _from_saved(path: Path, options: DataOptions) -> dict[str, Source]:
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:400]
+        raise UserError(
+            f"dataset_name: {str(path)!r} is not a whole saved `datasets` folder: {why}; save it again."
+        ) from None
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {options.train_split_name: loaded}
     return _from_splits(splits, options, str(path))
 
@@ -207,15 +238,22 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
         name = next((name for name in names if name in splits), None)
         if name is None:
             continue
-        dataset = splits[name].flatten_indices() if splits[name]._indices is not None else splits[name]
-        files = [Path(entry["filename"]) for entry in splits[name].cache_files]
+        dataset = splits[name]
+        files = [Path(entry["filename"]) for entry in dataset.cache_files]
         labels = {k: list(v.names) for k, v in dataset.features.items() if isinstance(v, datasets.ClassLabel)}
-        found[split] = Source(split, files, _table_of(dataset), labels)
-        if not files:
-            found[split].identity = splits[name]._fingerprint
+        identity = "" if files else dataset._fingerprint
+        found[split] = Source(split, files, _table_of(dataset, labels), labels, identity=identity)
     _require(found, options, list(splits), where)
     return found
 
 
-def _table_of(dataset: Any) -> Callable[[], pa.Table]:
-    return lambda: dataset.data.table
+def _table_of(dataset: Any, class_labels: Iterable[str]) -> Callable[[], pa.Table]:
+    def read() -> pa.Table:
+        table = dataset.data.table
+        for name in class_labels:  # -1 stands for a missing label in `datasets`
+            column = table[name]
+            known = pc.if_else(pc.greater_equal(column, 0), column, pa.scalar(None, column.type))
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), known)
+        return table
+
+    return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from ft.data.loader import MicroBatch
+
+
+WHOLE = re.compile(r"-?[0-9]{1,18}")  # in 64 bits; a longer row of digits is a name
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")
 
 
 class TextClassification(Task):
@@ -36,17 +41,14 @@ class TextClassification(Task):
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
     ) -> None:
         """The names of the classes, in their order; one class is an error."""
-        if names is not None:
-            self.label_names = names
-        else:
-            found = set(_as_names(values, field, rows, "train", None).unique().to_pylist())
-            self.label_names = sorted(found, key=int) if all(map(_is_whole, found)) else sorted(found)
-        present = len(values.unique())
-        if present < 2:
+        found = _as_names(values, field, rows, "train", names).unique().to_pylist()
+        if len(found) < 2:
             raise UserError(
                 f"label_column_name: the training column {field.name!r} holds a single class "
-                f"({values[0].as_py()!r}); there is nothing to tell apart. Expected at least two."
+                f"({found[0]!r}); there is nothing to tell apart. Expected at least two."
             )
+        whole = all(map(WHOLE.fullmatch, found))
+        self.label_names = list(names) if names else sorted(found, key=int if whole else None)
 
     def encode_targets(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
@@ -56,15 +58,14 @@ class TextClassification(Task):
         import pyarrow.compute as pc
 
         texts = _as_names(values, field, rows, split, names)
-        numbers = pc.index_in(texts, value_set=pa.array(self.label_names))
+        numbers = pc.index_in(texts, value_set=pa.array(self.label_names, pa.large_string()))
         unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
         if len(unknown):
             raise UserError(
                 f"{split} data: {describe_rows(rows[unknown])}: found the label "
-                f"{texts[int(unknown[0])].as_py()!r}, "
-                f"which training lacks; expected one of {', '.join(self.label_names[:20])}. Mend the "
-                "label, or add "
-                "training rows that have it."
+                f"{texts[int(unknown[0])].as_py()!r}, which training lacks; rows count from 0. Expected one "
+                f"of {', '.join(self.label_names[:20])}{', ...' if len(self.label_names) > 20 else ''}. "
+                "Mend the label, or add training rows that have it."
             )
         return numbers.cast(pa.int32())
 
@@ -164,53 +165,51 @@ def _as_names(
     import pyarrow.compute as pc
 
     where = f"{split} data: the label column {field.name!r}"
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     if names is not None:
         outside = np.flatnonzero((np.asarray(values) < 0) | (np.asarray(values) >= len(names)))
         if len(outside):
             raise UserError(
-                f"{where}: {describe_rows(rows[outside])}: no class (found {values[int(outside[0])]})."
+                f"{where}: {describe_rows(rows[outside])}: found {values[int(outside[0])]}, expected the "
+                f"number of one of its {len(names)} classes (0 to {len(names) - 1})."
             )
-        return pc.take(pa.chunked_array([names]), values)
+        return pc.take(pa.chunked_array([pa.array(names, pa.large_string())]), values)
     if field.metadata and MIXED.items() <= field.metadata.items():
         plain = [json.loads(value) for value in values.to_pylist()]
         kinds = [type(value).__name__ for value in plain]
-        odd = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
+        odd = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 0)
         raise UserError(
             f"{where} mixes types: row {rows[0]} holds {plain[0]!r} ({kinds[0]}) and row {rows[odd]} holds "
-            f"{plain[odd]!r} ({kinds[odd]}); expected labels of one type."
+            f"{plain[odd]!r} ({kinds[odd]}); rows count from 0. Expected labels of one type."
         )
     if pa.types.is_boolean(values.type):
-        return pc.if_else(values, "true", "false")
-    if pa.types.is_floating(values.type):
-        broken = np.flatnonzero(np.asarray(pc.not_equal(pc.floor(values), values)))
-        if len(broken):
-            raise UserError(
-                f"{where}: row {rows[broken[0]]} holds {values[int(broken[0])]}, which is no class; "
-                "expected whole "
-                "numbers or names."
-            )
-        values = values.cast(pa.int64())
+        return pc.if_else(values, "true", "false").cast(pa.large_string())
     if pa.types.is_integer(values.type):
-        return values.cast(pa.string())
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values.cast(pa.large_string())
+    if pa.types.is_large_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        number = {name: bool(NUMBER.fullmatch(name)) for name in values.unique().to_pylist()}
+        if not any(number.values()):
+            return values
+        if not all(number.values()):
+            listed = values.to_pylist()
+            few = sum(number[name] for name in listed) * 2 < len(
+                listed
+            )  # whichever kind is rarer is the odd one
+            odd = next(i for i, name in enumerate(listed) if number[name] == few)
+            raise UserError(
+                f"{where} mixes numbers and names: row {rows[odd]} holds {listed[odd]!r}, unlike most "
+                "others; rows count from 0. Expected labels of one type."
+            )
+        if all(map(WHOLE.fullmatch, number)):
+            return values.cast(pa.int64()).cast(pa.large_string())  # "01" and "1" are one class
+        values = values.cast(pa.float64())
+    if not pa.types.is_floating(values.type):
         raise UserError(f"{where} holds {values.type}, expected whole numbers or names.")
-    values = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    whole = {name: _is_whole(name) for name in values.unique().to_pylist()}
-    if any(whole.values()) and not all(whole.values()):
-        listed = values.to_pylist()
-        few = sum(whole[name] for name in listed) * 2 < len(listed)  # whichever kind is rarer is the odd one
-        odd = next(i for i, name in enumerate(listed) if whole[name] == few)
+    numbers = np.asarray(values, np.float64)
+    broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
+    if len(broken):
         raise UserError(
-            f"{where} mixes whole numbers and names: row {rows[odd]} holds {listed[odd]!r}, unlike "
-            "most others; "
-            "expected labels of one type."
+            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no class; rows count "
+            "from 0. Expected whole numbers or names."
         )
-    if all(whole.values()):
-        return values.cast(pa.int64()).cast(pa.string())  # "01" and "1" are one class
-    return values
-
-
-def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal() and name.isascii()
+    return pa.chunked_array([pa.array(numbers.astype(np.int64)).cast(pa.large_string())])
