@@ -1,0 +1,81 @@
+"""The batch size means the same on any launch; the launch's mistakes are seen; seeds leave nothing to restore."""
+
+import pytest
+import torch
+
+from ft.config import Config
+from ft.errors import UserError
+from ft.optim import build_optimizer, build_scheduler
+from ft.runtime import reseed, resolve_batch_size, total_updates
+
+
+def resolved(processes, **values):
+    config = Config(**values)
+    notes = resolve_batch_size(config, processes)
+    assert config.gradient_accumulation_steps is None  # derived from here on, on any launch
+    return config.global_batch_size, config.per_device_train_batch_size, notes
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_without_a_word_the_global_batch_is_32(processes):
+    assert resolved(processes) == (32, None, [])
+
+
+def test_a_bound_on_the_micro_batch_does_not_change_the_global_batch():
+    size, bound, notes = resolved(2, per_device_train_batch_size=4)
+    assert (size, bound) == (32, 4) and "32" in notes[0]
+    assert resolved(2, global_batch_size=48, per_device_train_batch_size=4) == (48, 4, [])
+
+
+def test_micro_batch_times_accumulation_times_processes_is_the_global_batch_and_it_is_said():
+    size, bound, notes = resolved(2, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    assert (size, bound) == (24, 4)
+    assert "4 rows x 3 accumulation steps x 2 processes" in notes[0] and "global_batch_size: 24" in notes[0]
+
+
+def test_accumulation_alone_bounds_the_micro_batch():
+    assert resolved(2, global_batch_size=32, gradient_accumulation_steps=4)[:2] == (32, 4)
+
+
+def test_three_numbers_that_contradict_each_other_are_refused():
+    with pytest.raises(UserError, match=r"takes 4 accumulation steps.*is 2"):
+        resolved(2, global_batch_size=64, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    assert (
+        resolved(2, global_batch_size=32, per_device_train_batch_size=8, gradient_accumulation_steps=2)[0]
+        == 32
+    )
+
+
+def test_total_updates_may_be_a_part_of_an_epoch():
+    assert total_updates(Config(num_train_epochs=2.5), 7) == 18
+    assert total_updates(Config(num_train_epochs=3, max_train_steps=5), 7) == 5
+
+
+def test_the_same_update_draws_the_same_numbers_and_another_process_or_update_others():
+    draws = {}
+    for update, rank in ((3, 0), (3, 1), (4, 0), (3, 0)):
+        reseed(42, update, rank)
+        draws.setdefault((update, rank), []).append(torch.rand(4).tolist())
+    assert draws[3, 0][0] == draws[3, 0][1]
+    assert len({tuple(values[0]) for values in draws.values()}) == 3
+
+
+def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero():
+    model = torch.nn.Linear(2, 2)
+    config = Config(learning_rate=1.0, warmup_ratio=0.2, weight_decay=0.1)
+    optimizer = build_optimizer(model, config)
+    schedule = build_scheduler(optimizer, config, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]  # biases are spared
+
+
+def test_a_warmup_longer_than_the_training_is_refused():
+    model = torch.nn.Linear(2, 2)
+    config = Config(warmup_steps=11)
+    with pytest.raises(UserError, match=r"warmup_steps: found 11.*10 updates"):
+        build_scheduler(build_optimizer(model, config), config, 10)
