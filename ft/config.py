@@ -3,6 +3,7 @@
 The docstring under a field is its `--help` text. `Config.check` holds what can be judged without data or
 model."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -202,10 +203,15 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
         if not self.model_name_or_path:
             raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
+        if not self.output_dir.strip():
+            raise UserError("output_dir: is empty; name the folder for what the run leaves.")
         if not (self.dataset_name or self.train_file):
             raise UserError("no training data: set dataset_name or train_file.")
         if self.dataset_name and self.train_file:
             raise UserError("dataset_name and train_file are both set; keep one of them.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name}: found {value}, expected a finite number.")
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
