@@ -6,6 +6,7 @@ is dropped with a warning and the run goes on. Numbers that JSON does not know a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -114,6 +115,10 @@ class Tracker:
                         tracker.tracker.mark_preempting()
                         tracker.tracker.finish(exit_code=EXIT_STOPPED)
                 tracker.finish()
+                if tracker.name == "wandb":
+                    # Its service writes the last rows a moment later, which a process that leaves by os._exit
+                    # would cut short.
+                    sys.modules["wandb"].teardown()
             except Exception as error:
                 self._drop(tracker, error)
         self.accelerator.trackers.clear()
@@ -121,6 +126,9 @@ class Tracker:
     def _drop(self, tracker: GeneralTracker, error: Exception) -> None:
         self.accelerator.trackers.remove(tracker)
         _warn(f"{tracker.name} failed, and gets no more numbers; metrics.jsonl has them all", error)
+        if tracker.name == "wandb":
+            with contextlib.suppress(Exception):
+                sys.modules["wandb"].teardown()  # else it complains once more when the process ends
 
     def _cut(self, step: int) -> None:
         """Keep the whole rows up to `step`: a resumed run writes the later ones again."""
