@@ -189,7 +189,8 @@ def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
         types = {part.type for part in parts if isinstance(part, pa.Array)} - {pa.null()}
         if name in mixed or not (len(types) <= 1 or types == {pa.int64(), pa.float64()}):
             lists = (part.to_pylist() if isinstance(part, pa.Array) else part for part in parts)
-            parts = [pa.array([None if v is None else json.dumps(v) for v in values]) for values in lists]
+            texts = ([None if v is None else json.dumps(v) for v in values] for values in lists)
+            parts = [pa.array(values, pa.string()) for values in texts]
             table_fields.append(pa.field(name, pa.string(), metadata=MIXED))
         else:
             kind = pa.float64() if len(types) > 1 else next(iter(types), pa.string())
