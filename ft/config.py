@@ -4,8 +4,9 @@ The docstring under a field is its `--help` text. `Config.check` holds what can 
 model."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ft.errors import UserError
 
@@ -199,16 +200,37 @@ class RunOptions:
 class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
     """Everything that decides a training run."""
 
+    PURPOSE: ClassVar[str] = "training"
+    DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "train_file")
+
     def check(self) -> None:
         """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
         if not self.model_name_or_path:
             raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
-        if not self.output_dir.strip():
-            raise UserError("output_dir: is empty; name the folder for what the run leaves.")
-        if not (self.dataset_name or self.train_file):
-            raise UserError("no training data: set dataset_name or train_file.")
-        if self.dataset_name and self.train_file:
-            raise UserError("dataset_name and train_file are both set; keep one of them.")
+        if not self.output_dir:
+            raise UserError("output_dir: is not set; name a folder.")
+        self._check_numbers()
+        self._check_data()
+        if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:
+            raise UserError(
+                f"warmup_steps: found {self.warmup_steps}, more than max_train_steps = "
+                f"{self.max_train_steps}; lower warmup_steps or train longer."
+            )
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
+            raise UserError(
+                "lr_scheduler_type: constant has no warm-up, but warmup_steps or warmup_ratio is set; "
+                "expected constant_with_warmup, or no warm-up."
+            )
+        if self.eval_steps is not None and self.eval_strategy == "epoch":
+            raise UserError(
+                f"eval_steps: found {self.eval_steps}, but eval_strategy is epoch; set eval_strategy: steps, "
+                "or leave eval_steps out."
+            )
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
+        parse_duration(self.max_time)
+
+    def _check_numbers(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name}: found {value}, expected a finite number.")
@@ -224,31 +246,32 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise UserError(f"{name}: found {value}, expected a number from 0 to below 1.")
+
+    def _check_data(self) -> None:
+        if not any(getattr(self, name) for name in self.DATA):
+            raise UserError(f"no {self.PURPOSE} data: set {' or '.join(self.DATA)}.")
+        if self.dataset_name and self.train_file:
+            raise UserError("dataset_name and train_file are both set; keep one of them.")
+        for name in ("dataset_config_name", "validation_split_name", "test_split_name"):
+            if getattr(self, name) and not self.dataset_name:
+                raise UserError(f"{name}: is about dataset_name, which is not set; leave it out.")
         if self.validation_split_percentage + self.test_split_percentage >= 100:
             raise UserError(
                 "validation_split_percentage + test_split_percentage: found "
-                f"{self.validation_split_percentage:g} + "
-                f"{self.test_split_percentage:g}, which leaves no row to train on; expected a sum below 100."
+                f"{self.validation_split_percentage:g} + {self.test_split_percentage:g}, which leaves no row "
+                "to train on; expected a sum below 100."
             )
-        if self.validation_split_name is not None and self.validation_split_name == self.test_split_name:
+        if self.validation_split_name and self.validation_split_name == (self.test_split_name or "test"):
             raise UserError(
-                f"validation_split_name and test_split_name are both {self.test_split_name!r}; a test "
-                "split that "
-                "chooses the model is no test. Leave validation_split_name out to set training rows aside."
+                f"validation_split_name: {self.validation_split_name!r} is the test split; a test split that "
+                "chooses the model is no test. Leave it out to set training rows aside, or name another "
+                "test_split_name."
             )
-        if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:
+        if len(self.text_columns) > 2 or len(set(self.text_columns)) < len(self.text_columns):
             raise UserError(
-                f"warmup_steps: found {self.warmup_steps}, more than max_train_steps = "
-                f"{self.max_train_steps}; "
-                "lower warmup_steps or train longer."
+                f"text_column_names: found {', '.join(self.text_columns)}; expected one column, or two "
+                "different ones for a pair."
             )
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
-        if len(self.text_columns) > 2:
-            raise UserError(
-                f"text_column_names: found {len(self.text_columns)} columns, expected one or two."
-            )
-        parse_duration(self.max_time)
 
     @property
     def metric_names(self) -> list[str]:
@@ -284,6 +307,9 @@ class EvalConfig(EvalOptions, Config):
     """Everything that decides an evaluation: the options of a training run, so that its config.yaml serves
     here, too, and the split."""
 
+    PURPOSE: ClassVar[str] = "evaluation"
+    DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "test_file", "validation_file", "train_file")
+
 
 POSITIVE = (
     "max_length max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
@@ -307,12 +333,10 @@ def split_names(value: list[str] | str | None) -> list[str]:
 
 def parse_duration(text: str | None) -> float | None:
     """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None."""
-    import re
-
     if text is None:
         return None
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
-    if not match or not any(match.groups()):
+    hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
+    if not hours + minutes + seconds:
         raise UserError(f'max_time: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
-    hours, minutes, seconds = (int(group or 0) for group in match.groups())
     return 3600.0 * hours + 60 * minutes + seconds
