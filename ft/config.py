@@ -267,10 +267,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 "chooses the model is no test. Leave it out to set training rows aside, or name another "
                 "test_split_name."
             )
-        if len(self.text_columns) > 2 or len(set(self.text_columns)) < len(self.text_columns):
+        texts = self.text_columns
+        if len(texts) > 2 or len(set(texts)) < len(texts):
             raise UserError(
-                f"text_column_names: found {', '.join(self.text_columns)}; expected one column, or two "
-                "different ones for a pair."
+                f"text_column_names: found {len(texts)} columns ({', '.join(texts)}), expected one or two "
+                "different ones."
             )
 
     @property
