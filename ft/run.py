@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ft.data.prepare import Data
 from ft.errors import UserError
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.model import export, load_weights, recover_folder, write_whole
+from ft.output import check_output_dir, clear_output_dir
 from ft.report import draw_training, end_summary, environment, model_card, progress_bar, start_summary
 from ft.runtime import STARTED, Clock
 from ft.tasks.base import Task
@@ -31,12 +31,6 @@ from ft.tracking import Tracker, scalars
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-LEAVES = (
-    "config.yaml environment.json metrics.jsonl results.json training.png wandb_id checkpoints best "
-    "final wandb "
-    "tensorboard"
-).split()
 
 
 class Run:
@@ -46,7 +40,7 @@ class Run:
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
         self.output_dir = Path(config.output_dir)
-        self.checkpoint = self._open_output_dir()
+        self.checkpoint = check_output_dir(config)
         self.named = load_named_metrics(config.metric_names, task, accelerator)
         known = [*task.metric_names(), "loss", *(self.named.keys() if self.named else config.metric_names)]
         if config.best_metric not in known:
@@ -95,6 +89,8 @@ class Run:
             start_summary(data, self.task, accelerator.unwrap_model(model), sampler, config, total, notes)
         )
         if accelerator.is_main_process:
+            if self.checkpoint is None:
+                clear_output_dir(self.output_dir)
             self.output_dir.mkdir(parents=True, exist_ok=True)
             # Without what was said of the folder itself: the file repeats the run, it neither resumes nor
             # removes.
@@ -327,24 +323,3 @@ class Run:
             "dropout_mode": config.dropout_mode,
             "schedule": f"{config.lr_scheduler_type}, rate {config.learning_rate:g}, {warmup} warmup",
         }
-
-    def _open_output_dir(self) -> Path | None:
-        """The checkpoint to resume from. Refuses a folder that holds a run, unless told to go on or to start
-        anew."""
-        config, folder = self.config, self.output_dir
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"output_dir: {str(folder)!r} is a file; name a folder.")
-        found = checkpoint.find_checkpoint(config.resume_from_checkpoint, folder / "checkpoints")
-        held = [name for name in LEAVES if (folder / name).exists()]
-        if found is None and held and self.accelerator.is_main_process:
-            if not (config.overwrite_output_dir or config.resume_from_checkpoint):
-                raise UserError(
-                    f"output_dir: {str(folder)!r} already holds a run ({', '.join(held[:4])}). Go on with "
-                    "--resume_from_checkpoint latest, replace it with --overwrite_output_dir, or "
-                    "name another folder."
-                )
-            for name in held:
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self.accelerator.wait_for_everyone()
-        return found

@@ -180,3 +180,17 @@ def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(config, tmp_
     assert before[-1]["step"] == 15
     assert train_here(**words, resume_from_checkpoint="latest") == 0
     assert without_timing(tmp_path / "run") == before
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_wiped_by_latest(config, tmp_path):
+    words = {**config, "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(**words) == 0
+    with pytest.raises(UserError, match="finished and has no checkpoint"):
+        train_here(**words, resume_from_checkpoint="latest")
+    assert (tmp_path / "run/best/model.safetensors").exists()
+
+
+def test_a_mistake_found_later_costs_the_old_run_nothing(config, whole):
+    with pytest.raises(UserError, match="text_column_names"):
+        train_here(**config, overwrite_output_dir="true", text_column_names="nowhere")
+    assert (whole / "results.json").exists() and (whole / "checkpoints/latest").exists()

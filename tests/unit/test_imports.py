@@ -12,7 +12,7 @@ LEVELS = [
     ["ft.config"],
     ["ft.cli", "ft.data.files", "ft.data.plan", "ft.data.split", "ft.dropout", "ft.metrics"],
     ["ft.data.audit", "ft.data.sources", "ft.optim", "ft.checkpoint", "ft.tracking"],
-    ["ft.data.encode", "ft.runtime"],
+    ["ft.data.encode", "ft.output", "ft.runtime"],
     ["ft.data.loader"],
     ["ft.tasks.base"],
     ["ft.tasks.text_classification"],
