@@ -1,0 +1,226 @@
+"""The command line and YAML: what stands where, who has the last word, and what a user may type."""
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import yaml
+from conftest import ROOT, flags
+
+from ft.cli import dump, parse
+from ft.config import Config, EvalConfig
+
+NEEDED = ["--model_name_or_path", "m", "--train_file", "t.csv"]
+
+
+@pytest.fixture
+def config_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model_name_or_path: m\ntrain_file: t.csv\nseed: 7\nlearning_rate: 5e-5\nwarmup_steps: 3\n"
+    )
+    return str(path)
+
+
+def config_of(*words):
+    return parse(Config, list(words))
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        parse(Config, list(words))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    return captured.err
+
+
+# --- precedence
+
+
+def test_defaults_then_yaml_then_the_command_line(config_yaml):
+    config = config_of(config_yaml, "--seed", "9")
+    assert (config.seed, config.warmup_steps, config.weight_decay) == (9, 3, 0.0)
+    assert config.learning_rate == 5e-5  # a string to YAML 1.1, a number to us
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "FILE --seed 9 --torch_compile",
+        "--seed 9 FILE --torch_compile",
+        "--seed 9 --torch_compile FILE",
+        "--config FILE --seed 9 --torch_compile",
+        "--seed 9 --torch_compile --config FILE",
+        "--seed 9 --torch_compile --config=FILE",
+    ],
+)
+def test_a_config_file_may_stand_anywhere_and_never_has_the_last_word(config_yaml, order):
+    config = config_of(
+        *(config_yaml if w == "FILE" else w.replace("FILE", config_yaml) for w in order.split())
+    )
+    assert (config.seed, config.warmup_steps, config.torch_compile) == (9, 3, True)
+
+
+def test_of_two_config_files_the_later_has_the_last_word(config_yaml, tmp_path):
+    other = tmp_path / "other.yml"
+    other.write_text("seed: 8\n")
+    config = config_of(config_yaml, str(other))
+    assert (config.seed, config.warmup_steps) == (8, 3)
+
+
+def test_of_two_flags_the_later_counts():
+    assert config_of(*NEEDED, "--seed", "1", "--seed", "2").seed == 2
+
+
+def test_a_default_config_file_is_for_no_arguments_at_all(config_yaml):
+    assert parse(Config, [], defaults=config_yaml).seed == 7
+    assert parse(Config, NEEDED, defaults=config_yaml).seed == 42
+
+
+# --- what users type
+
+
+def test_a_flag_alone_is_true_and_a_dash_is_as_good_as_an_underscore():
+    config = config_of(*NEEDED, "--torch_compile", "--gradient-checkpointing", "--seed=5")
+    assert config.torch_compile and config.gradient_checkpointing and config.seed == 5
+    assert config_of(*NEEDED, "--torch_compile", "false").torch_compile is False
+
+
+@pytest.mark.parametrize("words", [["a,b"], ["a", "b"], ["a, b"], ["[a, b]"]])
+def test_lists_are_typed_as_one_likes(words):
+    config = config_of(*NEEDED, "--text_column_names", *words, "--metrics", *words, "--report_to", *words)
+    assert config.text_columns == config.metric_names == config.tracker_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["a,b", "[a, b]", "\n- a\n- b", "'a, b'"])
+def test_lists_in_yaml(tmp_path, value):
+    (tmp_path / "c.yaml").write_text(f"metrics: {value}\n")
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).metric_names == ["a", "b"]
+
+
+def test_numbers_may_be_names(tmp_path):
+    assert config_of(*NEEDED, "--label_column_name", "1").label_column_name == "1"
+    (tmp_path / "c.yaml").write_text("label_column_name: 1\nrun_name: 2024\n")
+    config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
+    assert (config.label_column_name, config.run_name) == ("1", "2024")
+
+
+def test_null_unsets_what_may_be_unset(tmp_path, capsys):
+    assert config_of(*NEEDED, "--save_total_limit", "null").save_total_limit is None
+    (tmp_path / "c.yaml").write_text("save_total_limit:\n")
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).save_total_limit is None
+    (tmp_path / "c.yaml").write_text("seed:\n")
+    assert "expected a whole number" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
+def test_no_is_a_strategy_in_yaml_too(tmp_path):
+    (tmp_path / "c.yaml").write_text("eval_strategy: no\nsave_strategy: no\n")
+    config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
+    assert (config.eval_strategy, config.save_strategy) == ("no", "no")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--learning_rat 1", "unknown key 'learning_rat' (command line); did you mean 'learning_rate'"),
+        ("--batch_sise 1", "unknown key 'batch_sise'"),
+        ("--qqqq", "see --help"),
+        ("--learn 1", "unknown key 'learn'"),  # no abbreviations: a later flag could change their meaning
+        ("--seed", "seed: found no value"),
+        ("--seed 1 2", "seed: found 2 values"),
+        ("--seed=1 2", "'2' stands alone"),
+        ("-x 1", "-x"),
+        ("--torch_compile maybe", "torch_compile: found 'maybe'"),
+        ("--on_bad_rows dorp", "did you mean 'drop'"),
+        ("--seed 1.5", "seed: found '1.5'"),
+        ("--overwrite_output_dir stray", "'stray'"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, words, said):
+    message = refused(capsys, *NEEDED, *words.split())
+    assert message.startswith("error: ") and said in message
+
+
+def test_an_unknown_key_of_yaml_is_named_with_its_file(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("seeed: 1\n")
+    message = refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+    assert "'seeed'" in message and "c.yaml" in message and "did you mean 'seed'" in message
+
+
+def test_a_key_that_stands_twice_in_yaml_is_refused(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("seed: 1\nseed: 2\n")
+    assert "seed" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
+def test_the_other_processes_of_a_machine_keep_quiet(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        parse(Config, ["--nonsense"])
+    assert capsys.readouterr().err == ""
+
+
+# --- what it prints
+
+
+@pytest.mark.parametrize("config_class", [Config, EvalConfig])
+def test_print_config_is_read_back_as_the_same_config(capsys, tmp_path, config_class):
+    values = {
+        "metrics": "a,b",
+        "eval_strategy": "no",
+        "warmup_steps": 3,
+        "learning_rate": 1e-7,
+        "run_name": "null and # void",
+    }
+    words = [*NEEDED, *flags(**values), "--text_column_names", "[x, y]", "--torch_compile"]
+    expected = parse(config_class, words)
+    with pytest.raises(SystemExit) as stop:
+        parse(config_class, [*words, "--print_config"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text(printed)
+    assert parse(config_class, [str(tmp_path / "c.yaml")]) == expected
+    assert list(yaml.safe_load(printed)) == list(yaml.safe_load(dump(expected)))
+
+
+@pytest.mark.parametrize(
+    "value", ["a: b", "true", "1e3", "01", "ä\n", "-x", " padded ", "a,b", "[a]", "{", "@"]
+)
+def test_dump_keeps_any_text(tmp_path, value):
+    config = replace(config_of(*NEEDED), run_name=value, output_dir=value)
+    (tmp_path / "c.yaml").write_text(dump(config), encoding="utf-8")
+    assert config_of(str(tmp_path / "c.yaml")) == config
+
+
+def test_help_explains_every_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit) as stop:
+        parse(EvalConfig, ["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    lines = (ROOT / "ft" / "config.py").read_text().splitlines()
+    for field in fields(EvalConfig):
+        assert f"--{field.name} " in text
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}:"))
+        after = next(line for line in lines[place:] if line.startswith(('    """', "    @")))
+        first = after.strip().strip('"').split(".")[0]
+        assert len(first) > 8 and " ".join(first.split()) in text, field.name
+
+
+def test_neither_help_nor_a_mistake_imports_torch():
+    code = (
+        "import sys; sys.argv = ['train.py', {word!r}]\n"
+        "try:\n    import train\n    train.parse(train.Config)\n"
+        "except SystemExit: pass\n"
+        "heavy = {{'torch', 'transformers', 'accelerate', 'datasets', 'numpy', 'pandas', 'pyarrow'}}\n"
+        "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    for word in ("--help", "--nonsense", "--model_name_or_path=m"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(word=word)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
