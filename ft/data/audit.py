@@ -138,7 +138,11 @@ def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | Non
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     """One string a row: the text, or both texts of a pair."""
     arrays = [table[name] for name in columns.texts]
-    return arrays[0] if len(arrays) == 1 else pc.binary_join_element_wise(*arrays, "\x1f")
+    return (
+        arrays[0]
+        if len(arrays) == 1
+        else pc.binary_join_element_wise(*arrays, pa.scalar("\x1f", arrays[0].type))
+    )
 
 
 def shared_rows(table: pa.Table, others: Sequence[pa.Table], columns: Columns) -> np.ndarray:

@@ -1,0 +1,435 @@
+"""From rows to encoded splits: encoded once, with the right labels, split in proportion, nothing unsaid."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import make_rows, write_csv
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ft.config import DataOptions
+from ft.data import encode
+from ft.data.prepare import prepare_data
+from ft.data.split import sample, stratified
+from ft.errors import UserError
+from ft.tasks.text_classification import TextClassification
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+class Prepared:
+    """The data of some options; `encoded` counts the rows that were encoded for it."""
+
+    def __init__(self, tokenizer, max_length=64, splits=(), task=None, **options):
+        self.task = task or TextClassification()
+        self.encoded = 0
+        options = {
+            key: str(value) if key.endswith(("file", "name")) else value for key, value in options.items()
+        }
+        self.data = prepare_data(
+            DataOptions(**options), self.task, tokenizer, max_length, self.progress, splits
+        )
+        self.notes, self.facts, self.splits = self.data.notes, self.data.facts, self.data.splits
+        self.names = self.task.label_names
+
+    @contextmanager
+    def progress(self, **options):
+        yield self
+
+    def update(self, count):
+        self.encoded += count
+
+    def texts(self, split):
+        return self.splits[split].table["text"].to_pylist()
+
+    def labels(self, split):
+        return [self.names[number] for number in self.splits[split].labels]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- encoding
+
+
+def test_rows_are_encoded_as_the_tokenizer_does_and_padded_on_the_right(tokenizer, reviews):
+    made = Prepared(tokenizer, dataset_name=reviews)
+    rows = make_rows(203)
+    split = made.splits["train"]
+    assert made.texts("train") == [row["text"] for row in rows]
+    assert made.labels("train") == [row["label"] for row in rows] and split.row.tolist() == list(range(203))
+    some = np.array([200, 3, 77])
+    expected = tokenizer([rows[i]["text"] for i in some], padding=True, return_tensors="np")
+    padded = split.padded(some, tokenizer.pad_token_id)
+    for name in ("input_ids", "attention_mask"):
+        assert np.array_equal(padded[name], expected[name])
+    assert split.lengths[some].tolist() == expected["attention_mask"].sum(1).tolist()
+
+
+def test_what_is_cut_is_known(tokenizer, reviews):
+    whole, cut = (Prepared(tokenizer, length, dataset_name=reviews).splits["train"] for length in (64, 12))
+    assert np.array_equal(cut.full_lengths, whole.lengths) and whole.lengths.max() > 12
+    assert np.array_equal(cut.lengths, np.minimum(whole.lengths, 12))
+    longest = int(whole.lengths.argmax())
+    text = cut.table["text"][longest].as_py()
+    expected = tokenizer(text, truncation=True, max_length=12)["input_ids"]
+    assert cut.padded(np.array([longest]), 0)["input_ids"][0].tolist() == expected
+
+
+def test_pairs_have_token_types_and_are_cut_at_the_longer_text(tokenizer, tmp_path):
+    rows = [
+        {"one": "the film was great", "two": "it was", "label": "a"},
+        {"one": "the book", "two": " ".join(["awful"] * 50), "label": "b"},
+    ] * 5
+    made = Prepared(
+        tokenizer, 20, train_file=write_csv(tmp_path / "t.csv", rows), text_column_names="one,two",
+        validation_split_percentage=0,
+    )  # fmt: skip
+    expected = tokenizer(
+        [rows[0]["one"], rows[1]["one"]], [rows[0]["two"], rows[1]["two"]], truncation=True, max_length=20,
+        padding=True, return_tensors="np",
+    )  # fmt: skip
+    padded = made.splits["train"].padded(np.array([0, 1]), tokenizer.pad_token_id)
+    assert set(padded) == {"input_ids", "token_type_ids", "attention_mask"}
+    for name, values in padded.items():
+        assert np.array_equal(values, expected[name]), name
+    assert set(padded["token_type_ids"].ravel()) == {0, 1}
+
+
+def test_a_tokenizer_in_python_gives_the_same_in_two_processes_as_in_one(reviews, monkeypatch):
+    from transformers import ByT5Tokenizer
+
+    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
+    slow = ByT5Tokenizer()
+    assert not slow.is_fast
+    one, two = (
+        Prepared(slow, 40, dataset_name=reviews, preprocessing_num_workers=count, overwrite_cache=True)
+        for count in (1, 2)
+    )
+    assert two.encoded == one.encoded == 203 + 61 + 47
+    for split, rows in one.splits.items():
+        assert rows.table.equals(two.splits[split].table)
+    first = slow(make_rows(1)[0]["text"], truncation=True, max_length=40)["input_ids"]
+    assert one.splits["train"].padded(np.array([0]), 0)["input_ids"][0].tolist() == first
+
+
+# --- the cache
+
+
+def test_the_second_run_encodes_nothing_and_knows_the_same(tokenizer, reviews):
+    first, second = (Prepared(tokenizer, dataset_name=reviews) for _ in range(2))
+    assert first.encoded == 203 + 61 + 47 and second.encoded == 0
+    assert (second.facts, second.notes, second.names) == (first.facts, first.notes, first.names)
+    assert second.data.fingerprint == first.data.fingerprint
+    for split, rows in first.splits.items():
+        assert rows.table.equals(second.splits[split].table)
+
+
+def test_overwrite_cache_encodes_again(tokenizer, reviews):
+    Prepared(tokenizer, dataset_name=reviews)
+    assert Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).encoded == 203 + 61 + 47
+
+
+def test_where_data_and_tokenizer_lie_and_how_many_work_does_not_matter(
+    tokenizer, tiny_model, reviews, tmp_path
+):
+    from transformers import AutoTokenizer
+
+    Prepared(tokenizer, dataset_name=reviews)
+    shutil.copytree(reviews, tmp_path / "elsewhere")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    copied = AutoTokenizer.from_pretrained(tmp_path / "model")
+    again = Prepared(
+        copied, dataset_name=tmp_path / "elsewhere", preprocessing_num_workers=2, dataloader_num_workers=1
+    )
+    assert again.encoded == 0
+
+
+def test_a_tokenizer_that_was_used_is_the_same_tokenizer(tokenizer, reviews):
+    Prepared(tokenizer, dataset_name=reviews)
+    tokenizer("a b c", truncation=True, max_length=5, padding="max_length")
+    assert Prepared(tokenizer, dataset_name=reviews).encoded == 0
+
+
+@pytest.mark.parametrize("change", ["a byte", "a token", "max_length", "options", "lower case"])
+def test_whatever_changes_the_encoding_changes_the_key(tokenizer, tiny_model, reviews, tmp_path, change):
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    before = Prepared(tokenizer, dataset_name=reviews)
+    other = AutoTokenizer.from_pretrained(tiny_model)
+    folder = shutil.copytree(reviews, tmp_path / "copy")
+    options = {}
+    if change == "a byte":
+        content = (folder / "validation.csv").read_text()
+        (folder / "validation.csv").write_text(content.replace("the", "thy", 1))
+    elif change == "a token":
+        other.add_tokens(["thy"])
+    elif change == "lower case":
+        other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    elif change == "max_length":
+        options = {"max_length": 30}
+    else:
+        options = {"max_train_samples": 100}
+    after = Prepared(other, dataset_name=folder, **options)
+    assert after.encoded > 0 and after.data.fingerprint != before.data.fingerprint
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "data.json"])
+def test_a_damaged_encoding_is_made_again(tokenizer, reviews, tmp_path, name):
+    before = Prepared(tokenizer, dataset_name=reviews)
+    path = tmp_path / "home" / "ft-encoded" / before.data.fingerprint / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert Prepared(tokenizer, dataset_name=reviews).encoded == 203 + 61 + 47
+
+
+def test_data_that_is_refused_leaves_nothing_in_the_cache(tokenizer, tmp_path):
+    rows = [*make_rows(20), {"text": "", "label": "bad"}]
+    with pytest.raises(UserError):
+        Prepared(tokenizer, train_file=write_csv(tmp_path / "t.csv", rows))
+    assert [
+        p.name for p in (tmp_path / "home" / "ft-encoded").iterdir() if not p.name.endswith(".lock")
+    ] == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tokenizer, reviews, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(UserError, match=r"encoding cache.*set HF_HOME"):
+        Prepared(tokenizer, dataset_name=reviews)
+
+
+# --- labels
+
+
+def labels_of(tokenizer, path):
+    made = Prepared(tokenizer, train_file=path, validation_split_percentage=0)
+    return made.names, made.labels("train")
+
+
+def test_whole_numbers_are_sorted_as_numbers(tokenizer, tmp_path):
+    given_labels = ["10", "9", "-1", "2", "10"]
+    rows = [{"text": f"a {i}", "label": label} for i, label in enumerate(given_labels)]
+    assert labels_of(tokenizer, write_csv(tmp_path / "t.csv", rows)) == (["-1", "2", "9", "10"], given_labels)
+    numbers = [{**row, "label": int(row["label"])} for row in rows]
+    assert labels_of(tokenizer, jsonl(tmp_path / "t.jsonl", numbers)) == (
+        ["-1", "2", "9", "10"],
+        given_labels,
+    )
+
+
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (["b", "a", "Z"], ["Z", "a", "b"]),
+        ([" a", "b ", "a"], ["a", "b"]),
+        (["01", "1", "2"], ["1", "2"]),
+        ([True, False, True], ["false", "true"]),
+        ([2.0, 1.0, 2.0], ["1", "2"]),
+        ([5, 3, 4], ["3", "4", "5"]),
+    ],
+)
+def test_names_of_the_classes_and_their_order(tokenizer, tmp_path, labels, names):
+    rows = [{"text": f"a {i}", "label": label} for i, label in enumerate(labels)]
+    assert labels_of(tokenizer, jsonl(tmp_path / "t.jsonl", rows))[0] == names
+
+
+def test_the_order_of_a_classlabel_is_kept_even_for_classes_without_a_row(tokenizer, tmp_path):
+    import datasets
+
+    names = ["worst", "best", "absent", "middling"]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+    )
+    rows = [{"text": f"a {i}", "label": label} for i, label in enumerate([1, 0, 3, 1])]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    made = Prepared(tokenizer, dataset_name=tmp_path / "saved", validation_split_percentage=0)
+    assert made.names == names and made.labels("train") == ["best", "worst", "middling", "best"]
+
+
+def test_another_order_of_names_in_a_classlabel_of_validation_is_followed(tokenizer, tmp_path):
+    import datasets
+
+    def split(names, labels):
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        )
+        rows = [{"text": f"{names[0]} {i}", "label": label} for i, label in enumerate(labels)]
+        return datasets.Dataset.from_list(rows, features=features)
+
+    saved = datasets.DatasetDict(train=split(["a", "b"], [0, 1]), validation=split(["b", "a"], [0, 1]))
+    saved.save_to_disk(tmp_path / "saved")
+    made = Prepared(tokenizer, dataset_name=tmp_path / "saved")
+    assert (made.labels("train"), made.labels("validation")) == (["a", "b"], ["b", "a"])
+
+
+def test_a_test_split_without_labels_is_not_scored_and_that_is_said(tokenizer, reviews, tmp_path):
+    rows = [{"text": row["text"], "label": ""} for row in make_rows(9)]
+    folder = shutil.copytree(reviews, tmp_path / "copy")
+    write_csv(folder / "test.csv", rows)
+    made = Prepared(tokenizer, dataset_name=folder)
+    assert set(made.splits) == {"train", "validation"}
+    assert any(note.startswith("test: no row has a label") for note in made.notes)
+
+
+def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenizer, reviews):
+    task = TextClassification()
+    task.load_state({"label_names": ["good", "fine", "bad"]})
+    made = Prepared(tokenizer, dataset_name=reviews, splits=("test",), task=task)
+    assert set(made.splits) == {"test"} and made.names == ["good", "fine", "bad"]
+    assert made.labels("test") == [row["label"] for row in make_rows(47, seed=2)]
+
+
+# --- bad rows and duplicates
+
+
+def test_dropped_rows_are_counted_and_the_others_keep_their_numbers(tokenizer, tmp_path):
+    rows = make_rows(20)
+    rows[3]["text"], rows[7]["text"], rows[11]["label"] = "", "\t ", " "
+    path = write_csv(tmp_path / "t.csv", rows)
+    made = Prepared(tokenizer, train_file=path, on_bad_rows="drop", validation_split_percentage=0)
+    assert made.splits["train"].row.tolist() == [i for i in range(20) if i not in (3, 7, 11)]
+    assert sum(made.facts["train"]["dropped"].values()) == 3 and made.facts["train"]["rows"] == 17
+    assert any("dropped 3 of 20 rows" in note for note in made.notes)
+    path = write_csv(tmp_path / "t.csv", [{"text": "", "label": "a"}] * 4)
+    with pytest.raises(UserError, match="none of its 4 rows"):
+        Prepared(tokenizer, train_file=path, on_bad_rows="drop")
+
+
+@pytest.fixture
+def overlapping(tmp_path):
+    """20 training rows of which rows 0 to 4 are in validation and 3 to 6 in test; 4 is the same in both."""
+    rows = make_rows(20)
+    write_csv(tmp_path / "d" / "train.csv", rows)
+    write_csv(tmp_path / "d" / "validation.csv", [*rows[:5], *make_rows(5, seed=8)])
+    write_csv(tmp_path / "d" / "test.csv", [*rows[3:7], *make_rows(5, seed=9)])
+    return tmp_path / "d"
+
+
+def test_texts_in_two_splits_are_counted(tokenizer, overlapping):
+    made = Prepared(tokenizer, dataset_name=overlapping)
+    assert {name: len(split) for name, split in made.splits.items()} == {
+        "train": 20,
+        "validation": 10,
+        "test": 9,
+    }
+    assert made.facts["train"]["shared_with_test"] == 4 and made.facts["train"]["shared_with_validation"] == 5
+    assert made.facts["validation"]["shared_with_test"] == 2
+    warnings = [note for note in made.notes if note.startswith("WARNING")]
+    assert len(warnings) == 3 and "on_duplicates" in warnings[0]
+
+
+def test_texts_in_two_splits_can_be_dropped_and_the_test_split_stays_whole(tokenizer, overlapping):
+    made = Prepared(tokenizer, dataset_name=overlapping, on_duplicates="drop")
+    texts = {name: made.texts(name) for name in made.splits}
+    assert len(texts["test"]) == 9 and made.facts["train"]["rows"] == len(texts["train"]) == 13
+    assert made.splits["train"].row.tolist() == list(range(7, 20))
+    for one, other in [("train", "validation"), ("train", "test"), ("validation", "test")]:
+        assert not set(texts[one]) & set(texts[other])
+
+
+def test_repeated_texts_within_a_split_are_counted_and_kept(tokenizer, tmp_path):
+    path = write_csv(tmp_path / "t.csv", make_rows(20) * 2)
+    made = Prepared(tokenizer, train_file=path, validation_split_percentage=0)
+    assert len(made.splits["train"]) == 40 and made.facts["train"]["repeated_texts"] == 20
+
+
+# --- samples and splits
+
+
+@pytest.mark.parametrize("most", [1, 10, 99])
+def test_a_sample_is_the_one_that_datasets_takes(most):
+    import datasets
+
+    dataset = datasets.Dataset.from_dict({"row": list(range(100))})
+    assert sample(100, most).tolist() == dataset.shuffle(seed=42).select(range(most))["row"][:]
+
+
+def test_samples_of_the_splits(tokenizer, reviews):
+    made = Prepared(
+        tokenizer, dataset_name=reviews, max_train_samples=100, max_eval_samples=20, max_predict_samples=999
+    )
+    assert {name: len(split) for name, split in made.splits.items()} == {
+        "train": 100,
+        "validation": 20,
+        "test": 47,
+    }
+    assert made.splits["train"].row.tolist() == sample(203, 100).tolist()
+    assert [note for note in made.notes if "sample of" in note] == [
+        "train: a sample of 100 of 203 rows", "validation: a sample of 20 of 61 rows",
+    ]  # fmt: skip
+
+
+def test_validation_rows_are_set_aside_in_proportion_and_never_from_the_test_split(tokenizer, tmp_path):
+    rows = [{"text": f"a {i}", "label": "rare" if i % 10 == 0 else "common"} for i in range(200)]
+    write_csv(tmp_path / "d" / "train.csv", rows)
+    write_csv(
+        tmp_path / "d" / "test.csv",
+        make_rows(30) and [{"text": f"b {i}", "label": "rare"} for i in range(30)],
+    )
+    made = Prepared(tokenizer, dataset_name=tmp_path / "d")
+    assert {name: len(split) for name, split in made.splits.items()} == {
+        "train": 180,
+        "validation": 20,
+        "test": 30,
+    }
+    assert made.labels("validation").count("rare") == 2
+    together = [*made.splits["train"].row, *made.splits["validation"].row]
+    assert sorted(together) == list(range(200))
+    assert not any(text.startswith("b") for text in made.texts("validation"))
+    assert any("set aside" in note and "validation 20" in note for note in made.notes)
+
+
+def test_a_test_split_is_set_aside_only_on_demand(tokenizer, tmp_path):
+    path = write_csv(tmp_path / "t.csv", make_rows(200))
+    made = Prepared(tokenizer, train_file=path, test_split_percentage=20)
+    assert {name: len(split) for name, split in made.splits.items()} == {
+        "train": 140,
+        "validation": 20,
+        "test": 40,
+    }
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=300),
+    st.floats(0.1, 49),
+    st.one_of(st.none(), st.floats(0.1, 49)),
+)
+def test_stratified_parts_share_the_rows_and_keep_the_proportions(labels, first, second):
+    labels = np.array(labels)
+    shares = {"validation": first} | ({"test": second} if second else {})
+    parts = stratified(labels, shares)
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(labels)))
+    for name, share in shares.items():
+        assert np.all(np.diff(parts[name]) > 0)
+        for value in np.unique(labels):
+            size = np.count_nonzero(labels == value)
+            taken = np.count_nonzero(labels[parts[name]] == value)
+            assert taken <= size * share / 100 + len(np.unique(labels)), "rounding is carried, not piled up"
+        assert len(parts[name]) <= len(labels) * share / 100 + 0.5
+    for value in np.unique(labels):
+        assert np.count_nonzero(labels[parts["train"]] == value) >= 1
+    again = stratified(labels, shares)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+
+
+def test_large_classes_are_cut_within_a_row_of_their_share():
+    labels = np.repeat([0, 1, 2], [1000, 333, 57])
+    parts = stratified(labels, {"validation": 10, "test": 5})
+    for name, share in (("validation", 10), ("test", 5)):
+        counts = np.bincount(labels[parts[name]])
+        assert np.all(np.abs(counts - np.array([1000, 333, 57]) * share / 100) <= 1)
