@@ -1,11 +1,17 @@
 """Every launch config starts what it says: on a CPU for real, the others as Accelerate itself reads them."""
 
 import json
+import math
+import re
+import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import ACCELERATE, ROOT, TORCHRUN, flags, launch, series
+import yaml
+from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series
 
 FOLDER = ROOT / "accelerate_configs"
 LAUNCHED = {"cpu": 1, "multi_cpu": 2}
@@ -17,85 +23,199 @@ PARSED = {  # distributed type, machines, processes, mixed precision
     "multi_node": ("MULTI_GPU", 2, 16, "bf16"),
 }
 CONSOLE_SCRIPT = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+SPELLINGS = {
+    "accelerate launch": CONSOLE_SCRIPT,
+    "python -m accelerate.commands.launch": ACCELERATE,
+    "accelerate-launch": [str(Path(sys.executable).parent / "accelerate-launch")],
+    "python -m accelerate.commands.accelerate_cli": [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"
+    ],
+}  # fmt: skip
+
+
+def config_file(name):
+    return ["--config_file", str(FOLDER / f"{name}.yaml")]
+
+
+def world_size(output_dir):
+    return json.loads((Path(output_dir) / "environment.json").read_text())["world_size"]
 
 
 @pytest.fixture
 def short(base_flags):
-    return flags(**{**base_flags, "max_train_steps": 2, "save_strategy": "no", "eval_strategy": "no"})
+    """Two updates, nothing else."""
+    return {**base_flags, "max_train_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
 
 
-def test_each_config_is_tested_here_and_opens_with_its_command():
-    names = {path.stem for path in FOLDER.glob("*.yaml")}
+# --- the files
+
+
+def test_each_config_is_tested_here():
+    names = {path.stem for path in FOLDER.iterdir()}
     assert names == LAUNCHED.keys() | PARSED.keys() and not LAUNCHED.keys() & PARSED.keys()
-    for name in names:
-        comment = [
-            line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith("#")
-        ]
-        assert (FOLDER / f"{name}.yaml").read_text().startswith("#") and len(comment) >= 2
-        assert any(
-            f"accelerate launch --config_file accelerate_configs/{name}.yaml" in line for line in comment
-        )
 
 
-@pytest.mark.parametrize("name", LAUNCHED)
-def test_a_cpu_config_starts_its_processes(short, tmp_path, name):
-    command = [*CONSOLE_SCRIPT, "--config_file", str(FOLDER / f"{name}.yaml"), "--main_process_port", "0"]
-    done = launch(command, short)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == LAUNCHED[name]
+@pytest.mark.parametrize("name", [*LAUNCHED, *PARSED])
+def test_each_config_opens_with_when_to_use_it_and_a_command_that_accelerate_understands(name):
+    from accelerate.commands.launch import launch_command_parser
+
+    text = (FOLDER / f"{name}.yaml").read_text()
+    comment = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("# ") and len(comment) >= 2 and not comment[0].startswith("accelerate")
+    (command,) = [line for line in comment if line.startswith("accelerate launch")]
+    given = launch_command_parser().parse_args(command.split()[2:])
+    assert given.config_file == f"accelerate_configs/{name}.yaml" and given.training_script == "train.py"
 
 
 @pytest.mark.parametrize("name", PARSED)
-def test_a_gpu_config_is_what_accelerate_reads(name, monkeypatch):
+def test_a_gpu_config_is_what_accelerate_reads(name):
+    from accelerate.commands.config import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-    config = FOLDER / f"{name}.yaml"
-    words = ["--config_file", str(config), "--num_processes", str(PARSED[name][2]), "train.py"]
-    args, default, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    kind, machines, processes, wanted = PARSED[name]
-    assert (default.distributed_type.value, default.num_machines, default.num_processes) == (
-        kind,
-        machines,
-        processes,
-    )
+    kind, machines, processes, precision = PARSED[name]
+    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    assert (config.distributed_type.value, config.num_machines, config.num_processes) == (
+        kind, machines, processes,
+    )  # fmt: skip
+    assert config.mixed_precision == precision and config.use_cpu is False
+
+    words = [*config_file(name), *(["--main_process_port", "0"] if machines > 1 else []), "train.py"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     assert bool(args.multi_gpu) == (kind == "MULTI_GPU")
-    assert args.mixed_precision == wanted
+    if args.multi_gpu:
+        environment = prepare_multi_gpu_env(args)
+        assert int(args.nproc_per_node) * machines == processes
+        assert machines > 1 or int(args.master_port) not in (0, 29500)  # any free port
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(args)
+        assert environment["ACCELERATE_USE_CPU"] == "False"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == precision
 
 
-@pytest.mark.parametrize("command", [CONSOLE_SCRIPT, ACCELERATE], ids=["accelerate", "python -m"])
-def test_fewer_processes_than_asked_for_is_an_error(short, tmp_path, command):
-    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; this project does."""
-    done = launch([*command, "--cpu", "--num_processes", "2"], short)
-    assert done.returncode != 0 and "asked for 2 processes" in done.stderr and "multi_cpu.yaml" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_multi_cpu_type_of_accelerate_is_an_error(short, tmp_path):
-    config = tmp_path / "trap.yaml"
-    config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+@pytest.mark.parametrize("name", [*LAUNCHED, *PARSED])
+def test_a_config_says_nothing_that_belongs_to_the_run(name):
+    """Precision and processes belong to the launch; the rest, and accumulation above all, to the run."""
+    known = (
+        "compute_environment distributed_type use_cpu num_machines num_processes machine_rank gpu_ids "
+        "main_process_ip main_process_port main_training_function mixed_precision rdzv_backend same_network"
     )
-    done = launch([*CONSOLE_SCRIPT, "--config_file", str(config)], short)
-    assert done.returncode != 0 and "asked for 2 processes" in done.stderr
+    assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(known.split())
 
 
-def test_world_size_without_the_other_processes_is_an_error(short):
-    done = launch([sys.executable], short, WORLD_SIZE="2")
-    assert done.returncode == 2 and "asked for 2 processes" in done.stderr and "Traceback" not in done.stderr
+# --- launches
 
 
-def test_torchrun_starts_two(short, tmp_path):
-    done = launch([*TORCHRUN, "2"], short)
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_cpu_config_starts_its_processes(short, name):
+    done = launch([*CONSOLE_SCRIPT, *config_file(name)], flags(**short))
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
+    assert world_size(short["output_dir"]) == LAUNCHED[name]
+    assert len(series(short["output_dir"], "train/loss")) == 2
 
 
-def test_bfloat16_runs_on_a_cpu(base_flags, tmp_path):
-    words = flags(**{**base_flags, "learning_rate": 1e-2, "num_train_epochs": 6, "warmup_ratio": 0.1})
-    done = launch([*CONSOLE_SCRIPT, "--cpu", "--mixed_precision", "bf16"], words)
+def launch_all(commands):
+    """Run several launches at the same time."""
+    done = [None] * len(commands)
+
+    def one(place):
+        done[place] = launch(*commands[place])
+
+    threads = [threading.Thread(target=one, args=(place,)) for place in range(len(commands))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def test_two_jobs_on_one_machine_do_not_get_into_each_others_way(short, tmp_path):
+    command = [*CONSOLE_SCRIPT, *config_file("multi_cpu")]
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for done in launch_all([(command, flags(**{**short, "output_dir": folder})) for folder in folders]):
+        assert done.returncode == 0, done.stderr
+    assert [world_size(folder) for folder in folders] == [2, 2]
+    assert series(folders[0], "train/loss") == series(folders[1], "train/loss")
+
+
+def test_two_machines_work_on_one_run(short):
+    """Two launchers with multi_node.yaml, one process each; both machines are this one, without its GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    more = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    more += ["--mixed_precision", "no"]
+    both = [[*CONSOLE_SCRIPT, *config_file("multi_node"), *more, "--machine_rank", rank] for rank in "01"]
+    for done in launch_all([(command, flags(**short)) for command in both]):
+        assert done.returncode == 0, done.stderr
+    assert world_size(short["output_dir"]) == 2
+    assert len(series(short["output_dir"], "train/loss")) == 2
+
+
+def test_torchrun_starts_two(short):
+    done = launch([*TORCHRUN, "2"], flags(**short))
+    assert done.returncode == 0, done.stderr
+    assert world_size(short["output_dir"]) == 2
+
+
+def test_bfloat16_runs_on_a_cpu_and_learns(base_flags, tmp_path):
+    words = {**base_flags, "learning_rate": 1e-2, "num_train_epochs": 6, "warmup_ratio": 0.1}
+    done = launch([*CONSOLE_SCRIPT, "--cpu", "--mixed_precision", "bf16"], flags(**words))
     assert done.returncode == 0, done.stderr
     losses = list(series(tmp_path / "run", "train/loss").values())
-    assert losses[-1] < 0.95 * losses[0]
-    done = launch([sys.executable], [*words, *flags(output_dir=tmp_path / "fp32")])
+    assert all(map(math.isfinite, losses)) and losses[-1] < 0.95 * losses[0]
+    full = {**words, "output_dir": tmp_path / "fp32", "max_train_steps": 1}
+    assert launch(ONE, flags(**full)).returncode == 0
+    reference = series(tmp_path / "fp32", "train/loss")[1]
+    assert losses[0] != reference and losses[0] == pytest.approx(reference, rel=1e-2)  # autocast was on
+
+
+# --- launches that started fewer processes than they were asked for
+
+
+def assert_refused(done, output_dir):
+    assert done.returncode != 0 and "Traceback" not in done.stderr.split("error: ")[0]
+    assert re.search(r"error: the launch asked for 2 processes", done.stderr), done.stderr
+    assert "multi_cpu.yaml" in done.stderr  # the remedy
+    assert not Path(output_dir).exists()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_cpu_and_num_processes_start_one_process_which_refuses(short, spelling):
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; this project does."""
+    done = launch([*SPELLINGS[spelling], "--cpu", "--num_processes", "2"], flags(**short))
+    assert_refused(done, short["output_dir"])
+
+
+@pytest.mark.parametrize("where", ["--config_file", "default config"])
+def test_the_multi_cpu_type_of_accelerate_starts_one_process_which_refuses(short, tmp_path, where):
+    trap = (
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    folder = tmp_path / "hf" / "accelerate"
+    folder.mkdir(parents=True)
+    (folder / "default_config.yaml").write_text(trap)
+    if where == "--config_file":
+        command = [*CONSOLE_SCRIPT, "--config_file", str(folder / "default_config.yaml")]
+        done = launch(command, flags(**short))
+    else:  # what `accelerate config` has written
+        done = launch(CONSOLE_SCRIPT, flags(**short), HF_HOME=str(tmp_path / "hf"))
+    assert_refused(done, short["output_dir"])
+
+
+def test_world_size_without_the_other_processes_is_an_error_with_exit_code_2(short):
+    done = launch(ONE, flags(**short), WORLD_SIZE="2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "asked for 2 processes" in done.stderr and "WORLD_SIZE" in done.stderr
+    assert not Path(short["output_dir"]).exists()
+
+
+def test_a_script_that_starts_a_run_is_no_launcher_whatever_its_name(short, tmp_path):
+    """A user's own launch.py with a --num_processes of its own is not Accelerate's."""
+    script = tmp_path / "launch.py"
+    words = [*ONE, str(ROOT / "train.py"), *flags(**short)]
+    script.write_text(f"import subprocess, sys\nsys.exit(subprocess.call({words!r}))\n")
+    command = [*ONE, str(script), "--num_processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert losses[0] != series(tmp_path / "fp32", "train/loss")[1]  # autocast was really on
+    assert world_size(short["output_dir"]) == 1
