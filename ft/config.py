@@ -242,6 +242,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name}: found {value}, expected 0 or more.")
+        if self.seed >= SEEDS:
+            raise UserError(f"seed: found {self.seed}, expected a number below {SEEDS:,}.")
         for name in BELOW_ONE:
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -323,6 +325,7 @@ NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
     "warmup_steps early_stopping_threshold seed"
 ).split()
+SEEDS = 2**28  # `ft.runtime.reseed` makes 64 bits of the seed, the update and the rank
 BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
 
 

@@ -181,6 +181,13 @@ def test_a_key_that_comes_late_and_a_type_that_changes_late(tmp_path):
     assert table["d"].null_count == ROWS_PER_CHUNK and table["d"][-1].as_py() == "late"
 
 
+def test_a_chunk_of_nulls_in_a_column_of_several_types(tmp_path):
+    rows = [{"a": None}] * ROWS_PER_CHUNK + [{"a": 1}, {"a": "x"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = read_table(tmp_path / "t.jsonl")
+    assert table["a"].null_count == ROWS_PER_CHUNK and table["a"].to_pylist()[-2:] == ["1", '"x"']
+
+
 @pytest.mark.parametrize("values", [[1, "x"], [1, True], [[1], 1], [2**70, 1]])
 def test_a_column_of_several_types_is_kept_as_json_and_marked(tmp_path, values):
     content = "".join(json.dumps({"text": "a", "odd": value}) + "\n" for value in values)
