@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ft.config import Config, ModelOptions
 from ft.data.sources import local_path
@@ -129,7 +130,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) 
             path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
             dtype=torch.float32, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"model_name_or_path: {path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from None

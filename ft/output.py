@@ -1,5 +1,6 @@
 """The output folder: who may write in it, and what of an earlier run goes."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,11 @@ def check_output_dir(options: RunOptions) -> Path | None:
     Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
     """
     folder = Path(options.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {str(folder)!r} is a file; name a folder.")
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"output_dir: the folder {str(there)!r} may not be written; name another.")
     found = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
     held = [name for name in LEAVES if (folder / name).exists()]
     if found is not None or not held or options.overwrite_output_dir:

@@ -1,4 +1,4 @@
-"""The batch size means the same on any launch; the launch's mistakes are seen; seeds leave nothing to restore."""
+"""The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
 
 import pytest
 import torch
