@@ -325,7 +325,7 @@ NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
     "warmup_steps early_stopping_threshold seed"
 ).split()
-SEEDS = 2**28  # `ft.runtime.reseed` makes 64 bits of the seed, the update and the rank
+SEEDS = 2**32  # numpy's and torch's generators take these
 BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
 
 

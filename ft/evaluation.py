@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ft.data.encode import EncodedRows
+from ft.errors import UserError
 from ft.metrics import NamedMetrics
 from ft.tasks.base import Task
 
@@ -60,6 +61,12 @@ def evaluate(
     if not np.array_equal(ids[order], np.arange(len(rows))):
         raise RuntimeError(
             f"scored {len(ids)} rows ({len(np.unique(ids))} different ones), expected {len(rows)}"
+        )
+    broken = ids[~np.isfinite(scores_all).all(axis=1)]
+    if len(broken):
+        raise UserError(
+            f"the scores of {len(broken):,} of {len(rows):,} rows are not finite: the training has diverged. "
+            "Lower learning_rate, add warmup, or resume from a checkpoint before it."
         )
     assert rows.labels is not None
     found: list[dict[str, Any] | None] = [None]

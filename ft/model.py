@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,6 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
 )
 
 
@@ -82,14 +73,14 @@ def load_tokenizer(options: ModelOptions) -> Any:
 
     key = "tokenizer_name" if options.tokenizer_name else "model_name_or_path"
     path = find_model(options.tokenizer_name or options.model_name_or_path, key)
-    if os.path.isdir(path) and not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
-        raise UserError(
-            f"{key}: {path!r} holds no tokenizer; expected {TOKENIZER_FILES[0]}, or set tokenizer_name."
-        )
     tokenizer = _from_pretrained(
         AutoTokenizer, key, path, trust_remote_code=options.trust_remote_code,
         **({} if options.tokenizer_name else {"revision": options.model_revision}),
     )  # fmt: skip
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up from nothing but its class
+        raise UserError(
+            f"{key}: {path!r} holds no tokenizer; expected tokenizer.json, or set tokenizer_name."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -100,7 +91,8 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
         return auto_class.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{key}: {path!r} cannot be loaded: {first}") from None
+        hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
+        raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
 
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:

@@ -196,7 +196,7 @@ def reseed(seed: int, update: int, rank: int) -> None:
     restore."""
     import torch
 
-    torch.manual_seed((seed * 1_000_003 + update) * 65_537 + rank)
+    torch.manual_seed(((seed * 1_000_003 + update) * 65_537 + rank) % 2**63)
 
 
 def total_updates(config: Config, updates_per_epoch: int) -> int:

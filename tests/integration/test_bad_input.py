@@ -218,7 +218,7 @@ VALUES = {
     "batch of a half": ({"global_batch_size": 1.5}, ["global_batch_size", r"1\.5", "int|whole"]),
     "clip nan": ({"max_grad_norm": "nan"}, ["max_grad_norm", "nan"]),
     "decay infinite": ({"weight_decay": "1e999"}, ["weight_decay", "inf"]),
-    "seed beyond torch's generators": ({"seed": 10**22}, ["seed", "0000", "268,435,456"]),
+    "seed beyond torch's generators": ({"seed": 10**22}, ["seed", "0000", "4,294,967,296"]),
     "seed negative": ({"seed": -1}, ["seed", "-1", "0 or more"]),
     "warmup_ratio 1.5": ({"warmup_ratio": 1.5}, ["warmup_ratio", r"1\.5", "0 to below 1"]),
     "warmup longer than training": ({"warmup_steps": 99}, ["warmup_steps", "99", "14 updates", "lower"]),
