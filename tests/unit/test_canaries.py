@@ -1,19 +1,22 @@
 """Surprises of the libraries that this code is built around.
 
-When one of these fails, the library has changed: read what the test says, and simplify or mend the place it
-names."""
+When one of these fails, a library has changed: read what the test says, and simplify or mend the place it
+names.
+"""
 
+import math
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TORCHRUN
+from conftest import ACCELERATE, TORCHRUN
+from torch import nn
 
 
-@pytest.fixture
-def accelerator():
+def new_accelerator():
     from accelerate.state import AcceleratorState, GradientState
 
     from ft.config import Config
@@ -24,44 +27,122 @@ def accelerator():
     return build_accelerator(Config())
 
 
-def test_a_prepared_scheduler_steps_once_a_call_and_skips_nothing(accelerator):
-    """train.py steps it once an update, and only after a step that was not skipped."""
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+def run_script(tmp_path, command, text, **environment):
+    """Launch a script of a few lines for real."""
+    script = tmp_path / "canary.py"
+    script.write_text(text)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [*command, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=env,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+# --- Accelerate: what a prepared object does
+
+
+def test_a_prepared_scheduler_steps_once_a_call_whatever_the_processes_and_skips_nothing(monkeypatch):
+    """train.py steps it once an update, and only after a step that was not skipped.
+
+    If it steps four times, step_scheduler_with_optimizer=False (ft/runtime.py) means something else now; if
+    it skips by itself, train.py would skip twice."""
+    from accelerate.state import AcceleratorState
+
+    accelerator = new_accelerator()
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer, schedule = accelerator.prepare(optimizer, schedule)
-    optimizer._is_overflow = True
+    monkeypatch.setitem(AcceleratorState._shared_state, "num_processes", 4)
+    assert AcceleratorState().num_processes == 4
     schedule.step()
     assert schedule.get_last_lr() == [0.5]
+    optimizer._is_overflow = True
+    schedule.step()
+    assert schedule.get_last_lr() == [0.25]
 
 
 def test_backward_divides_by_nothing_even_if_the_environment_asks_for_accumulation(monkeypatch):
-    """runtime.build_accelerator passes a plugin of one step, so that the loop alone scales the loss."""
-    from accelerate.state import AcceleratorState, GradientState
+    """ft/runtime.py passes a plugin of one step, so that the loop alone scales the loss. A launch config's
+    gradient_accumulation_steps arrives by this variable and would rescale the loss silently."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.ones(1, requires_grad=True)
+    new_accelerator().backward((3 * weight).sum())
+    assert weight.grad.item() == 3
 
-    from ft.config import Config
-    from ft.runtime import build_accelerator
+
+def test_accelerates_own_default_does_divide(monkeypatch):
+    """The reason for the plugin above; without it, it could go."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
 
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     weight = torch.ones(1, requires_grad=True)
-    build_accelerator(Config()).backward((3 * weight).sum())
-    assert weight.grad.item() == 3
+    Accelerator(cpu=True).backward((3 * weight).sum())
+    assert weight.grad.item() == 0.75
 
 
-def test_batches_of_any_kind_and_size_are_dealt_in_turn():
-    """data/loader.py relies on batch i going to process i modulo the number of processes, as it is."""
+def test_clipping_to_infinity_measures_the_norm_and_changes_nothing():
+    """train.py's max_grad_norm: 0 relies on it."""
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    weight.grad = weight.detach().clone()
+    assert new_accelerator().clip_grad_norm_([weight], math.inf).item() == pytest.approx(5)
+    assert weight.grad.tolist() == [3, 4]
+
+
+# --- Accelerate: how batches reach the processes
+
+
+class Batches:
+    """A batch sampler like ours: no batch_size, no drop_last, batches that are no lists."""
+
+    def __init__(self, count):
+        self.batches = [("slot", number) for number in range(count)]
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_of_any_kind_and_size_are_dealt_in_turn(processes):
+    """ft/data/loader.py relies on batch i going to process i modulo the number of processes, as it is."""
     from accelerate.data_loader import BatchSamplerShard
 
-    batches = [("slot", number) for number in range(6)]
-    for rank in range(3):
-        shard = BatchSamplerShard(batches, num_processes=3, process_index=rank, even_batches=False)
-        assert list(shard) == batches[rank::3]
+    sampler = Batches(6)
+    for rank in range(processes):
+        shard = BatchSamplerShard(sampler, num_processes=processes, process_index=rank, even_batches=False)
+        assert list(shard) == sampler.batches[rank::processes]
+
+
+def test_a_prepared_loader_hands_batches_through_as_they_are():
+    """ft/data/loader.py: __getitems__ makes the whole micro-batch, collate_fn does nothing."""
+    from torch.utils.data import DataLoader, Dataset
+
+    class Rows(Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitems__(self, slot):
+            return {"slot": slot, "tensor": torch.tensor([slot[1]])}
+
+    loader = DataLoader(Rows(), batch_sampler=Batches(6), collate_fn=lambda batch: batch)
+    prepared = new_accelerator().prepare(loader)
+    for _ in range(2):  # an epoch is a new pass over the same prepared loader
+        assert [(batch["slot"][1], batch["tensor"].item()) for batch in prepared] == [
+            (i, i) for i in range(6)
+        ]
 
 
 def test_a_batch_with_a_to_method_is_moved_by_it():
-    """data/loader.py's MicroBatch is no dictionary; Accelerate and torch call its own methods."""
+    """ft/data/loader.py's MicroBatch is no dictionary; Accelerate and torch call its own methods."""
     from accelerate.utils import send_to_device
 
     from ft.data.loader import MicroBatch, Slot
@@ -72,36 +153,36 @@ def test_a_batch_with_a_to_method_is_moved_by_it():
     assert isinstance(moved, MicroBatch) and moved.inputs["input_ids"].is_meta and moved.weights.is_meta
 
 
-def test_an_attention_function_without_a_mask_function_gets_no_mask(tiny_model):
-    """dropout.py registers both under one name."""
-    from transformers import AttentionInterface, AutoModel
+# --- Accelerate: launching
 
-    seen = []
-
-    def spy(module, query, key, value, attention_mask, **kwargs):
-        seen.append(attention_mask)
-        return value.transpose(1, 2), None
-
-    AttentionInterface.register("canary", spy)
-    model = AutoModel.from_pretrained(tiny_model)
-    model.set_attn_implementation("canary")
-    ids = torch.ones(2, 5, dtype=torch.long)
-    model(input_ids=ids, attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]))
-    assert seen[0] is None
+TELL = (
+    "from accelerate import Accelerator\na = Accelerator({})\n"
+    "print('I am', a.process_index, 'of', a.num_processes)\n"
+)
 
 
-def test_fused_adamw_runs_on_a_cpu():
-    """optim.py always asks for it."""
-    parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
-    torch.optim.AdamW([parameter], fused=True).step()
-    assert (parameter < 1).all()
+def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_path):
+    """ft/runtime.py's asked_processes reads the launcher's command line because of the first; if two start
+    now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1."""
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2"]
+    done = run_script(tmp_path, command, TELL.format("") + "raise SystemExit(75)")
+    assert done.stdout.splitlines() == ["I am 0 of 1"], done.stderr
+    assert done.returncode == 1
+
+
+def test_two_cpu_processes_find_each_other_only_with_cpu_true(tmp_path):
+    """ft/runtime.py passes cpu=True where there is no accelerator: without it each believes to be alone."""
+    command = [*TORCHRUN, "2"]
+    for argument, world in (("cpu=True", 2), ("", 1)):
+        leave = "import os, torch, sys\nsys.stdout.flush()\n"
+        leave += "torch.distributed.is_initialized() and torch.distributed.barrier()\nos._exit(0)\n"
+        done = run_script(tmp_path, command, TELL.format(argument) + leave)
+        assert done.stdout.count(f"of {world}") == 2, (argument, done.stdout, done.stderr)
 
 
 def test_ddp_averages_gradients_over_processes(tmp_path):
     """train.py multiplies by the number of processes to undo it."""
-    script = tmp_path / "average.py"
-    script.write_text(
+    text = (
         "import os, torch\n"
         "from accelerate import Accelerator\n"
         "accelerator = Accelerator(cpu=True)\n"
@@ -111,7 +192,111 @@ def test_ddp_averages_gradients_over_processes(tmp_path):
         "torch.distributed.barrier()\n"
         "os._exit(0)\n"
     )
-    command = [*TORCHRUN, "2", str(script)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    done = run_script(tmp_path, [*TORCHRUN, "2"], text)
     assert done.stdout.count("gradient 1.5") == 2, done.stderr
+
+
+# --- Transformers
+
+
+def seen_masks(folder, name, **options):
+    """The attention masks that a model hands to an attention function registered as `name`."""
+    from transformers import AttentionInterface, AutoModel
+
+    seen = []
+
+    def spy(module, query, key, value, attention_mask, **kwargs):
+        seen.append(attention_mask)
+        return value.transpose(1, 2), None
+
+    AttentionInterface.register(name, spy)
+    model = AutoModel.from_pretrained(folder)
+    model.set_attn_implementation(name)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    model(input_ids=torch.ones(2, 5, dtype=torch.long), attention_mask=mask)
+    return seen
+
+
+def test_an_attention_function_gets_a_mask_only_with_a_mask_function_of_its_name(tiny_model):
+    """ft/dropout.py registers both under one name. Without the second, padding is attended to, silently."""
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    assert seen_masks(tiny_model, "canary_without")[0] is None
+    AttentionMaskInterface.register("canary_with", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    mask = seen_masks(tiny_model, "canary_with")[0]
+    assert mask.dtype == torch.bool and mask.shape == (2, 1, 5, 5)
+    assert mask[1, 0, 0].tolist() == [True, True, False, False, False]
+
+
+def test_the_linear_schedule_reaches_zero_after_the_last_update():
+    """ft/optim.py: update k (from 0) has the rate (total - k) / total; the last one still learns."""
+    from transformers.optimization import get_scheduler
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=4)
+    rates = []
+    for _ in range(5):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+# --- torch
+
+
+def test_fused_adamw_runs_on_a_cpu():
+    """ft/optim.py always asks for it."""
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    torch.optim.AdamW([parameter], fused=True).step()
+    assert (parameter < 1).all()
+
+
+def test_a_loader_hands_a_custom_batch_to_its_own_pin_memory():
+    """ft/data/loader.py's MicroBatch.pin_memory; otherwise copies to a GPU would wait."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    class Batch:
+        def pin_memory(self):
+            return "pinned"
+
+    assert pin_memory(Batch()) == "pinned"
+
+
+# --- datasets
+
+
+def test_a_shuffled_selection_is_numpys_permutation():
+    """ft/data/split.py's sample draws the rows that the tutorials draw, without importing datasets."""
+    from datasets import Dataset
+
+    from ft.data.split import sample
+
+    rows = Dataset.from_dict({"row": range(50)}).shuffle(seed=42).select(range(20))["row"]
+    assert list(rows) == sample(50, 20).tolist()
+
+
+# --- W&B
+
+
+def test_accelerates_wandb_tracker_hands_the_step_on():
+    """ft/tracking.py leaves step= out for W&B alone, which drops rows whose step goes back."""
+    pytest.importorskip("wandb")
+    from accelerate.tracking import WandBTracker
+
+    calls = []
+    tracker = WandBTracker("project")
+    tracker.run = type("Run", (), {"log": lambda self, values, step=None: calls.append(step)})()
+    tracker.log({"a": 1}, step=7)
+    tracker.log({"a": 1})
+    assert calls == [7, None]
+
+
+def test_wandb_says_without_asking_whether_there_is_a_key(tmp_path):
+    """ft/tracking.py calls login(prompt=False), which is there since 0.30."""
+    pytest.importorskip("wandb")
+    text = "import wandb\nprint('key:', wandb.login(prompt=False, verify=False))\n"
+    done = run_script(tmp_path, [sys.executable], text, HOME=str(tmp_path))
+    assert "key: False" in done.stdout, done.stderr
