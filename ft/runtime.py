@@ -124,9 +124,6 @@ def build_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-LAUNCHERS = ("launch", "accelerate-launch", "launch.py", "accelerate.commands.launch")
-
-
 def asked_processes() -> int:
     """How many processes the launch asked for, as far as can be known from here.
 
@@ -142,9 +139,7 @@ def asked_processes() -> int:
         command = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return asked
-    # "accelerate launch ...", "accelerate-launch ..." or "python -m accelerate.commands.launch ...".
-    names = [os.path.basename(word) for word in command[:4]]
-    start = next((i + 1 for i, name in enumerate(names) if name in LAUNCHERS), None)
+    start = _launch_words(command)
     if start is None:
         return asked
     from accelerate.commands.config import default_config_file, load_config_from_file
@@ -155,6 +150,19 @@ def asked_processes() -> int:
     if given is None and (options.config_file or os.path.isfile(default_config_file)):
         given = load_config_from_file(options.config_file).num_processes
     return max(asked, given or 1)
+
+
+def _launch_words(command: list[str]) -> int | None:
+    """Where the words behind Accelerate's launcher begin in a command line; None where it is another
+    program's."""
+    for place, word in enumerate(command[:4]):
+        name = os.path.basename(word)
+        if name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return place + 1
+        is_program = name == "accelerate" or word == "accelerate.commands.accelerate_cli"
+        if is_program and command[place + 1 : place + 2] == ["launch"]:
+            return place + 2
+    return None
 
 
 def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
