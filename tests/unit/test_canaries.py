@@ -50,14 +50,15 @@ def test_a_prepared_scheduler_steps_once_a_call_whatever_the_processes_and_skips
 
     If it steps four times, step_scheduler_with_optimizer=False (ft/runtime.py) means something else now; if
     it skips by itself, train.py would skip twice."""
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
     accelerator = new_accelerator()
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer, schedule = accelerator.prepare(optimizer, schedule)
-    monkeypatch.setitem(AcceleratorState._shared_state, "num_processes", 4)
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 4)
     assert AcceleratorState().num_processes == 4
+    optimizer.step()
     schedule.step()
     assert schedule.get_last_lr() == [0.5]
     optimizer._is_overflow = True
