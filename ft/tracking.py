@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,18 @@ def _warn(what: str, error: Exception) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def close_trackers(exit_code: int) -> None:
+    """Let W&B write what it still holds, before a process leaves by os._exit after an error.
+
+    Its file may be empty otherwise. After `Tracker.finish` there is nothing left to do."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        # A launcher sends it as soon as another process is gone; ours is leaving anyway.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(Exception):
+            wandb.teardown(exit_code)
 
 
 # --- one function a tracker: make it, start it, give it the config

@@ -254,6 +254,16 @@ def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, t
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 15))
 
 
+def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_path):
+    """Several processes leave by os._exit (ft/runtime.py), which runs none of W&B's own endings."""
+    words = {**base_flags, "learning_rate": 1e30, "report_to": "wandb"}
+    done = launch(two_processes(), flags(**words))
+    assert done.returncode != 0 and "not finite" in done.stderr
+    (run,) = wandb_files(tmp_path / "run")
+    assert [row["step"] for row in run.rows()] == [row["step"] for row in metrics_of(tmp_path / "run")]
+    assert run.exit_code == 2
+
+
 def test_a_run_stopped_by_max_time_tells_wandb_that_it_will_be_resumed(base_flags, tmp_path, wandb_here):
     assert train_here(**base_flags, report_to="wandb", max_time="1s", max_train_steps=100000) == 75
     (run,) = wandb_files(tmp_path / "run")
