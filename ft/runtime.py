@@ -38,6 +38,9 @@ def run_script(main: Callable[[Config], int], config: Config) -> NoReturn:
         sys.exit(code)
     if code != EXIT_USER_ERROR:
         torch.distributed.barrier()
+    from ft.tracking import close_trackers
+
+    close_trackers(code)
     # Not sys.exit: now and then gloo's threads abort a process that leaves its group in the ordinary way
     # ("terminate called without an active exception", one in ten with torch 2.13). Everything is written and
     # closed by now.
