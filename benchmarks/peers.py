@@ -16,7 +16,6 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
-    default_data_collator,
     get_scheduler,
 )
 
@@ -210,10 +209,13 @@ def plain(
 
 def tutorial(
     model: str, train: str, rows: int, batch: int, epochs: int, updates: int | None, seed: int,
-    learning_rate: float, validation: str | None = None,
+    learning_rate: float, padding: str, validation: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The loop of the well-known tutorial: a sample of the rows, every text padded to the tokenizer's limit,
-    the default AdamW, a linear schedule. With `validation`, the accuracy on as many of its rows."""
+    """The loop of the well-known tutorial: a sample of the rows, the default AdamW, a linear schedule.
+
+    `padding`: "max_length" pads every text to the tokenizer's limit, as the tutorial does; "longest" pads to
+    the longest of a batch, which computes the same in less time. With `validation`, the accuracy on as many
+    of its rows."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -227,10 +229,13 @@ def tutorial(
         )
         drawn = whole.shuffle(seed=42).select(range(min(rows, len(whole))))
         return drawn.map(
-            lambda part: tokenizer(part["text"], padding="max_length", truncation=True),
+            lambda part: tokenizer(part["text"], padding=padding == "max_length", truncation=True),
             batched=True,
             remove_columns="text",
         ).with_format("torch")
+
+    def collate(part: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return to_device(dict(DataCollatorWithPadding(tokenizer)(part)), device)
 
     torch.manual_seed(seed)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -239,7 +244,7 @@ def tutorial(
         sample(texts, labels),
         shuffle=True,
         batch_size=batch,
-        collate_fn=lambda part: to_device(default_data_collator(part), device),
+        collate_fn=collate,
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     scheduler = get_scheduler("linear", optimizer, 0, epochs * len(loader))
@@ -249,8 +254,7 @@ def tutorial(
     if validation:
         right = total = 0
         network.eval()
-        for part in DataLoader(sample(*read_csv(validation)), batch_size=batch):
-            part = to_device(part, device)
+        for part in DataLoader(sample(*read_csv(validation)), batch_size=batch, collate_fn=collate):
             with torch.no_grad():
                 logits = network(**part).logits
             right += int((logits.argmax(-1) == part["labels"]).sum())
