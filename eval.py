@@ -4,8 +4,6 @@
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
 results.json and predictions.jsonl to output_dir."""
 
-import json
-
 from ft.cli import parse
 from ft.config import EvalConfig
 from ft.errors import EXIT_DONE
@@ -22,6 +20,7 @@ def score(config: EvalConfig) -> int:
     from ft.report import evaluation_folder, prediction_lines, progress_bar
     from ft.runtime import build_accelerator
     from ft.tasks import task_named
+    from ft.tracking import to_json
 
     accelerator = build_accelerator(config)
     task = task_named(config.task)()
@@ -43,18 +42,18 @@ def score(config: EvalConfig) -> int:
     model, loader = accelerator.prepare(model, loader)
 
     with bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as shown:
-        result = evaluate(accelerator, task, model, loader, rows, named, shown)
+        result = evaluate(accelerator, task, model, loader, rows, named, shown.update)
 
     if accelerator.is_main_process:
         folder = evaluation_folder(config.output_dir, split)
         prefix = "eval" if split == "validation" else split
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path}
         results |= {f"{prefix}/{key}": value for key, value in result.metrics.items()}
-        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         lines = prediction_lines(rows, data.columns, task, result.scores)
         write_whole(
             folder / "predictions.jsonl",
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines),
+            "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines),
         )
         for note in data.notes:
             print(f"note: {note}")

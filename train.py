@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ft.cli import parse
 from ft.config import Config
-from ft.errors import EXIT_DONE, EXIT_STOPPED
+from ft.errors import EXIT_DONE
 from ft.runtime import run_script
 
 QUICKSTART = Path(__file__).parent / "ft" / "recipes" / "quickstart.yaml"
@@ -20,13 +20,15 @@ def train(config: Config) -> int:
     # Imported here, after the command line was read, so that --help and a typing error answer at once.
     import torch
 
+    from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.dropout import key_dropout
+    from ft.health import skip_if_nonfinite
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text
     from ft.optim import build_optimizer, build_scheduler
     from ft.run import Run
-    from ft.runtime import attempts, build_accelerator, reseed, resolve_batch_size, total_updates
+    from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
     from ft.tasks import task_named
 
     # --- accelerator, task, data ----------------------------------------------------------------------------
@@ -62,42 +64,43 @@ def train(config: Config) -> int:
     # --- the loop -------------------------------------------------------------------------------------------
     notes += [f"not the same on another launch: {place}" for place in unkeyed]
     progress = run.start(model, optimizer, scheduler, sampler, data, tokenizer, max_length, total, notes)
+    attempts = Attempts(accelerator, optimizer, run.say)
     model.train()
     for _epoch in run.epochs():
         for micro_batches in updates(loader):
-            for _attempt in attempts():
-                reseed(config.seed, progress.step, accelerator.process_index)
-                losses = []
-                for micro_batch in micro_batches:
-                    row_keys.set(progress.step, micro_batch.row_ids)
-                    # Gradients are exchanged once an update, in the backward pass of its last micro-batch.
-                    with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):
-                        loss = task.loss(model, micro_batch)  # a sum over rows
-                        # The mean over all rows of the update: DDP divides by the processes, which is undone
-                        # here.
-                        accelerator.backward(
-                            loss * (accelerator.num_processes / micro_batch.slot.update_weight)
-                        )
-                    losses.append(loss.detach())
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
-                if not accelerator.optimizer_step_was_skipped:
-                    break
+            for attempt in attempts.at(micro_batches):
+                with attempt:
+                    reseed(config.seed, progress.step, accelerator.process_index)
+                    losses = []
+                    for micro_batch in attempt:
+                        row_keys.set(progress.step, micro_batch.row_ids)
+                        # Gradients are exchanged once an update, in the backward pass of its last
+                        # micro-batch.
+                        with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):
+                            loss = task.loss(model, micro_batch)  # a sum over rows
+                            # The mean over all rows of the update: DDP divides by the processes, which is
+                            # undone here.
+                            accelerator.backward(
+                                loss * (accelerator.num_processes / micro_batch.slot.update_weight)
+                            )
+                        losses.append(loss.detach())
+                    norm_limit = config.max_grad_norm or math.inf
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), norm_limit)
+                    skip_if_nonfinite(optimizer, grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
             learning_rate = scheduler.get_last_lr()[0]
             scheduler.step()
             progress.step += 1
 
-            run.count(losses, micro_batch.slot)
+            run.count(losses, grad_norm, micro_batch.slot)
             if run.due("steps", config.logging_steps):
                 run.log(grad_norm, learning_rate)
             if run.due(config.eval_strategy, config.eval_steps):
                 run.evaluate()
             if run.due(config.save_strategy, config.save_steps):
                 run.save()
-            if run.out_of_time():
-                run.stop()
-                return EXIT_STOPPED
+            run.stop_if_asked()  # by a signal or max_time: saves, and ends with exit code 75
             if run.finished():
                 break
 

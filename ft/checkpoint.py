@@ -1,18 +1,21 @@
-"""Checkpoints that exist whole or not at all: progress, save, find, restore, retention."""
+"""Checkpoints that exist whole or not at all: progress, copy, write, find, restore, retention."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
+from ft.health import Health
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 
@@ -30,95 +33,117 @@ class Progress:
     patience_metric: float | None = None
     log_loss: float = 0.0
     log_weight: float = 0.0
+    metrics_rows: int = 0  # of metrics.jsonl; later ones come again
+    evaluation_due: bool = False  # the run was stopped in the middle of one
+    health: Health = field(default_factory=Health)
 
 
-def save_checkpoint(
-    folder: Path, accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any, progress: Progress,
-    identity: dict[str, Any], limit: int | None,
+def snapshot(accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """A copy, in the host's memory, of all tensors that a checkpoint holds: the loop waits for no more."""
+    state = {
+        "model": _distinct(accelerator.unwrap_model(model).state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler.state_dict()
+    return _copy(state)
+
+
+def write_checkpoint(
+    folder: Path, state: dict[str, Any], progress: dict[str, Any], identity: dict[str, Any],
+    total_updates: int, limit: int | None,
 ) -> None:  # fmt: skip
     """Write `folder`/step-N beside its place, flush it, rename it, point `latest` at it, then remove old
     ones.
 
-    To be called on all processes; the main one writes. A failed write leaves the earlier checkpoints as they
-    were."""
+    A failed write leaves the earlier checkpoints as they were. The `limit` newest stay, and that of the best
+    step."""
     import torch
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        return
-    target = folder / f"step-{progress.step:08d}"
+    target = folder / f"step-{progress['step']:08d}"
     temporary = folder / f".{target.name}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(accelerator.unwrap_model(model), str(temporary / "model.safetensors"))
-        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        torch.save(state, temporary / "optimizer.pt")
-        _write(
-            temporary / "state.json",
-            json.dumps({"progress": asdict(progress), "identity": identity}, indent=1),
-        )
+        save_file(state["model"], temporary / "model.safetensors", metadata={"format": "pt"})
+        torch.save({k: v for k, v in state.items() if k != "model"}, temporary / "optimizer.pt")
+        about = {"progress": progress, "total_updates": total_updates, "identity": identity}
+        write_flushed(temporary / "state.json", json.dumps(about, indent=1))
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        _write(temporary / "manifest.json", json.dumps(files, indent=1))
-        flush_folder(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _write(folder / ".latest.tmp", target.name + "\n")
+        write_flushed(temporary / "manifest.json", json.dumps(files, indent=1))
+        replace_folder(temporary, target)
+        write_flushed(folder / ".latest.tmp", target.name + "\n")
         (folder / ".latest.tmp").rename(folder / "latest")
         flush(folder)
-    except OSError as error:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        last = find_latest(folder)
-        kept = f"the checkpoint {last.name} is untouched" if last else "there was no earlier checkpoint"
-        raise UserError(
-            f"output_dir: the checkpoint of step {progress.step} cannot be written to {str(folder)!r}: "
-            f"{error.strerror or error}; {kept}. Make room, then resume from it."
-        ) from None
+        raise
     if limit is not None:
+        best = folder / f"step-{progress['best_step']:08d}"
         for old in sorted(folder.glob("step-*"))[:-limit]:
-            if old != target:
+            if old not in (target, best):
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def find_latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`: the one that `latest` names, or a newer that a crash kept it
-    from naming; None where there is none."""
-    whole = [path for path in sorted(folder.glob("step-*")) if (path / "manifest.json").exists()]
-    return whole[-1] if whole else None
+def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `resume_from_checkpoint` names, and warnings; "latest" is the newest in `folder`
+    that is whole, if any.
 
-
-def find_checkpoint(wanted: str | None, folder: Path) -> Path | None:
-    """The checkpoint that resume_from_checkpoint asks for; None to start anew."""
+    A damaged one is passed over for the one before, and set aside as damaged-step-N."""
     if wanted is None:
-        return None
-    if wanted == "latest":
-        return find_latest(folder)
-    path = Path(wanted)
-    if path.name == "checkpoints" or (path / "checkpoints").is_dir():
-        path = find_latest(path if path.name == "checkpoints" else path / "checkpoints") or path
-    if not (path / "manifest.json").exists():
-        raise UserError(
-            f"resume_from_checkpoint: {wanted!r} is no whole checkpoint; expected a folder such as "
-            f"{folder / 'step-00000500'}, or latest."
+        return None, []
+    if wanted != "latest":
+        path = Path(wanted)
+        inside = path if path.name == "checkpoints" else path / "checkpoints"  # of another run's output_dir
+        if inside.is_dir():
+            path = next(iter(sorted(inside.glob("step-*"), reverse=True)), path)
+        damage = find_damage(path)
+        if damage:
+            raise UserError(
+                f"resume_from_checkpoint: {wanted!r} is no whole checkpoint: {damage}; expected a "
+                f"folder such as {folder / 'step-00000500'}, or latest."
+            )
+        return path, []
+    warnings: list[str] = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        damage = find_damage(path)
+        if not damage:
+            return path, warnings
+        warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
+        aside = folder / f"damaged-{path.name}"
+        with contextlib.suppress(OSError):  # where the folder cannot be written, it is passed over again
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            warnings[-1] += f", kept as {aside.name}"
+    return None, warnings
+
+
+def find_damage(checkpoint: Path) -> str:
+    """What is wrong with the files of a checkpoint, held against its manifest; empty for a whole one."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        missing = {"model.safetensors", "optimizer.pt", "state.json"} - set(manifest)
+        if missing:
+            return f"manifest.json lacks {', '.join(sorted(missing))}"
+        return next(
+            (
+                f"{name} is changed"
+                for name, digest in manifest.items()
+                if _digest(checkpoint / name) != digest
+            ),
+            "",
         )
-    return path
+    except OSError as error:
+        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
+    except (ValueError, TypeError):
+        return "manifest.json cannot be read"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, after its files were held against the manifest."""
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        for name, digest in manifest.items():
-            if _digest(checkpoint / name) != digest:
-                raise UserError(
-                    f"resume_from_checkpoint: {checkpoint}: {name} is damaged; remove this checkpoint."
-                )
-        return json.loads((checkpoint / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"resume_from_checkpoint: {checkpoint} is damaged: {error}; remove it.") from None
+    """state.json of a whole checkpoint: progress, total_updates and identity."""
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
 def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -132,9 +157,7 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
             )
 
 
-def restore(
-    checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any
-) -> Progress:
+def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> None:
     """Load a checkpoint into the prepared objects; all processes read it. Raises if anything is left over."""
     import torch
     from safetensors.torch import load_model
@@ -143,16 +166,35 @@ def restore(
     state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    if accelerator.scaler is not None:
+    if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
-    return Progress(**json.loads((checkpoint / "state.json").read_text())["progress"])
 
 
-def flush_folder(folder: Path) -> None:
-    """Have the disk take every file of a folder, and the folder itself."""
-    for path in folder.iterdir():
+def replace_folder(new: Path, place: Path) -> None:
+    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards."""
+    for path in new.iterdir():
         flush(path)
-    flush(folder)
+    flush(new)
+    old = place.with_name(f".{place.name}.old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> bool:
+    """Whether a folder that `replace_folder` writes is there, after a crash between its two renames, too."""
+    old = place.with_name(f".{place.name}.old")
+    if not place.exists() and old.exists():
+        old.rename(place)
+    return place.exists()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a crash in the middle of a save left in the folder of the checkpoints."""
+    for path in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -164,7 +206,8 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def _write(path: Path, text: str) -> None:
+def write_flushed(path: Path, text: str) -> None:
+    """Write a text file, and have the disk take it."""
     path.write_text(text, encoding="utf-8")
     flush(path)
 
@@ -175,3 +218,26 @@ def _digest(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             digest.update(block)
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict without the second names of shared ones, which safetensors refuses."""
+    seen, kept = set(), {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or place not in seen:
+            kept[name] = tensor
+            seen.add(place)
+    return kept
+
+
+def _copy(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value

@@ -150,6 +150,12 @@ class OptimOptions:
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
+    on_nonfinite: Literal["error", "skip"] = "error"
+    """An update whose loss or gradient is not finite never changes the weights: stop after the third in a
+    row, or skip and count them all."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms, so that the same launch on the same device gives the same
+    bits."""
     dropout_mode: Literal["row_keyed", "torch"] = "row_keyed"
     """Dropout masks as a function of the row, the same on any launch, or torch's own generator."""
     seed: int = 42
@@ -179,6 +185,9 @@ class RunOptions:
     """Save a checkpoint every so many updates, with save_strategy steps."""
     save_total_limit: int | None = 2
     """Keep this many checkpoints; old ones go after the new one stands. null keeps all."""
+    hang_timeout: str | None = "30m"
+    """End with an error, and the stacks of every process, when no update or batch of an evaluation ends in
+    this time. null never does."""
     metric_for_best_model: str = "accuracy"
     """Validation metric that chooses the model in best/; loss is one, too."""
     greater_is_better: bool | None = None
@@ -228,7 +237,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
-        parse_duration(self.max_time)
+        parse_duration("max_time", self.max_time)
+        parse_duration("hang_timeout", self.hang_timeout)
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
@@ -335,12 +345,13 @@ def split_names(value: list[str] | str | None) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def parse_duration(text: str | None) -> float | None:
-    """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None."""
+def parse_duration(key: str, text: str | None) -> float | None:
+    """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None. `key` names it in an
+    error."""
     if text is None:
         return None
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
     hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
     if not hours + minutes + seconds:
-        raise UserError(f'max_time: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
+        raise UserError(f'{key}: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
     return 3600.0 * hours + 60 * minutes + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,24 +34,26 @@ def evaluate(
     loader: Any,
     rows: EncodedRows,
     named: NamedMetrics | None,
-    bar: Any,
+    after_batch: Callable[[int], object],
 ) -> Evaluation:
     """Score every row of a split once, over all processes.
 
-    `loader` is the prepared loader of the split's `EvaluationSampler`. The loss is the mean over rows. Raises
-    `RuntimeError` if the rows that came together are not the rows of the split, each once.
-    """
+    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called with the rows
+    that were scored, as often on every process; what it raises ends the evaluation. The loss is the mean over
+    rows. Raises `RuntimeError` if the rows that came together are not the rows of the split, each once."""
     was_training = model.training
     model.eval()
     parts = []
-    with torch.inference_mode():
-        for batch in loader:
-            with accelerator.autocast():
-                scores, losses = task.predict(model, batch)
-            real = batch.slot.rows.size  # a filler slot has none
-            parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
-            bar.update(accelerator.num_processes * real)
-    model.train(was_training)
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                with accelerator.autocast():
+                    scores, losses = task.predict(model, batch)
+                real = batch.slot.rows.size  # a filler slot has none
+                parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
+                after_batch(accelerator.num_processes * real)
+    finally:
+        model.train(was_training)
     gathered = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     if accelerator.num_processes > 1:
         padded = [accelerator.pad_across_processes(t, dim=0, pad_index=-1) for t in gathered]
@@ -73,7 +76,7 @@ def evaluate(
     if accelerator.is_main_process:
         scores_all = scores_all[order]
         ours = task.metrics(scores_all, rows.labels)
-        metrics = {"loss": float(losses_all[order].astype(np.float64).mean()), **ours}
+        metrics = {"rows": len(rows), "loss": float(losses_all[order].astype(np.float64).mean()), **ours}
         if named is not None:
             metrics |= named.compute(task.predictions(scores_all), rows.labels, ours, scores_all.shape[1])
         found = [metrics]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ft.checkpoint import replace_folder
 from ft.config import Config, ModelOptions
 from ft.data.sources import local_path
 from ft.errors import UserError
@@ -179,24 +180,3 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def recover_folder(place: Path) -> bool:
-    """Whether a folder that `replace_folder` writes is there, after a crash between its two renames, too."""
-    old = place.with_name(f".{place.name}.old")
-    if not place.exists() and old.exists():
-        old.rename(place)
-    return place.exists()
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards."""
-    from ft.checkpoint import flush_folder
-
-    flush_folder(new)
-    old = place.with_name(f".{place.name}.old")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -44,3 +45,15 @@ def build_scheduler(
     return get_scheduler(
         config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_updates
     )
+
+
+def set_learning_rate(scheduler: Any) -> None:
+    """Give the optimizer the rate of the schedule at its step, where a run goes on with more updates than
+    before."""
+    inner = scheduler.scheduler  # of Accelerate's wrapper
+    rates = [
+        base * shape(inner.last_epoch) for base, shape in zip(inner.base_lrs, inner.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(inner.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    inner._last_lr = rates

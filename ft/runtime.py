@@ -6,37 +6,52 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
-from ft.errors import EXIT_USER_ERROR, UserError
+from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError
+from ft.signals import follow_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+ConfigT = TypeVar("ConfigT", bound=Config)
+ResultT = TypeVar("ResultT")
 STARTED = time.monotonic()
 
 
-def run_script(main: Callable[[Config], int], config: Config) -> NoReturn:
+def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
-    set_environment()
+    set_environment(config)
+    launcher = os.getppid()
+    if "LOCAL_RANK" in os.environ or launch_command(launcher) is not None:
+        follow_launcher(launcher)
     try:
         code = main(config)
+    except Stopped:
+        code = EXIT_STOPPED
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_CRASH
     sys.stdout.flush()
     sys.stderr.flush()
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         sys.exit(code)
-    if code != EXIT_USER_ERROR:
+    if code in (EXIT_DONE, EXIT_STOPPED):
         torch.distributed.barrier()
     from ft.tracking import close_trackers
 
@@ -47,8 +62,10 @@ def run_script(main: Callable[[Config], int], config: Config) -> NoReturn:
     os._exit(code)
 
 
-def set_environment() -> None:
+def set_environment(config: Config) -> None:
     """Choices that must be made before torch and the Hugging Face libraries are imported."""
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it alone
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -100,6 +117,10 @@ def build_accelerator(config: Config) -> Accelerator:
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         or not torch.accelerator.is_available()
     )
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time; nothing here reads it
+        torch.backends.cudnn.benchmark = False
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
         log_with=choose_trackers(config.tracker_names) or None,
@@ -136,23 +157,29 @@ def asked_processes() -> int:
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked > 1:
         return asked
-    import psutil
-
-    try:
-        command = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return asked
-    start = _launch_words(command)
-    if start is None:
+    words = launch_command(os.getppid())
+    if words is None:
         return asked
     from accelerate.commands.config import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    options, _ = launch_command_parser().parse_known_args(command[start:])
+    options, _ = launch_command_parser().parse_known_args(words)
     given = options.num_processes
     if given is None and (options.config_file or os.path.isfile(default_config_file)):
         given = load_config_from_file(options.config_file).num_processes
     return max(asked, given or 1)
+
+
+def launch_command(process_id: int) -> list[str] | None:
+    """The words behind `accelerate launch` in a process's command line; None where it is another program."""
+    import psutil
+
+    try:
+        command = psutil.Process(process_id).cmdline()
+    except psutil.Error:
+        return None
+    start = _launch_words(command)
+    return None if start is None else command[start:]
 
 
 def _launch_words(command: list[str]) -> int | None:
@@ -215,14 +242,43 @@ def total_updates(config: Config, updates_per_epoch: int) -> int:
     return config.max_train_steps or math.ceil(config.num_train_epochs * updates_per_epoch)
 
 
-MAX_SKIPPED = 40  # fp16 starts at a scale of 2**16 and halves it; no finite gradient overflows after so many
+class HostGroup:
+    """Adds up small numbers over the processes on their hosts: nobody waits for a device."""
 
+    def __init__(self, accelerator: Accelerator) -> None:
+        import torch
 
-def attempts() -> Iterator[int]:
-    """Number the attempts at one update. fp16 skips a step whose gradient overflowed and lowers the loss
-    scale; the same update is then taken again, so that no row is lost and the schedule does not move."""
-    yield from range(MAX_SKIPPED)
-    raise FloatingPointError(f"the gradient was not finite in {MAX_SKIPPED} attempts at one update")
+        self.num_processes, self.is_main = accelerator.num_processes, accelerator.is_main_process
+        on_device = self.num_processes > 1 and torch.distributed.get_backend() != "gloo"
+        self._group = torch.distributed.new_group(backend="gloo") if on_device else None
+
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each value over all processes, to be called by all of them."""
+        if self.num_processes == 1:
+            return list(values)
+        import torch
+
+        numbers = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(numbers, group=self._group)
+        return numbers.tolist()
+
+    def from_main(self, function: Callable[[], ResultT]) -> ResultT:
+        """What a function gives on the main process, the only one that runs it; its `UserError` is raised on
+        all."""
+        if self.num_processes == 1:
+            return function()
+        import torch
+
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = function()
+            except UserError as error:
+                answer[1] = str(error)
+        torch.distributed.broadcast_object_list(answer, src=0, group=self._group)
+        if answer[1] is not None:
+            raise UserError(answer[1])
+        return answer[0]
 
 
 class Clock:

@@ -65,12 +65,15 @@ class Tracker:
     """Writes metrics.jsonl on the main process, one row a log or evaluation, and hands the numbers to the
     trackers."""
 
-    def __init__(self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int, rows: int
+    ) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
+        self.rows = 0
         if not accelerator.is_main_process:
             return
-        self._cut(start_step)
+        self._cut(rows)
         self._file = open(self.path, "a", encoding="utf-8")
         name = config.run_name or output_dir.resolve().name
         for kind in map(str, accelerator.log_with):
@@ -91,6 +94,7 @@ class Tracker:
             self._file.flush()
         except OSError as error:
             raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
+        self.rows += 1
         known = {key: value for key, value in row.items() if value is not None}
         for tracker in list(self.accelerator.trackers):
             try:
@@ -131,20 +135,22 @@ class Tracker:
             with contextlib.suppress(Exception):
                 sys.modules["wandb"].teardown()  # else it complains once more when the process ends
 
-    def _cut(self, step: int) -> None:
-        """Keep the whole rows up to `step`: a resumed run writes the later ones again."""
+    def flush(self) -> None:
+        """Have the disk take the rows so far."""
+        if self.accelerator.is_main_process:
+            os.fsync(self._file.fileno())
+
+    def _cut(self, rows: int) -> None:
+        """Keep the first `rows` rows: a resumed run writes the later ones again."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step and step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                break  # a line that a crash cut short
+        kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+        if kept and not kept[-1].endswith("\n"):
+            kept.pop()  # a crash cut it short
+        self.rows = len(kept)
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in kept))
+            file.write("".join(kept))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)

@@ -118,10 +118,19 @@ def train_here(**values: Any) -> int:
     import train
     from ft.cli import parse
     from ft.config import Config
+    from ft.errors import EXIT_STOPPED, Stopped
+    from ft.signals import LAUNCHER_DIED, STOP_SIGNALS
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return train.train(parse(Config, flags(**values)))
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, LAUNCHER_DIED)}
+    try:
+        return train.train(parse(Config, flags(**values)))
+    except Stopped:
+        return EXIT_STOPPED
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 ONE = [sys.executable]

@@ -50,6 +50,16 @@ class MicroBatch:
         """The same in page-locked memory, from which copies to a device run in the background."""
         return self._map(torch.Tensor.pin_memory)
 
+    def split(self, most_rows: int) -> list[MicroBatch]:
+        """The same rows in parts of at most `most_rows`, as wide as the whole; the last part keeps
+        `is_last`."""
+        begins = range(0, len(self.row_ids), most_rows)
+        parts = []
+        for begin in begins:
+            slot = replace(self.slot, is_last=self.slot.is_last and begin == begins[-1])
+            parts.append(replace(self._map(lambda t, b=begin: t[b : b + most_rows]), slot=slot))
+        return parts
+
     def _map(self, function: Any) -> MicroBatch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
         row_ids, labels, weights = map(function, (self.row_ids, self.labels, self.weights))

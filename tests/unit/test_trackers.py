@@ -17,7 +17,7 @@ from ft.tracking import Tracker, choose_trackers, scalars, to_json
 
 def open_tracker(folder, start_step=0, main=True):
     accelerator = SimpleNamespace(is_main_process=main, log_with=[], trackers=[])
-    return Tracker(accelerator, Config(), folder, start_step)
+    return Tracker(accelerator, Config(), folder, start_step, rows=start_step)
 
 
 def lines(folder):

@@ -1,0 +1,98 @@
+"""One update, tried until it stands: again after a skipped fp16 step, in smaller parts after out of
+memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ft.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ft.data.loader import MicroBatch
+
+MAX_SKIPPED = 40  # fp16 starts at a scale of 2**16 and halves it; no finite gradient overflows after so many
+
+
+class Attempts:
+    """Makes the attempts at an update: `for attempt in attempts.at(micro_batches): with attempt: ...`.
+
+    fp16 skips a step whose gradient overflowed and lowers the loss scale; the same update is then taken
+    again, so that no row is lost and the schedule does not move. Where the device's memory does not hold a
+    micro-batch, it is halved, and stays so: the update and the plan are the same, only the sums are rounded
+    in another order.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimizer: Any, say: Callable[[str], None]) -> None:
+        self.accelerator, self.optimizer, self.say = accelerator, optimizer, say
+        self.most_rows: int | None = None  # in a micro-batch, after one was too large
+
+    def at(self, micro_batches: list[MicroBatch]) -> Iterator[_Attempt]:
+        """Attempts at one update, until one succeeds. The micro-batches are those of the plan."""
+        skipped = 0
+        while skipped < MAX_SKIPPED:
+            attempt = _Attempt(self, split(micro_batches, self.most_rows))
+            yield attempt
+            if attempt.done:
+                return
+            skipped += not attempt.out_of_memory
+            if attempt.out_of_memory:
+                self.say(
+                    f"warning: out of memory; micro-batches have at most {self.most_rows} rows from here on, "
+                    "at the same global batch"
+                )
+        # The gradient is not finite, whatever the scale: the update stays without effect.
+
+
+class _Attempt:
+    """Catches what the next attempt can mend. Iterating gives the micro-batches."""
+
+    def __init__(self, attempts: Attempts, micro_batches: list[MicroBatch]) -> None:
+        self.attempts, self.micro_batches = attempts, micro_batches
+        self.done = self.out_of_memory = self._in_last = False
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for micro_batch in self.micro_batches:
+            self._in_last = micro_batch.slot.is_last
+            yield micro_batch
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        attempts = self.attempts
+        if kind is None:
+            self.done = not attempts.accelerator.optimizer_step_was_skipped
+            return False
+        if not issubclass(kind, torch.OutOfMemoryError):
+            return False
+        largest = max(len(part.row_ids) for part in self.micro_batches)
+        if largest == 1:
+            raise UserError(
+                "out of memory on a single row: lower max_length, or use a smaller model."
+            ) from None
+        if attempts.accelerator.num_processes > 1 and self._in_last:
+            # The processes exchange gradients in this pass: part of ours may be out, and cannot be called
+            # back.
+            raise UserError(
+                f"per_device_train_batch_size: out of memory with micro-batches of {largest} rows; set it to "
+                f"{-(-largest // 2)}. The global batch, and so the result, stays the same."
+            ) from None
+        self.out_of_memory = True
+        attempts.optimizer.zero_grad()
+        attempts.most_rows = -(-largest // 2)
+        return True
+
+
+def split(micro_batches: list[MicroBatch], most_rows: int | None) -> list[MicroBatch]:
+    """The same rows in the same order in micro-batches of at most `most_rows`."""
+    if most_rows is None:
+        return micro_batches
+    return [part for micro_batch in micro_batches for part in micro_batch.split(most_rows)]

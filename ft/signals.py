@@ -1,0 +1,54 @@
+"""The signals that ask a run to stop: noted by a handler, acted on after the running update."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAUNCHER_DIED = signal.SIGUSR2
+# A launcher hands a signal on that its processes got already, when a terminal or Slurm sent it to all of
+# them.
+REPEAT_SECONDS = 1.0
+
+
+class StopSignals:
+    """What was received since `listen`: the first signal is kept in `received`, a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._since = 0.0
+
+    def listen(self) -> None:
+        """Note the signals from here on. Before, they end the process in the ordinary way."""
+        for number in (*STOP_SIGNALS, LAUNCHER_DIED):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = "its launcher ended" if number == LAUNCHER_DIED else signal.Signals(number).name
+        if self.received is None:
+            self.received, self._since = name, time.monotonic()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                # Not print: the signal may have come in the middle of one.
+                os.write(2, f"\n{name}: a checkpoint follows; a second signal ends at once\n".encode())
+        elif number != LAUNCHER_DIED and time.monotonic() - self._since > REPEAT_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def follow_launcher(launcher: int) -> None:
+    """Have the kernel tell this process when its launcher, the parent with this process id, has died.
+
+    `accelerate launch` with one process leaves it behind otherwise when it is ended (seen with 1.15), and so
+    does every launcher that is killed. Linux alone has this call; elsewhere it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(LAUNCHER_DIED))
+    if os.getppid() != launcher:  # it had died before
+        os.kill(os.getpid(), LAUNCHER_DIED)

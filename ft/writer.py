@@ -1,0 +1,38 @@
+"""Writes one thing at a time to the disk in the background, and counts what could not be written."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+
+class BackgroundWriter:
+    """At most one write is under way: `submit` waits for the one before. A write that fails is reported, and
+    counted in `failures` until one succeeds."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.last_error = ""
+        self._thread: threading.Thread | None = None
+
+    def submit(self, what: str, write: Callable[[], object]) -> None:
+        """Run `write` on a thread. `what` it writes is named where it fails."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(what, write), name="writer", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, what: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+            self.failures, self.last_error = 0, ""
+        except Exception as error:  # torch and safetensors raise types of their own for a full disk
+            self.failures += 1
+            self.last_error = f"{what} cannot be written: {str(error) or type(error).__name__}"
+            print(f"warning: {self.last_error}", file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""Told to stop, a run saves what it has and exits with 75, whoever was told, and wherever it was."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from compare import same_bits, without_timing
+from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, metrics_of
+
+SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, reviews):
+    """A run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = launch(ONE, words(tiny_model, reviews, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def words(model, data, folder):
+    return flags(model_name_or_path=model, dataset_name=data, output_dir=folder, learning_rate=1e-3, **SLOW)
+
+
+@pytest.fixture
+def run_words(tiny_model, reviews, tmp_path):
+    return words(tiny_model, reviews, tmp_path / "run")
+
+
+def start(command, run_words, **environment):
+    return subprocess.Popen(
+        [*command, str(ROOT / "train.py"), *run_words], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def wait_for_updates(folder, count, seconds=120):
+    """Return when the run has logged so many updates."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        path = folder / "metrics.jsonl"
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.01)
+    pytest.fail("the run did not get so far")
+
+
+def trainers(process):
+    """The processes that train, below a launcher."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return [p for p in family if any(word.endswith("train.py") for word in p.cmdline()[1:3])]
+
+
+def ends_as_if_never_stopped(command, run_words, folder, whole):
+    done = launch(command, [*run_words, "--resume_from_checkpoint", "latest"])
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout
+    assert without_timing(folder) == without_timing(whole)
+    assert same_bits(folder / "final", whole / "final")
+    assert same_bits(folder / "best", whole / "best")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
+    process = start(ONE, run_words)
+    wait_for_updates(tmp_path / "run", 20)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert f"({number.name})" in out and "Traceback" not in err
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+
+
+def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothing(run_words, tmp_path, whole):
+    process = start(ACCELERATE, run_words)
+    wait_for_updates(tmp_path / "run", 20)
+    (trainer,) = [p for p in trainers(process) if p.pid != process.pid]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    trainer.wait(timeout=60)
+    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("told", ["launcher", "one process", "all"])
+def test_two_processes_save_together_whoever_got_the_signal(run_words, tmp_path, told):
+    process = start([*TORCHRUN, "2"], run_words)
+    wait_for_updates(tmp_path / "run", 20)
+    both = [p for p in trainers(process) if "torch.distributed.run" not in p.cmdline()]
+    assert len(both) == 2
+    if told == "one process":
+        both[1].send_signal(signal.SIGUSR1)
+    elif told == "launcher":
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=90)
+    assert "stopped after update" in out, err
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+
+
+SLOW_EVALUATION = """
+import sys, time
+sys.path.insert(0, {root!r})
+sys.argv[0] = {root!r} + "/train.py"
+from ft.tasks.text_classification import TextClassification as Task
+predict = Task.predict
+Task.predict = lambda *args: (time.sleep({seconds}), print("scoring", flush=True), predict(*args))[2]
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+run_script(train.train, parse(Config))
+"""
+
+
+def start_slow_evaluation(tmp_path, run_words, seconds):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_EVALUATION.format(root=str(ROOT), seconds=seconds))
+    return subprocess.Popen(
+        [sys.executable, str(script), *run_words], text=True, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_line(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(process.stderr.read())
+
+
+def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
+    process = start_slow_evaluation(tmp_path, run_words, seconds=0.3)
+    wait_for_line(process, "scoring")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert out.count("scoring") <= 2  # of eight batches
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000007"]
+    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+
+
+def test_a_second_signal_ends_at_once(run_words, tmp_path):
+    process = start_slow_evaluation(tmp_path, run_words, seconds=30)
+    wait_for_updates(tmp_path / "run", 7)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+    assert time.monotonic() - begin < 5
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
