@@ -1,0 +1,128 @@
+"""Checkpoints that were damaged, left half-written or fought over."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from compare import same_bits, without_timing
+from conftest import ONE, flags, launch, train_here
+
+from ft.errors import UserError
+
+FILES = ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, reviews):
+    """A run of 12 updates with a checkpoint every 4th."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train_here(**words(tiny_model, reviews, folder)) == 0
+    return folder
+
+
+def words(model, data, folder):
+    return {
+        "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "learning_rate": 1e-3,
+        "max_train_steps": 12, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 5,
+        "save_strategy": "steps", "save_steps": 4, "save_total_limit": 50,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def config(tiny_model, reviews, tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    return words(tiny_model, reviews, tmp_path / "run")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {"cut short": cut, "emptied": lambda path: path.write_bytes(b""), "one bit flipped": flip}
+DAMAGE["deleted"] = lambda path: path.unlink()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_passes_the_checkpoint_over(config, whole, tmp_path, capfd, name, damage):
+    DAMAGE[damage](tmp_path / "run/checkpoints/step-00000012" / name)
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    out = capfd.readouterr().out
+    assert "warning: the checkpoint step-00000012 is damaged" in out
+    assert name in out or name == "manifest.json"  # a bit of it that names another file
+    assert "after update 8" in out
+    assert same_bits(whole / "final", tmp_path / "run/final")
+    assert without_timing(whole) == without_timing(tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/damaged-step-00000012").is_dir()
+
+
+def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole, tmp_path, capfd):
+    (tmp_path / "run/results.json").unlink()
+    for path in (tmp_path / "run/checkpoints").glob("step-*"):
+        cut(path / "model.safetensors")
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert "starts anew" in capfd.readouterr().out
+    assert same_bits(whole / "final", tmp_path / "run/final")
+    assert len(list((tmp_path / "run/checkpoints").glob("damaged-*"))) == 3
+
+
+def test_a_checkpoint_named_by_its_path_has_to_be_whole(config, tmp_path):
+    place = tmp_path / "run/checkpoints/step-00000008"
+    flip(place / "model.safetensors")
+    with pytest.raises(UserError, match=r"step-00000008.*model.safetensors is changed"):
+        train_here(**config, resume_from_checkpoint=place)
+
+
+def test_leftovers_of_an_interrupted_save_are_in_nobodys_way(config, whole, tmp_path):
+    folder = tmp_path / "run/checkpoints"
+    shutil.rmtree(folder / "step-00000012")
+    for name in (".step-00000012.tmp", ".step-00000010.tmp", ".step-00000012.old"):
+        shutil.copytree(folder / "step-00000004", folder / name)
+    (folder / "latest").write_text("step-00000012\n")  # between rename and pointer, the other way round
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", tmp_path / "run/final")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["latest", "step-00000004", "step-00000008", "step-00000012"]
+
+
+def test_the_checkpoint_of_the_best_step_is_kept(config, tmp_path):
+    words = {
+        **config,
+        "eval_steps": 4,
+        "learning_rate": 1e-12,
+        "save_total_limit": 1,
+        "output_dir": tmp_path / "b",
+    }
+    assert train_here(**words) == 0  # nothing is learned, so the first evaluation is the best
+    kept = sorted(path.name for path in (tmp_path / "b/checkpoints").glob("step-*"))
+    assert kept == ["step-00000004", "step-00000012"]
+
+
+def test_more_updates_may_be_asked_for_and_fewer_are_refused(config, tmp_path, capfd):
+    assert train_here(**{**config, "max_train_steps": 16}, resume_from_checkpoint="latest") == 0
+    assert "16 updates instead of 12" in capfd.readouterr().out
+    with pytest.raises(UserError, match="stands after update 16, but this run has 10"):
+        train_here(**{**config, "max_train_steps": 10}, resume_from_checkpoint="latest")
+
+
+HOLD = "import sys, time; from pathlib import Path; from ft.output import lock_output_dir\n"
+HOLD += "lock = lock_output_dir(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+
+
+def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_way(config, tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    again = [*flags(**config), "--resume_from_checkpoint", "latest"]
+    done = launch(ONE, again)
+    assert done.returncode == 2 and "error: output_dir: another run is writing to" in done.stderr
+    holder.kill()
+    holder.wait()
+    done = launch(ONE, again)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,63 @@
+"""A process that hangs, dies or fails alone takes the whole job down, soon and with its reason."""
+
+import time
+
+import pytest
+from conftest import ONE, ROOT, TORCHRUN, flags, launch
+
+FAULTY = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+sys.argv[0] = {root!r} + "/train.py"
+from ft.tasks.text_classification import TextClassification as Task
+loss, calls = Task.loss, []
+def faulty(self, model, batch):
+    calls.append(1)
+    if len(calls) == 5 and os.environ.get("RANK", "0") == {rank!r}:
+        {fault}
+    return loss(self, model, batch)
+Task.loss = faulty
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+run_script(train.train, parse(Config))
+"""
+
+
+@pytest.fixture
+def run_faulty(base_flags, tmp_path):
+    def run(command, fault, rank="0", **changes):
+        script = tmp_path / "faulty.py"
+        script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank=rank))
+        begin = time.monotonic()
+        done = launch(command, flags(**base_flags, **changes), script=str(script))
+        return done, time.monotonic() - begin
+
+    return run
+
+
+def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
+    done, _ = run_faulty(ONE, "time.sleep(600)", hang_timeout="3s")
+    assert done.returncode == 1
+    assert (
+        "error: hang_timeout: process 0: nothing came to an end for 3 s; the last was: update 4"
+        in done.stderr
+    )
+    assert "in faulty" in done.stderr  # where it hangs
+
+
+def test_every_process_shows_its_stacks(run_faulty):
+    done, _ = run_faulty([*TORCHRUN, "2"], "time.sleep(600)", rank="1", hang_timeout="4s")
+    assert done.returncode == 1
+    assert "hang_timeout: process 0" in done.stderr and "hang_timeout: process 1" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_dies_takes_the_others_down(run_faulty, fault):
+    done, seconds = run_faulty([*TORCHRUN, "2"], fault, rank="1")
+    assert done.returncode == 1
+    assert seconds < 60
+    if "broken" in fault:
+        first = done.stderr.index("Traceback")
+        assert "broken on purpose" in done.stderr[first:].split("Traceback")[1]

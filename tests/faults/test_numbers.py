@@ -1,0 +1,122 @@
+"""Numbers that go wrong, memory that runs out, and algorithms that are asked to be deterministic."""
+
+import json
+
+import pytest
+import torch
+from compare import largest_difference, same_bits
+from conftest import TORCHRUN, flags, launch, series, train_here
+
+from ft.errors import UserError
+from ft.health import SPIKE_AFTER, Health
+from ft.tasks.text_classification import TextClassification
+
+
+@pytest.fixture
+def config(base_flags):
+    return {**base_flags, "max_train_steps": 10, "save_strategy": "steps", "save_steps": 2}
+
+
+def break_updates(monkeypatch, steps, value):
+    """Give the loss of some updates (counted from 1, a micro-batch each) another value, and its gradient
+    too."""
+    original, calls = TextClassification.loss, []
+
+    def loss(self, model, batch):
+        calls.append(1)
+        whole = original(self, model, batch)
+        return whole * value if len(calls) in steps else whole
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
+    config, tmp_path, monkeypatch, capfd, value
+):
+    break_updates(monkeypatch, {3, 4, 7}, value)
+    assert train_here(**config) == 0
+    assert json.loads((tmp_path / "run/results.json").read_text())["train/nonfinite_updates"] == 3
+    out = capfd.readouterr().out
+    assert "update 3 is skipped" in out and "update 7 is skipped" in out and "counted from 0" in out
+    for checkpoint in (tmp_path / "run/checkpoints").glob("step-*"):
+        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+        assert all(torch.isfinite(value).all() for entry in state.values() for value in entry.values())
+
+
+def test_the_third_in_a_row_ends_the_run_and_names_the_rows_of_the_first(config, tmp_path, monkeypatch):
+    break_updates(monkeypatch, {4, 5, 6, 7}, float("nan"))
+    with pytest.raises(UserError, match=r"3 updates in a row, 6 the last.*training rows are \d+, \d+.*skip"):
+        train_here(**config)
+
+
+def test_skip_goes_on_in_any_case(config, tmp_path, monkeypatch):
+    break_updates(monkeypatch, {4, 5, 6, 7, 8}, float("nan"))
+    assert train_here(**config, on_nonfinite="skip") == 0
+    assert json.loads((tmp_path / "run/results.json").read_text())["train/nonfinite_updates"] == 5
+
+
+def test_the_weights_are_those_of_a_run_without_the_update(config, tmp_path, monkeypatch):
+    """Only the last update is broken: the weights before it stay."""
+    assert train_here(**{**config, "output_dir": tmp_path / "short", "max_train_steps": 10}) == 0
+    break_updates(monkeypatch, {10}, float("nan"))
+    assert train_here(**config) == 0
+    from safetensors.torch import load_file
+
+    before = load_file(tmp_path / "short/checkpoints/step-00000008/model.safetensors")
+    after = load_file(tmp_path / "run/checkpoints/step-00000010/model.safetensors")
+    whole = load_file(tmp_path / "short/final/model.safetensors")
+    assert set(before) == set(after) and not same_bits(tmp_path / "short/final", tmp_path / "run/final")
+    assert all(torch.isfinite(tensor).all() for tensor in after.values()) and set(whole) == set(after)
+
+
+def test_loss_spikes_are_counted():
+    health = Health()
+    for update in range(100):
+        health.note(1.0 + 0.01 * (update % 5), finite=True)
+    assert health.spikes == 0
+    health.note(3.0, finite=True)
+    assert health.spikes == 1 and health.nonfinite == 0
+    early = Health()
+    for loss in [0.7] * (SPIKE_AFTER - 1) + [70.0]:
+        early.note(loss, finite=True)
+    assert early.spikes == 0  # too little is known
+
+
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp_path, monkeypatch, capfd):
+    assert train_here(**{**config, "output_dir": tmp_path / "whole"}) == 0
+    original, sizes = TextClassification.loss, []
+
+    def loss(self, model, batch):
+        sizes.append(len(batch.row_ids))
+        if len(batch.row_ids) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, model, batch)
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+    assert train_here(**config) == 0
+    assert sizes[:7] == [32, 16, 8, 8, 8, 8, 8] and 32 not in sizes[1:]
+    assert "micro-batches have at most 8 rows" in capfd.readouterr().out
+    worst = largest_difference(tmp_path / "whole", tmp_path / "run")
+    # Not eval/auroc: rounding may turn the order of two rows with nearly the same score.
+    assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
+
+
+def test_out_of_memory_on_one_row_is_an_error(config, monkeypatch):
+    def loss(self, model, batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+    with pytest.raises(UserError, match="out of memory on a single row"):
+        train_here(**config)
+
+
+def test_two_runs_of_one_launch_are_bit_identical(config, tmp_path):
+    """On a CPU they are in any case; deterministic: true asks torch for it."""
+    for name, value in {"a": True, "b": True, "c": False}.items():
+        words = {**config, "output_dir": tmp_path / name, "deterministic": value, "save_strategy": "no"}
+        done = launch([*TORCHRUN, "2"], flags(**words))
+        assert done.returncode == 0, done.stderr
+    assert same_bits(tmp_path / "a/final", tmp_path / "b/final")
+    assert same_bits(tmp_path / "a/final", tmp_path / "c/final")
+    assert series(tmp_path / "a", "train/loss") == series(tmp_path / "c", "train/loss")
