@@ -17,6 +17,11 @@ QUICKSTART = Path(__file__).parent / "ft" / "recipes" / "quickstart.yaml"
 
 def train(config: Config) -> int:
     """One training run; returns its exit code."""
+    if config.verify:
+        from ft.verify import verify
+
+        return verify(config)
+
     # Imported here, after the command line was read, so that --help and a typing error answer at once.
     import torch
 

@@ -188,6 +188,9 @@ class RunOptions:
     hang_timeout: str | None = "30m"
     """End with an error, and the stacks of every process, when no update or batch of an evaluation ends in
     this time. null never does."""
+    verify: bool = False
+    """Instead of a training run: try this config on a matrix of launches, killed and resumed, too, a few
+    updates each, and say in a table whether they give the same."""
     metric_for_best_model: str = "accuracy"
     """Validation metric that chooses the model in best/; loss is one, too."""
     greater_is_better: bool | None = None

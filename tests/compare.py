@@ -6,6 +6,8 @@ import torch
 from conftest import metrics_of
 from safetensors.torch import load_file
 
+from ft.verify import weights_difference
+
 
 def largest_difference(one: Path, other: Path) -> dict[str, float]:
     """The largest relative difference of each quantity over all updates and evaluations, and of the
@@ -20,14 +22,6 @@ def largest_difference(one: Path, other: Path) -> dict[str, float]:
                 worst[key] = max(worst.get(key, 0.0), abs(value - b[key]) / max(abs(value), 1e-12))
     worst["weights"] = weights_difference(one / "final", other / "final")
     return worst
-
-
-def weights_difference(one: Path, other: Path) -> float:
-    """The norm of the difference of two exported models' weights, relative to the norm of the weights."""
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert set(a) == set(b)
-    flat, flat_other = (torch.cat([w[k].double().flatten() for k in sorted(a)]) for w in (a, b))
-    return float((flat - flat_other).norm() / flat.norm())
 
 
 def without_timing(output_dir: Path) -> list[dict]:

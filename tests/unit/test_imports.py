@@ -29,7 +29,7 @@ FLOORS = [
     ["ft.data.encode", "ft.runtime", "ft.tasks.text_classification"],
     ["ft.data.loader", "ft.data.prepare", "ft.tasks", "ft.attempts"],
     ["ft.evaluation", "ft.model", "ft.report"],
-    ["ft.run"],
+    ["ft.run", "ft.verify"],
     ["train", "eval"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,213 @@
+"""`train.py --verify`: one config on a matrix of launches, a few updates each: do they give the same?"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ft.cli import dump
+from ft.config import Config
+from ft.errors import UserError
+from ft.runtime import resolve_batch_size
+
+ROOT = Path(__file__).parent.parent
+UPDATES, SAVE_EVERY, KILL_AFTER = 8, 2, 3
+ROWS = 500  # to evaluate on, at most
+QUANTITIES = {
+    "train/loss": "loss",
+    "train/grad_norm": "gradient norm",
+    "train/learning_rate": "learning rate",
+    "eval/loss": "validation loss",
+}
+TOLERANCE, WEIGHTS_TOLERANCE = 1e-5, 1e-4  # relative, in fp32
+HALF_TOLERANCE = 2e-2  # of bf16 and fp16, whose numbers have 8 and 11 bits
+
+
+@dataclass
+class Difference:
+    """How far two runs are apart: the largest relative difference of each quantity, and where the first one
+    beyond its tolerance is."""
+
+    worst: dict[str, float]
+    rows_scored: tuple[int, int]
+    first: str = ""
+
+
+def compare(
+    one: Path, other: Path, tolerance: float = TOLERANCE, weights: float = WEIGHTS_TOLERANCE
+) -> Difference:
+    """Hold the output folders of two runs against each other, update by update."""
+    rows, others = _rows(one), _rows(other)
+    found = Difference(dict.fromkeys(QUANTITIES.values(), 0.0), (0, 0))
+    if [(row["step"], sorted(row)) for row in rows] != [(row["step"], sorted(row)) for row in others]:
+        found.first = "the updates and evaluations themselves"
+    for row, its in zip(rows, others, strict=False):
+        for key, name in QUANTITIES.items():
+            if key in row and key in its:
+                apart = _relative(float(row[key]), float(its[key]))
+                found.worst[name] = max(found.worst[name], apart)
+                if not apart <= tolerance and not found.first:
+                    found.first = f"update {row['step']}: {name} ({row[key]} and {its[key]})"
+        if "eval/rows" in row and "eval/rows" in its:
+            found.rows_scored = (row["eval/rows"], its["eval/rows"])
+            if row["eval/rows"] != its["eval/rows"] and not found.first:
+                found.first = f"update {row['step']}: rows scored"
+    found.worst["weights"] = weights_difference(one / "final", other / "final")
+    if not found.worst["weights"] <= weights and not found.first:
+        found.first = f"update {rows[-1]['step']}: weights"
+    return found
+
+
+def weights_difference(one: Path, other: Path) -> float:
+    """The norm of the difference of two exported models' weights, relative to the norm of the weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    if set(a) != set(b):
+        return math.inf
+    flat, flat_other = (torch.cat([w[k].double().flatten() for k in sorted(a)]) for w in (a, b))
+    return float((flat - flat_other).norm() / flat.norm())
+
+
+def verify(config: Config) -> int:
+    """Print the table; 0 where all launches give the same, else 1 and the first update and quantity that do
+    not. Works in temporary folders."""
+    resolve_batch_size(config, 1)
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        return _Matrix(config, Path(folder)).run()
+
+
+class _Matrix:
+    def __init__(self, config: Config, folder: Path) -> None:
+        import torch
+
+        self.folder = folder
+        gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        self.on_cpu = forced or gpus < 2  # two processes need two devices
+        self.precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        half = self.precision in ("bf16", "fp16")
+        self.tolerances = (HALF_TOLERANCE, HALF_TOLERANCE) if half else (TOLERANCE, WEIGHTS_TOLERANCE)
+        assert config.global_batch_size is not None
+        bound = min(config.per_device_train_batch_size or math.inf, config.global_batch_size)
+        self.quarter = max(1, int(bound) // 4)
+        evaluates = config.eval_strategy != "no"
+        short = replace(
+            config,
+            max_train_steps=UPDATES, max_time=None, logging_steps=1, save_strategy="steps",
+            save_steps=SAVE_EVERY, save_total_limit=None, resume_from_checkpoint=None, report_to="none",
+            eval_strategy="steps" if evaluates else "no", eval_steps=UPDATES // 2 if evaluates else None,
+            early_stopping_patience=None, verify=False, overwrite_output_dir=False,
+            warmup_steps=None if config.warmup_steps is None else min(config.warmup_steps, UPDATES),
+            max_eval_samples=min(config.max_eval_samples or ROWS, ROWS),
+            max_predict_samples=min(config.max_predict_samples or ROWS, ROWS),
+        )  # fmt: skip
+        self.yaml = folder / "config.yaml"
+        self.yaml.write_text(dump(short), encoding="utf-8")
+
+    def run(self) -> int:
+        where = "the CPU" if self.on_cpu else "GPUs"
+        print(f"verify: {UPDATES} updates a launch on {where}, mixed precision {self.precision}", flush=True)
+        whole = self.folder / "whole"
+        self._launch(whole)
+        killed = self.folder / "killed"
+        self._launch_and_kill(killed)
+        shutil.copytree(killed, self.folder / "killed2")
+        resume = ["--resume_from_checkpoint", "latest"]
+        micro = ["--per_device_train_batch_size", str(self.quarter)]
+        launches: list[tuple[str, Path, int, list[str]]] = [
+            (f"1 process, micro-batches of {self.quarter}", self.folder / "accumulation", 1, micro),
+            ("2 processes", self.folder / "two", 2, []),
+            (f"2 processes, micro-batches of {self.quarter}", self.folder / "two4", 2, micro),
+            ("1 process, killed and resumed", killed, 1, resume),
+            ("1 process, killed, resumed on 2", self.folder / "killed2", 2, resume),
+        ]
+        names = [*QUANTITIES.values(), "weights"]
+        print(f"{'against 1 process':40}" + "".join(f"{name:>17}" for name in [*names, "rows scored"]))
+        failed = []
+        for name, place, processes, words in launches:
+            self._launch(place, processes, words)
+            found = compare(whole, place, *self.tolerances)
+            cells = [f"{found.worst[key]:.1e}" for key in names] + [f"{found.rows_scored[1]:,}"]
+            print(f"{name:40}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+            if found.first:
+                failed.append(f"{name}: differs first at {found.first}")
+        for line in failed:
+            print(f"NOT THE SAME: {line}")
+        if not failed:
+            print(f"the same: within {self.tolerances[0]:g} (weights {self.tolerances[1]:g})")
+        return 1 if failed else 0
+
+    def _launch(self, place: Path, processes: int = 1, words: list[str] | None = None) -> None:
+        process = self._start(place, processes, words or [])
+        out, _ = process.communicate()
+        if process.returncode:
+            raise UserError(f"verify: a launch failed; it said:\n{out}")
+
+    def _launch_and_kill(self, place: Path) -> None:
+        """Kill a run between two checkpoints. One that was too fast for it is tried again."""
+        for _ in range(5):
+            process = self._start(place, 1, [])
+            while process.poll() is None:
+                rows = (
+                    (place / "metrics.jsonl").read_bytes().count(b"\n")
+                    if (place / "metrics.jsonl").exists()
+                    else 0
+                )
+                if rows > KILL_AFTER and (place / "checkpoints" / "latest").exists():
+                    os.killpg(process.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+            out, _ = process.communicate()
+            if process.returncode != -signal.SIGKILL:
+                if process.returncode:
+                    raise UserError(f"verify: a launch failed; it said:\n{out}")
+            if not (place / "results.json").exists():
+                return
+            shutil.rmtree(place)
+        raise UserError("verify: the run ended each time before it could be killed; use more data.")
+
+    def _start(self, place: Path, processes: int, words: list[str]) -> subprocess.Popen[str]:
+        name = ("cpu" if processes == 1 else "multi_cpu") if self.on_cpu else "multi_gpu"
+        if not self.on_cpu and processes == 1:
+            name = "single_gpu"
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch",
+            "--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"),
+            "--num_processes", str(processes), "--mixed_precision", self.precision,
+            str(ROOT / "train.py"), str(self.yaml), "--output_dir", str(place), *words,
+        ]  # fmt: skip
+        environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
+        threads = str(max(1, (os.cpu_count() or 1) // 2))  # of every process alike: their number changes bits
+        return subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**environment, "OMP_NUM_THREADS": threads},
+        )  # fmt: skip
+
+
+# Of this process's own launcher: it must not speak to those that are started here.
+LAUNCH_VARIABLES = (
+    "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT GROUP_RANK ROLE_RANK "
+    "ACCELERATE_USE_CPU ACCELERATE_MIXED_PRECISION"
+).split()
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _relative(a: float, b: float) -> float:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    return abs(a - b) / max(abs(a), 1e-12)

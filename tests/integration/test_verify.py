@@ -1,0 +1,56 @@
+"""`train.py --verify` on real launches: what is the same is said to be, and what is not is named."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ONE, flags, launch, train_here
+
+from ft.verify import compare
+
+
+def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
+    done = launch(ONE, [*flags(**base_flags), "--verify"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if re.match(r"[12] process", line)]
+    assert len(rows) == 5 and all(line.endswith(" 61") for line in rows)  # every validation row
+    assert "the same: within 1e-05" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags):
+    done = launch(ONE, [*flags(**base_flags), "--dropout_mode", "torch", "--verify"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "NOT THE SAME: 2 processes: differs first at update 1: " in done.stdout
+    assert "killed and resumed: differs" not in done.stdout  # the generators are reseeded for every update
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def pair(base_flags, tmp_path):
+    assert train_here(**{**base_flags, "max_train_steps": 4}) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    return tmp_path / "run", tmp_path / "other"
+
+
+def change(folder, key, factor):
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [{**row, key: row[key] * factor} if key in row and row["step"] >= 3 else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [("train/loss", "loss"), ("train/grad_norm", "gradient norm"), ("train/learning_rate", "learning rate")],
+)
+def test_the_first_update_and_quantity_that_differ_are_named(pair, key, name):
+    assert compare(*pair).first == ""
+    change(pair[1], key, 1 + 3e-5)
+    assert compare(*pair).first.startswith(f"update 3: {name}")
+
+
+def test_rows_that_were_not_scored_are_found(pair):
+    change(pair[1], "eval/rows", 2)
+    assert compare(*pair).first == "update 4: rows scored"
