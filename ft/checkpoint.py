@@ -74,17 +74,23 @@ def write_checkpoint(
         files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
         write_flushed(temporary / "manifest.json", json.dumps(files, indent=1))
         replace_folder(temporary, target)
-        write_flushed(folder / ".latest.tmp", target.name + "\n")
-        (folder / ".latest.tmp").rename(folder / "latest")
-        flush(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if limit is not None:
-        best = folder / f"step-{progress['best_step']:08d}"
-        for old in sorted(folder.glob("step-*"))[:-limit]:
-            if old not in (target, best):
-                shutil.rmtree(old, ignore_errors=True)
+    settle(target, progress["best_step"], limit)
+
+
+def settle(newest: Path, best_step: int, limit: int | None) -> None:
+    """Point `latest` at a whole checkpoint, and remove old ones and what a crash left in their folder."""
+    folder = newest.parent
+    write_flushed(folder / ".latest.tmp", newest.name + "\n")
+    (folder / ".latest.tmp").rename(folder / "latest")
+    flush(folder)
+    old = sorted(folder.glob("step-*"))[: -limit if limit is not None else 0]
+    kept = (newest, folder / f"step-{best_step:08d}")
+    for path in [*old, *folder.glob(".step-*")]:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list[str]]:
@@ -189,12 +195,6 @@ def recover_folder(place: Path) -> bool:
     if not place.exists() and old.exists():
         old.rename(place)
     return place.exists()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a crash in the middle of a save left in the folder of the checkpoints."""
-    for path in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -98,7 +98,9 @@ class Run:
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
-            checkpoint.remove_leftovers(self.output_dir / "checkpoints")
+            elif self.checkpoint.parent == self.output_dir / "checkpoints":
+                # A crash may have come before this was done for it.
+                checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
             # Without what was said of the folder itself: the file repeats the run, it neither resumes nor
             # removes.
             repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
@@ -333,7 +335,7 @@ class Run:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
         if self._saved_step != self.progress.step or self.progress.evaluation_due:
             self.save()
-        self._settle_writer()
+        self._wait_for_checkpoint()
         self.updates_bar.close()
         self.tracker.finish({})
         self._end()
@@ -343,8 +345,8 @@ class Run:
         )
         raise Stopped
 
-    def _settle_writer(self) -> None:
-        """Wait for the last write; raises `UserError` on all processes if it failed."""
+    def _wait_for_checkpoint(self) -> None:
+        """Wait until the last write has ended; raises `UserError` on all processes if it failed."""
         self.writer.wait()
         if self.hosts.sum(self.writer.failures)[0]:
             raise UserError(
@@ -356,7 +358,7 @@ class Run:
         """Write final/, score the test rows with the best model, write results.json and training.png, say how
         it went."""
         self._watch_health(keep=0)
-        self._settle_writer()
+        self.writer.wait()
         self.updates_bar.close()
         if self.stopped_early():
             self.say(

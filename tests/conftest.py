@@ -36,6 +36,11 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_tiny_model`."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+def make_tiny_model(folder: Path) -> Path:
     """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up
     words."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -55,7 +60,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("tiny-model")
     BertModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
@@ -86,8 +90,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_reviews`."""
+    return make_reviews(tmp_path_factory.mktemp("reviews"))
+
+
+def make_reviews(folder: Path) -> Path:
     """A folder with train.csv (203 rows), validation.csv (61) and test.csv (47)."""
-    folder = tmp_path_factory.mktemp("reviews")
     for seed, (name, count) in enumerate({"train": 203, "validation": 61, "test": 47}.items()):
         write_csv(folder / f"{name}.csv", make_rows(count, seed))
     return folder

@@ -1,0 +1,127 @@
+"""SIGKILL at random moments: `python tests/faults/random_kills.py --kills 50`.
+
+Runs on two processes are killed again and again (the launcher, one rank, or all of it), started again by the
+same command, and have to end bit-identical to a run that was never killed."""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from compare import same_bits, without_timing  # noqa: E402
+from conftest import ROOT, TORCHRUN, flags  # noqa: E402
+
+KILLS_A_RUN = 5
+WATCHDOG = 180  # seconds
+
+
+def config(model, data, folder):
+    """280 updates with a checkpoint every 5th and 20 evaluations."""
+    return flags(
+        model_name_or_path=model, dataset_name=data, output_dir=folder, learning_rate=1e-3,
+        num_train_epochs=40, logging_steps=1, save_strategy="steps", save_steps=5,
+        eval_strategy="steps", eval_steps=14,
+    )  # fmt: skip
+
+
+def start(words):
+    """The run on two processes; where it left off, if it did."""
+    command = [*TORCHRUN, "2", str(ROOT / "train.py"), *words, "--resume_from_checkpoint", "latest"]
+    return subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def rows(folder):
+    """Lines of the run's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at_random(process, folder, generator):
+    """Kill at a random moment: now and then while it sets up, mostly while it trains. Returns what was
+    killed, None where it ended before."""
+    before, begin = rows(folder), time.monotonic()
+    if generator.random() < 0.2:
+        time.sleep(generator.uniform(0.2, 6))
+    else:
+        while process.poll() is None and rows(folder) <= before and time.monotonic() - begin < WATCHDOG:
+            before = min(before, rows(folder))  # a resumed run cuts the file first
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 1.5))
+    if process.poll() is not None:
+        return None
+    what = generator.choice(["launcher", "rank", "both"])
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        ranks = psutil.Process(process.pid).children()
+        if what == "rank" and ranks:
+            generator.choice(ranks).kill()
+        elif what == "launcher":
+            process.kill()
+        else:
+            what = "both"
+            os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=WATCHDOG)
+    return what
+
+
+def finish(words):
+    """Run to the end without a kill."""
+    process = start(words)
+    out, _ = process.communicate(timeout=WATCHDOG)
+    assert process.returncode == 0, out
+
+
+def one_run(model, data, folder, whole, kills, generator):
+    """A run that is killed so many times; what was killed, in turn. Raises if it ends otherwise."""
+    killed = []
+    while len(killed) < kills:
+        what = kill_at_random(start(config(model, data, folder)), folder, generator)
+        if what is None:
+            break
+        killed.append(f"{what} at {rows(folder)}")
+    finish(config(model, data, folder))
+    assert without_timing(folder) == without_timing(whole), killed
+    assert same_bits(folder / "final", whole / "final"), killed
+    assert same_bits(folder / "best", whole / "best"), killed
+    return killed
+
+
+def kill_often(model, data, folder, kills, seed=0):
+    """Runs with five kills each until there were `kills`; returns them."""
+    generator = random.Random(seed)
+    finish(config(model, data, folder / "whole"))
+    done = []
+    while len(done) < kills:
+        place = folder / f"run{len(done)}"
+        done += one_run(model, data, place, folder / "whole", min(KILLS_A_RUN, kills - len(done)), generator)
+        print(f"{len(done)} of {kills} kills: bit-identical ({', '.join(done[-KILLS_A_RUN:])})", flush=True)
+    return done
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    import conftest
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        os.environ["HF_HOME"] = str(place / "hf-home")
+        model = conftest.make_tiny_model(place / "model")
+        data = conftest.make_reviews(place / "reviews")
+        kill_often(model, data, place, options.kills, options.seed)
+    print(f"{options.kills} of {options.kills} random SIGKILLs ended bit-identical")
