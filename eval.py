@@ -6,7 +6,7 @@ results.json and predictions.jsonl to output_dir."""
 
 from ft.cli import parse
 from ft.config import EvalConfig
-from ft.errors import EXIT_DONE
+from ft.errors import EXIT_DONE, printable
 from ft.runtime import run_script
 
 
@@ -56,7 +56,7 @@ def score(config: EvalConfig) -> int:
             "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines),
         )
         for note in data.notes:
-            print(f"note: {note}")
+            print(printable(f"note: {note}"))
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if isinstance(v, float))
         print(f"{split}: {len(rows):,} rows: {shown}")
         print(f"written to {folder}: results.json, predictions.jsonl")

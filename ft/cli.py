@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ft.config import Config
-from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, printable
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 YAML = (".yaml", ".yml")
@@ -65,7 +65,7 @@ def parse(
         config.check()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     return config
 

@@ -28,6 +28,9 @@ class ModelOptions:
     """Changes to the model's config, for example "hidden_dropout_prob=0,attention_probs_dropout_prob=0"."""
     trust_remote_code: bool = False
     """Run code that a model on the Hub brings along. Only for repositories that you have read."""
+    allow_pickle: bool = False
+    """Load weights from a pickle (pytorch_model.bin) where there is no safetensors file; torch reads tensors
+    from it and nothing else."""
 
 
 @dataclass(kw_only=True)

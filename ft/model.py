@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
     return name
 
 
-def check_model_folder(path: str) -> None:
+def check_model_folder(path: str, allow_pickle: bool) -> None:
     """Refuse a local folder that lacks config or weights, before any work is spent on the data."""
     folder = Path(path)
     if not folder.is_dir():
@@ -45,6 +46,11 @@ def check_model_folder(path: str) -> None:
         )
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
+    if not allow_pickle and not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
+        raise UserError(
+            f"model_name_or_path: {path!r} holds its weights in a pickle, a format that can hide programs; "
+            f"expected {WEIGHT_FILES[0]}. Convert it, or, if you trust its source, set allow_pickle."
+        )
 
 
 def load_model_config(options: ModelOptions) -> Any:
@@ -52,7 +58,7 @@ def load_model_config(options: ModelOptions) -> Any:
     from transformers import AutoConfig
 
     path = find_model(options.model_name_or_path)
-    check_model_folder(path)
+    check_model_folder(path, options.allow_pickle)
     config = _from_pretrained(
         AutoConfig, "model_name_or_path", path, revision=options.model_revision,
         trust_remote_code=options.trust_remote_code,
@@ -92,6 +98,11 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
         return auto_class.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you have "
+                "read it, or choose another model."
+            ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
         raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
 
@@ -122,8 +133,9 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) 
         model: Any = task.build_model(
             path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
             dtype=torch.float32, ignore_mismatched_sizes=True,
+            use_safetensors=None if options.allow_pickle else True, weights_only=True,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"model_name_or_path: {path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from None

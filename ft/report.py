@@ -16,6 +16,7 @@ import numpy as np
 
 from ft.config import Config
 from ft.data.plan import shares
+from ft.errors import printable
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
@@ -178,7 +179,8 @@ def draw_training(output_dir: Path, metric: str) -> None:
 def model_card(config: Config, task: Any, step: int, metrics: dict[str, Any]) -> str:
     """README.md of an exported model: what it is, how good it was on the validation rows, how to load it."""
     table = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items() if isinstance(v, int | float))
-    labels = "\n".join(f"- {json.dumps(name, ensure_ascii=False)}" for name in task.label_names)
+    # Quoted, in a block of code: a name is shown as it is, whatever it means to Markdown or HTML.
+    labels = "\n".join(json.dumps(printable(name), ensure_ascii=False) for name in task.label_names)
     return f"""---
 pipeline_tag: text-classification
 library_name: transformers
@@ -191,7 +193,9 @@ of {config.global_batch_size} rows (seed {config.seed}, learning rate {config.le
 
 ## Labels
 
+```text
 {labels}
+```
 
 ## Validation
 

@@ -20,7 +20,7 @@ from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loader
 from ft.data.prepare import Data
-from ft.errors import Stopped, UserError
+from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import Health, LateReader
 from ft.model import export, load_weights, write_whole
@@ -71,7 +71,7 @@ class Run:
     def say(self, text: str) -> None:
         """A line for the user, once."""
         if self.accelerator.is_main_process:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def start(
         self, model: Any, optimizer: Any, scheduler: Any, sampler: PlanSampler, data: Data, tokenizer: Any,

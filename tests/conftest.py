@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+pytest_plugins = ["fault_table"]
+
 # Before any Hugging Face library is imported: no network, and a cache of this session's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

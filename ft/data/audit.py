@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import MIXED, ONE_FILE_A_ROW
+from ft.data.files import LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
 from ft.errors import UserError
 
 TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "question"]
@@ -119,6 +119,8 @@ def find_bad_rows(table: pa.Table, columns: Columns) -> dict[str, np.ndarray]:
         bad["the file is not UTF-8" if unreadable else f"{name} is null"] = _rows(null)
         bad[f"{name} is empty"] = _rows(empty)
         bad[f"{name} is only white space"] = _rows(pc.and_not(blank, empty))
+        long = pc.greater(pc.utf8_length(table[name]), LONGEST_TEXT).fill_null(False)
+        bad[f"{name} is longer than {LONGEST_TEXT:,} characters"] = _rows(long)
     bad[f"{columns.label} is missing"] = _rows(_is_missing(table[columns.label]))
     return {reason: rows for reason, rows in bad.items() if len(rows)}
 

@@ -5,7 +5,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +17,7 @@ from ft.errors import UserError
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 ROWS_PER_CHUNK = 10_000
+LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 MIXED = {b"values": b"mixed"}  # metadata of a column
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
@@ -73,9 +73,9 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_TEXT)
     with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-        records = _csv_records(csv.reader(text, delimiter=delimiter, strict=True), path)
+        records = _csv_records(csv.reader(_lines(text, path), delimiter=delimiter, strict=True), path)
         line, fields = next(records, (1, []))
         header = [name.strip() for name in fields]
         if not any(header):
@@ -95,6 +95,7 @@ def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as error:
             lines = f"line {start}" if reader.line_num <= start else f"lines {start} to {reader.line_num}"
             why = str(error).replace("unexpected end of data", "a quoted field is not closed")
+            why = why.replace("field larger than", "a quoted field is not closed, or longer than")
             raise UserError(
                 f"{path}: {lines}: broken row: {why}; double the quotes inside a quoted field."
             ) from None
@@ -104,6 +105,19 @@ def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             raise UserError(f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text.")
         if fields:
             yield start, fields
+
+
+def _lines(text: IO[str], path: Path) -> Iterator[str]:
+    """The lines of a text file, of which none is read that would fill the memory."""
+    number = 0
+    while line := text.readline(LONGEST_TEXT + 1):
+        number += 1
+        if len(line) > LONGEST_TEXT:
+            raise UserError(
+                f"{path}: line {number}: is longer than {LONGEST_TEXT:,} characters; expected one row. Is it "
+                "a text file with line breaks?"
+            )
+        yield line
 
 
 def _csv_rows(
@@ -141,7 +155,7 @@ def _read_json(path: Path) -> pa.Table:
 
 
 def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text, start=1):
+    for number, line in enumerate(_lines(text, path), start=1):
         if line.strip():
             try:
                 row = json.loads(line.rstrip())

@@ -51,6 +51,10 @@ DAMAGE["deleted"] = lambda path: path.unlink()
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.case(
+    "each file of the newest checkpoint cut short, emptied, deleted, or with one bit flipped",
+    "passed over with a warning for the one before; the end is bit-identical",
+)
 def test_a_damaged_file_passes_the_checkpoint_over(config, whole, tmp_path, capfd, name, damage):
     DAMAGE[damage](tmp_path / "run/checkpoints/step-00000012" / name)
     assert train_here(**config, resume_from_checkpoint="latest") == 0
@@ -63,6 +67,10 @@ def test_a_damaged_file_passes_the_checkpoint_over(config, whole, tmp_path, capf
     assert (tmp_path / "run/checkpoints/damaged-step-00000012").is_dir()
 
 
+@pytest.mark.case(
+    "all checkpoints damaged",
+    "starts anew and says so; they are kept aside",
+)
 def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole, tmp_path, capfd):
     (tmp_path / "run/results.json").unlink()
     for path in (tmp_path / "run/checkpoints").glob("step-*"):
@@ -73,6 +81,10 @@ def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole,
     assert len(list((tmp_path / "run/checkpoints").glob("damaged-*"))) == 3
 
 
+@pytest.mark.case(
+    "a damaged checkpoint named by its path",
+    "exit 2; the message names the file",
+)
 def test_a_checkpoint_named_by_its_path_has_to_be_whole(config, tmp_path):
     place = tmp_path / "run/checkpoints/step-00000008"
     flip(place / "model.safetensors")
@@ -80,6 +92,10 @@ def test_a_checkpoint_named_by_its_path_has_to_be_whole(config, tmp_path):
         train_here(**config, resume_from_checkpoint=place)
 
 
+@pytest.mark.case(
+    "leftovers of interrupted saves, also under the name that the next save wants",
+    "removed; the end is bit-identical",
+)
 def test_leftovers_of_an_interrupted_save_are_in_nobodys_way(config, whole, tmp_path):
     folder = tmp_path / "run/checkpoints"
     shutil.rmtree(folder / "step-00000012")
@@ -92,6 +108,10 @@ def test_leftovers_of_an_interrupted_save_are_in_nobodys_way(config, whole, tmp_
     assert names == ["latest", "step-00000004", "step-00000008", "step-00000012"]
 
 
+@pytest.mark.case(
+    "`save_total_limit: 1`, the best step long ago",
+    "the newest and the best are kept",
+)
 def test_the_checkpoint_of_the_best_step_is_kept(config, tmp_path):
     words = {
         **config,
@@ -105,6 +125,10 @@ def test_the_checkpoint_of_the_best_step_is_kept(config, tmp_path):
     assert kept == ["step-00000004", "step-00000012"]
 
 
+@pytest.mark.case(
+    "resumed with more updates, or with fewer than were made",
+    "goes on and says so; refused",
+)
 def test_more_updates_may_be_asked_for_and_fewer_are_refused(config, tmp_path, capfd):
     assert train_here(**{**config, "max_train_steps": 16}, resume_from_checkpoint="latest") == 0
     assert "16 updates instead of 12" in capfd.readouterr().out
@@ -116,6 +140,10 @@ HOLD = "import sys, time; from pathlib import Path; from ft.output import lock_o
 HOLD += "lock = lock_output_dir(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
 
 
+@pytest.mark.case(
+    "a second run on one `output_dir`, and one after the first was killed",
+    "refused with exit 2; goes on",
+)
 def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_way(config, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"

@@ -37,6 +37,10 @@ def run_faulty(base_flags, tmp_path):
     return run
 
 
+@pytest.mark.case(
+    "a process hangs in an update",
+    "ends with an error after `hang_timeout`; its stacks show where",
+)
 def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
     done, _ = run_faulty(ONE, "time.sleep(600)", hang_timeout="3s")
     assert done.returncode == 1
@@ -47,6 +51,10 @@ def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
     assert "in faulty" in done.stderr  # where it hangs
 
 
+@pytest.mark.case(
+    "one of two processes hangs",
+    "both print their stacks and end",
+)
 def test_every_process_shows_its_stacks(run_faulty):
     done, _ = run_faulty([*TORCHRUN, "2"], "time.sleep(600)", rank="1", hang_timeout="4s")
     assert done.returncode == 1
@@ -54,6 +62,10 @@ def test_every_process_shows_its_stacks(run_faulty):
 
 
 @pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "os.kill(os.getpid(), 9)"])
+@pytest.mark.case(
+    "one of two processes raises an error, or is killed, before a collective",
+    "the job ends within a minute; the error's own traceback comes first",
+)
 def test_a_process_that_dies_takes_the_others_down(run_faulty, fault):
     done, seconds = run_faulty([*TORCHRUN, "2"], fault, rank="1")
     assert done.returncode == 1

@@ -13,6 +13,10 @@ from ft import checkpoint
 
 
 @pytest.mark.timeout(1500)
+@pytest.mark.case(
+    "20 SIGKILLs at random moments to the launcher, a rank or all of a run on two processes",
+    "every run ends bit-identical",
+)
 def test_twenty_random_kills_on_two_processes_end_bit_identical(tiny_model, reviews, tmp_path):
     assert len(kill_often(tiny_model, reviews, tmp_path, kills=20)) == 20
 
@@ -81,6 +85,10 @@ def at_step(number, fault, setattr=setattr):
     return seen
 
 
+@pytest.mark.case(
+    "nothing, but every step of a checkpoint's writing is listed",
+    "19 steps, of every kind that the two rows below break",
+)
 def test_the_steps_are_those_of_a_whole_save(tiny_model, reviews, tmp_path, monkeypatch):
     seen = at_step(-1, None, monkeypatch.setattr)
     assert train_here(**{**words(tiny_model, reviews, tmp_path / "run"), "max_train_steps": 8}) == 0
@@ -91,6 +99,10 @@ def test_the_steps_are_those_of_a_whole_save(tiny_model, reviews, tmp_path, monk
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 10, 13, 15, 16, 17, 18])
+@pytest.mark.case(
+    "SIGKILL at a step of a checkpoint's writing, between rename and pointer, too",
+    "every checkpoint is whole or absent; resumed, the end is bit-identical",
+)
 def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(tiny_model, reviews, tmp_path, whole, number):
     script = tmp_path / "killed.py"
     script.write_text(KILL_IN_SAVE.format(root=str(ROOT), number=number))
@@ -107,6 +119,10 @@ def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(tiny_model, revie
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.case(
+    "an I/O error at each step of a checkpoint's writing (write, hash, fsync, rename)",
+    "a warning; the run goes on, earlier checkpoints stand, nothing half-written is left",
+)
 def test_a_step_of_a_save_that_fails_costs_at_most_that_checkpoint(
     tiny_model, reviews, tmp_path, whole, monkeypatch, capfd, number
 ):

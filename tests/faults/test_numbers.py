@@ -31,6 +31,10 @@ def break_updates(monkeypatch, steps, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.case(
+    "a loss of NaN or infinity in three updates of ten",
+    "those change nothing, are counted and said with their rows; every checkpoint is finite",
+)
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
     config, tmp_path, monkeypatch, capfd, value
 ):
@@ -44,18 +48,30 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
         assert all(torch.isfinite(value).all() for entry in state.values() for value in entry.values())
 
 
+@pytest.mark.case(
+    "NaN in three updates in a row",
+    "exit 2; the message names the rows of the first",
+)
 def test_the_third_in_a_row_ends_the_run_and_names_the_rows_of_the_first(config, tmp_path, monkeypatch):
     break_updates(monkeypatch, {4, 5, 6, 7}, float("nan"))
     with pytest.raises(UserError, match=r"3 updates in a row, 6 the last.*training rows are \d+, \d+.*skip"):
         train_here(**config)
 
 
+@pytest.mark.case(
+    "NaN in five updates in a row, with `on_nonfinite: skip`",
+    "skipped and counted",
+)
 def test_skip_goes_on_in_any_case(config, tmp_path, monkeypatch):
     break_updates(monkeypatch, {4, 5, 6, 7, 8}, float("nan"))
     assert train_here(**config, on_nonfinite="skip") == 0
     assert json.loads((tmp_path / "run/results.json").read_text())["train/nonfinite_updates"] == 5
 
 
+@pytest.mark.case(
+    "NaN in the last update",
+    "the checkpoint holds the finite weights from before it",
+)
 def test_the_weights_are_those_of_a_run_without_the_update(config, tmp_path, monkeypatch):
     """Only the last update is broken: the weights before it stay."""
     assert train_here(**{**config, "output_dir": tmp_path / "short", "max_train_steps": 10}) == 0
@@ -70,6 +86,10 @@ def test_the_weights_are_those_of_a_run_without_the_update(config, tmp_path, mon
     assert all(torch.isfinite(tensor).all() for tensor in after.values()) and set(whole) == set(after)
 
 
+@pytest.mark.case(
+    "a loss far above its running mean",
+    "counted as a spike",
+)
 def test_loss_spikes_are_counted():
     health = Health()
     for update in range(100):
@@ -83,6 +103,10 @@ def test_loss_spikes_are_counted():
     assert early.spikes == 0  # too little is known
 
 
+@pytest.mark.case(
+    "out of memory above 8 rows, at a micro-batch of 32",
+    "halved twice, the update repeated, the same trajectory within 1e-5",
+)
 def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp_path, monkeypatch, capfd):
     assert train_here(**{**config, "output_dir": tmp_path / "whole"}) == 0
     original, sizes = TextClassification.loss, []
@@ -102,6 +126,10 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp
     assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
 
 
+@pytest.mark.case(
+    "out of memory on a single row",
+    "exit 2; the message says what to do",
+)
 def test_out_of_memory_on_one_row_is_an_error(config, monkeypatch):
     def loss(self, model, batch):
         raise torch.OutOfMemoryError("out of memory")
@@ -111,6 +139,10 @@ def test_out_of_memory_on_one_row_is_an_error(config, monkeypatch):
         train_here(**config)
 
 
+@pytest.mark.case(
+    "the same launch on two processes three times, with `deterministic` and without",
+    "bit-identical",
+)
 def test_two_runs_of_one_launch_are_bit_identical(config, tmp_path):
     """On a CPU they are in any case; deterministic: true asks torch for it."""
     for name, value in {"a": True, "b": True, "c": False}.items():

@@ -67,6 +67,10 @@ def ends_as_if_never_stopped(command, run_words, folder, whole):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.case(
+    "SIGTERM, SIGINT or SIGUSR1 to a run on one process",
+    "saved after the running update, exit 75; resumed, the end is bit-identical to a run that nobody stopped",
+)
 def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
     process = start(ONE, run_words)
     wait_for_updates(tmp_path / "run", 20)
@@ -79,6 +83,10 @@ def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
     ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
 
 
+@pytest.mark.case(
+    "SIGTERM to `accelerate launch` with one process",
+    "the training process follows after saving; resumed, the end is bit-identical",
+)
 def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothing(run_words, tmp_path, whole):
     process = start(ACCELERATE, run_words)
     wait_for_updates(tmp_path / "run", 20)
@@ -91,6 +99,10 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
 
 
 @pytest.mark.parametrize("told", ["launcher", "one process", "all"])
+@pytest.mark.case(
+    "a signal to the launcher of two processes, to one of them, or to all",
+    "both save the same update, once",
+)
 def test_two_processes_save_together_whoever_got_the_signal(run_words, tmp_path, told):
     process = start([*TORCHRUN, "2"], run_words)
     wait_for_updates(tmp_path / "run", 20)
@@ -139,6 +151,10 @@ def wait_for_line(process, text):
     pytest.fail(process.stderr.read())
 
 
+@pytest.mark.case(
+    "SIGTERM in the middle of an evaluation",
+    "the update is saved, exit 75; resumed, the evaluation comes first, and the end is bit-identical",
+)
 def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
     process = start_slow_evaluation(tmp_path, run_words, seconds=0.3)
     wait_for_line(process, "scoring")
@@ -150,6 +166,10 @@ def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
     ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
 
 
+@pytest.mark.case(
+    "a second SIGTERM",
+    "the process ends at once, without saving",
+)
 def test_a_second_signal_ends_at_once(run_words, tmp_path):
     process = start_slow_evaluation(tmp_path, run_words, seconds=30)
     wait_for_updates(tmp_path / "run", 7)

@@ -1,0 +1,57 @@
+"""The table of the faults: `python -m pytest tests/faults --table docs/reliability.md`.
+
+Every test there is marked with what it does and what happens then; the table holds what that run saw."""
+
+from pathlib import Path
+
+import pytest
+
+FAULTS = Path(__file__).parent / "faults"
+HEAD = """# Reliability: what was done to a run, and what happened
+
+Made by `python -m pytest tests/faults --table docs/reliability.md`, which asserts every row. The last column
+counts the variants that ended as the row says, of those that were tried.
+
+"""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--table", help="write the table of the faults (tests/faults) to this file")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "case(done, happened): a row of the table of faults")
+    config.fault_rows = {}
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if FAULTS in item.path.parents]
+    bare = [item.nodeid for item in here if not item.get_closest_marker("case")]
+    if bare:
+        raise pytest.UsageError(f"no @pytest.mark.case on {bare[0]}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    mark = item.get_closest_marker("case")
+    if mark is None or (report.when != "call" and report.passed):
+        return
+    section = (item.module.__doc__ or "").splitlines()[0]
+    item.config.fault_rows.setdefault((section, *mark.args), {})[item.nodeid] = report.outcome
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--table")
+    if not path:
+        return
+    text, last = HEAD, None
+    for (section, done, happened), results in session.config.fault_rows.items():
+        if section != last:
+            text += ("" if last is None else "\n") + f"## {section}\n\n"
+            text += "| what was done | what happened | seen |\n|---|---|---:|\n"
+            last = section
+        passed = sum(outcome == "passed" for outcome in results.values())
+        text += f"| {done} | {happened} | {passed} of {len(results)} |\n"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
