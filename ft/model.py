@@ -100,8 +100,8 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you have "
-                "read it, or choose another model."
+                f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
+                "have read it, or choose another model."
             ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
         raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
