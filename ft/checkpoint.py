@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+FILES = ("model.safetensors", "optimizer.pt", "state.json")
+
+
 @dataclass
 class Progress:
     """Where a run stands; everything that decides how it goes on, but for weights and optimizer.
@@ -71,12 +74,13 @@ def write_checkpoint(
         torch.save({k: v for k, v in state.items() if k != "model"}, temporary / "optimizer.pt")
         about = {"progress": progress, "total_updates": total_updates, "identity": identity}
         write_flushed(temporary / "state.json", json.dumps(about, indent=1))
-        files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-        write_flushed(temporary / "manifest.json", json.dumps(files, indent=1))
+        write_manifest(temporary)
         replace_folder(temporary, target)
-    except BaseException:
+    except Exception as error:
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        # torch does not say why the disk did not take its file.
+        raise OSError(f"{error} ({free / 1e6:,.1f} MB were free on the disk)") from error
     settle(target, progress["best_step"], limit)
 
 
@@ -105,7 +109,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         inside = path if path.name == "checkpoints" else path / "checkpoints"  # of another run's output_dir
         if inside.is_dir():
             path = next(iter(sorted(inside.glob("step-*"), reverse=True)), path)
-        damage = find_damage(path)
+        damage = find_damage(path, *FILES)
         if damage:
             raise UserError(
                 f"resume_from_checkpoint: {wanted!r} is no whole checkpoint: {damage}; expected a "
@@ -114,7 +118,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         return path, []
     warnings: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        damage = find_damage(path)
+        damage = find_damage(path, *FILES)
         if not damage:
             return path, warnings
         warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
@@ -126,23 +130,26 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
     return None, warnings
 
 
-def find_damage(checkpoint: Path) -> str:
-    """What is wrong with the files of a checkpoint, held against its manifest; empty for a whole one."""
+def write_manifest(folder: Path) -> None:
+    """Write the sizes and hashes of the files of a folder to its manifest.json."""
+    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    write_flushed(folder / "manifest.json", json.dumps(files, indent=1))
+
+
+def find_damage(folder: Path, *needed: str) -> str:
+    """What is wrong with the files of a folder, held against its manifest, in which some are `needed`; empty
+    for a whole one."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        missing = {"model.safetensors", "optimizer.pt", "state.json"} - set(manifest)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        missing = set(needed) - set(manifest)
         if missing:
             return f"manifest.json lacks {', '.join(sorted(missing))}"
         return next(
-            (
-                f"{name} is changed"
-                for name, digest in manifest.items()
-                if _digest(checkpoint / name) != digest
-            ),
+            (f"{name} is changed" for name, digest in manifest.items() if _digest(folder / name) != digest),
             "",
         )
     except OSError as error:
-        return f"{Path(error.filename or checkpoint).name}: {error.strerror}"
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, TypeError):
         return "manifest.json cannot be read"
 

@@ -19,7 +19,8 @@ class BackgroundWriter:
     def submit(self, what: str, write: Callable[[], object]) -> None:
         """Run `write` on a thread. `what` it writes is named where it fails."""
         self.wait()
-        self._thread = threading.Thread(target=self._run, args=(what, write), name="writer", daemon=True)
+        # Not a daemon: Python then waits for it when it exits, after an error in the loop, too.
+        self._thread = threading.Thread(target=self._run, args=(what, write), name="writer")
         self._thread.start()
 
     def wait(self) -> None:

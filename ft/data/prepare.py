@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ft.checkpoint import find_damage, write_manifest
 from ft.config import DataOptions
 from ft.data.audit import (
     Columns,
@@ -31,7 +32,7 @@ from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.base import Task
 
-CACHE_VERSION = 2  # part of every key: raise it when what is written changes
+CACHE_VERSION = 3  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -90,6 +91,8 @@ def prepare_data(
 
 def _open(folder: Path, task: Task) -> Data | None:
     """What an earlier run has encoded; None where there is nothing, or nothing whole."""
+    if find_damage(folder, "data.json"):
+        return None
     try:
         known = json.loads((folder / "data.json").read_text())
         data = Data(
@@ -179,6 +182,7 @@ def _build(
             "task": task.state(),
         }
         (temporary / "data.json").write_text(json.dumps(state))
+        write_manifest(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:

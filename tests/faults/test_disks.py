@@ -1,0 +1,118 @@
+"""Disks that are full, read-only or damaged, and folders that two runs want at once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compare import same_bits, without_timing
+from conftest import ONE, ROOT, flags, launch, train_here
+
+from ft.data.prepare import cache_root
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts a small file system of its own; only root may."""
+    mounted = []
+
+    def do(name, *options):
+        place = tmp_path / name
+        place.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(place)
+        return place
+
+    yield do
+    for place in mounted:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.case(
+    "a disk (tmpfs) that is full after some checkpoints",
+    "a warning for each that fails, then exit 2; what stands is whole, and resuming with more room ends "
+    "bit-identical",
+)
+def test_a_full_disk(base_flags, tmp_path, mount):
+    words = {**base_flags, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 50}
+    words |= {"eval_strategy": "steps", "eval_steps": 14}
+    assert train_here(**{**words, "output_dir": tmp_path / "whole"}) == 0
+    small = mount("small", "size=1m")
+    done = launch(ONE, flags(**{**words, "output_dir": small / "run"}))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "0.0 MB were free on the disk" in done.stderr and "Traceback" not in done.stderr
+    assert "warning: output_dir: the checkpoint of update" in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
+    again = {**words, "output_dir": small / "run", "resume_from_checkpoint": "latest"}
+    assert train_here(**again) == 0
+    assert same_bits(tmp_path / "whole/final", small / "run/final")
+    assert without_timing(tmp_path / "whole") == without_timing(small / "run")
+
+
+@pytest.mark.case(
+    "an output_dir on a read-only disk", "exit 2 before any training; the message names output_dir"
+)
+def test_a_read_only_output_dir(base_flags, mount):
+    place = mount("locked", "ro")
+    done = launch(ONE, flags(**{**base_flags, "output_dir": place / "run"}))
+    assert done.returncode == 2 and "error: output_dir" in done.stderr and "Traceback" not in done.stderr
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "cut short": cut,
+    "emptied": lambda p: p.write_bytes(b""),
+    "one bit flipped": flip,
+    "deleted": Path.unlink,
+}
+
+
+@pytest.mark.case(
+    "each file of the encoding cache cut short, emptied, deleted, or with one bit flipped",
+    "encoded anew; the same trajectory",
+)
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "data.json", "manifest.json"])
+def test_a_damaged_encoding(base_flags, tmp_path, monkeypatch, name, damage):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    words = {**base_flags, "max_train_steps": 3, "save_strategy": "no"}
+    assert train_here(**{**words, "output_dir": tmp_path / "before"}) == 0
+    (folder,) = [path for path in cache_root().iterdir() if path.is_dir()]
+    made = (folder / "train.arrow").read_bytes()
+    DAMAGE[damage](folder / name)
+    assert train_here(**words) == 0
+    assert (folder / "train.arrow").read_bytes() == made
+    assert without_timing(tmp_path / "before") == without_timing(tmp_path / "run")
+
+
+@pytest.mark.case(
+    "two runs that encode the same data at once", "both end with the same; the data is encoded once"
+)
+def test_two_runs_encode_at_once(base_flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *flags(**{**base_flags, "output_dir": tmp_path / name})],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+        )
+        for name in ("a", "b")
+    ]  # fmt: skip
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert same_bits(tmp_path / "a/final", tmp_path / "b/final")
+    assert len([path for path in cache_root().iterdir() if path.is_dir()]) == 1
+    shutil.rmtree(tmp_path / "home")
