@@ -3,9 +3,15 @@
 import argparse
 import sys
 
-from benchmarks import accuracy, start, throughput, tutorial
+from benchmarks import accuracy, exactness, start, throughput, tutorial
 
-COMMANDS = {"throughput": throughput, "start": start, "tutorial": tutorial, "accuracy": accuracy}
+COMMANDS = {
+    "throughput": throughput,
+    "start": start,
+    "tutorial": tutorial,
+    "accuracy": accuracy,
+    "exactness": exactness,
+}
 
 
 def main(argv: list[str]) -> None:

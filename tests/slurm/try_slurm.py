@@ -1,0 +1,172 @@
+"""A preempted, requeued and finished job on a real Slurm of one node: `python tests/slurm/try_slurm.py`.
+
+Needs root and the packages slurm-wlm and munge (Debian). Starts their daemons with a configuration of their
+own, submits slurm/train.sbatch, sends what Slurm sends before the time limit, and compares the end with a run
+that was not stopped."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+CONFIG = """ClusterName=try
+SlurmctldHost={host}
+AuthType=auth/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPort={port}
+SlurmdPort={other_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+JobRequeue=1
+MailProg=/bin/true
+NodeName={host} CPUs={cpus} State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+SECONDS = 400  # for all of it
+
+
+def missing():
+    """Why it cannot be tried here; empty where it can."""
+    if os.geteuid():
+        return "needs root"
+    absent = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name)]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def daemons(folder):
+    """munged, slurmctld and slurmd, as long as the block runs."""
+    host = socket.gethostname().split(".")[0]
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    config = folder / "slurm.conf"
+    config.write_text(
+        CONFIG.format(host=host, folder=folder, port=free_port(), other_port=free_port(), cpus=os.cpu_count())
+    )
+    os.environ["SLURM_CONF"] = str(config)
+    key, socket_path = folder / "munge.key", "/run/munge/munge.socket.2"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    Path("/run/munge").mkdir(exist_ok=True)
+    started = []
+    log = open(folder / "daemons.log", "w")
+    try:
+        for command in (
+            ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket_path}",
+             f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",
+             f"--seed-file={folder}/munged.seed"],
+            ["slurmctld", "-D"],
+            ["slurmd", "-D", "-N", host],
+        ):  # fmt: skip
+            started.append(subprocess.Popen(command, stdout=log, stderr=log))
+            time.sleep(2)
+            if started[-1].poll() is not None:
+                raise RuntimeError(f"{command[0]} ended: {(folder / 'daemons.log').read_text()}")
+        yield
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            process.kill()
+
+
+def said(*words):
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def wait_for(what, condition, end):
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited in vain for {what}: {said('squeue', '--long')}")
+        time.sleep(0.2)
+
+
+def state_of(job):
+    """The state of the job, and how often it was started again."""
+    fields = dict(word.split("=", 1) for word in said("scontrol", "show", "job", job).split() if "=" in word)
+    return fields["JobState"], int(fields["Restarts"])
+
+
+def rows(folder):
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def try_it(folder):
+    """Raises where something is not as it should be."""
+    import conftest
+    from compare import same_bits, without_timing
+
+    os.environ |= {"HF_HOME": str(folder / "hf-home"), "PROCESSES_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    model = conftest.make_tiny_model(folder / "model")
+    data = conftest.make_reviews(folder / "reviews")
+    words = {
+        "model_name_or_path": model, "dataset_name": data, "max_train_steps": 1500, "logging_steps": 10,
+        "eval_strategy": "steps", "eval_steps": 100, "save_strategy": "steps", "save_steps": 400,
+    }  # fmt: skip
+    whole = folder / "whole"
+    done = conftest.launch([*conftest.TORCHRUN, "2"], conftest.flags(**words, output_dir=whole))
+    assert done.returncode == 0, done.stderr
+    place, end = folder / "run", time.monotonic() + SECONDS
+    with daemons(folder):
+        job = said(
+            "sbatch", "--parsable", f"--output={folder}/job.log", "--ntasks-per-node=1", "--cpus-per-task=2",
+            str(ROOT / "slurm" / "train.sbatch"), *conftest.flags(**words, output_dir=place),
+        )  # fmt: skip
+        print(f"submitted job {job}", flush=True)
+        wait_for("the first updates", lambda: rows(place) >= 20, end)
+        said("scancel", "--signal=USR1", "--batch", job)
+        wait_for("the requeue", lambda: state_of(job)[1] == 1, end)
+        stopped = sorted(path.name for path in (place / "checkpoints").glob("step-*"))
+        print(f"sent SIGUSR1: saved {stopped[-1]}, queued again", flush=True)
+        assert not (place / "results.json").exists()
+        time.sleep(15)  # slurmd refuses a job that it is still clearing away
+        said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+        wait_for("the end", lambda: state_of(job)[0] in ("COMPLETED", "FAILED", "CANCELLED"), end)
+        state, restarts = state_of(job)
+    log = (folder / "job.log").read_text()
+    assert (state, restarts) == ("COMPLETED", 1), log
+    assert "stopped after update" in log and "resumed from" in log, log
+    assert same_bits(whole / "final", place / "final")
+    assert without_timing(whole) == without_timing(place)
+    print("resumed, completed: bit-identical to a run that was not stopped")
+
+
+if __name__ == "__main__":
+    if missing():
+        sys.exit(f"cannot be tried here: {missing()}")
+    with tempfile.TemporaryDirectory(prefix="try-slurm-") as temporary:
+        try:
+            try_it(Path(temporary))
+        except BaseException:
+            for name in ("job.log", "slurmctld.log", "slurmd.log"):
+                path = Path(temporary) / name
+                if path.exists():
+                    print(f"--- {name}\n{path.read_text()[-3000:]}", file=sys.stderr)
+            raise
