@@ -1,0 +1,128 @@
+"""Two hosts, as network namespaces joined by a cable of their own: the same result, and back after a loss."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from compare import same_bits, without_timing
+from conftest import ACCELERATE, ONE, ROOT, flags, launch
+
+from ft.verify import compare
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+def ip(*words, check=True):
+    return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts():
+    """The names of two network namespaces."""
+    if os.geteuid() or not shutil.which("ip") or ip("netns", "add", "ft-try", check=False).returncode:
+        pytest.skip("network namespaces cannot be made here (needs root, iproute2 and the right to)")
+    ip("netns", "del", "ft-try")
+    names = [f"ft-{os.getpid()}-{number}" for number in (0, 1)]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "eth-ft0", "netns", names[0], "type", "veth", "peer", "eth-ft1", "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "addr", "add", f"{ADDRESSES[number]}/24", "dev", f"eth-ft{number}")
+            ip("-n", name, "link", "set", f"eth-ft{number}", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in names:
+            for process in ip("netns", "pids", name, check=False).stdout.split():
+                os.kill(int(process), signal.SIGKILL)
+            ip("netns", "del", name, check=False)
+
+
+def start(name, number, command):
+    return subprocess.Popen(
+        ["ip", "netns", "exec", name, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"eth-ft{number}"},
+    )  # fmt: skip
+
+
+def end(processes, timeout=240):
+    said = []
+    for process in processes:
+        try:
+            said.append(process.communicate(timeout=timeout)[0])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said.append(process.communicate()[0])
+            pytest.fail(f"hung: {said}")
+    return said
+
+
+def config(base_flags, folder):
+    return {
+        **base_flags, "output_dir": folder, "max_train_steps": 60, "num_train_epochs": 20,
+        "eval_strategy": "steps", "eval_steps": 20, "save_strategy": "steps", "save_steps": 7,
+    }  # fmt: skip
+
+
+def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
+    topology = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())
+    topology |= {"use_cpu": True, "mixed_precision": "no"}
+    del topology["gpu_ids"]
+    (tmp_path / "nodes.yaml").write_text(yaml.safe_dump(topology))
+    words = [
+        "--config_file", str(tmp_path / "nodes.yaml"), "--num_machines", "2", "--num_processes", "2",
+        "--main_process_ip", ADDRESSES[0], "--main_process_port", "29555",
+    ]  # fmt: skip
+    script = [str(ROOT / "train.py"), *flags(**config(base_flags, tmp_path / "two"))]
+    processes = [
+        start(name, number, [*ACCELERATE, *words, "--machine_rank", str(number), *script])
+        for number, name in enumerate(hosts)
+    ]
+    said = end(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "2 processes x 16 rows" in said[0]
+    done = launch(ONE, flags(**config(base_flags, tmp_path / "one")))
+    assert done.returncode == 0, done.stderr
+    found = compare(tmp_path / "one", tmp_path / "two")
+    assert found.first == "" and found.rows_scored == (61, 61)
+
+
+def elastic(hosts, words):
+    """A launcher on each host that starts its process again, up to three times."""
+    return [
+        start(
+            name, number,
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
+             "--max_restarts", "3", "--rdzv_backend", "c10d", "--rdzv_id", "try",
+             "--rdzv_endpoint", f"{ADDRESSES[0]}:29556", "--rdzv_conf", f"is_host={1 - number}",
+             "--local_addr", ADDRESSES[number], str(ROOT / "train.py"), *words,
+             "--resume_from_checkpoint", "latest"],
+        )
+        for number, name in enumerate(hosts)
+    ]  # fmt: skip
+
+
+def test_a_lost_process_comes_back_from_the_last_checkpoint(base_flags, tmp_path, hosts):
+    whole = elastic(hosts, flags(**config(base_flags, tmp_path / "whole")))
+    said = end(whole)
+    assert [process.returncode for process in whole] == [0, 0], said
+    processes = elastic(hosts, flags(**config(base_flags, tmp_path / "run")))
+    path, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and len(path.read_text().splitlines()) > 10):
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    (lost,) = psutil.Process(processes[1].pid).children()
+    lost.kill()
+    said = end(processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "resumed from" in said[0]
+    assert same_bits(tmp_path / "whole/final", tmp_path / "run/final")
+    assert without_timing(tmp_path / "whole") == without_timing(tmp_path / "run")
