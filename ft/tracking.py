@@ -14,6 +14,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
+ANSWER_SECONDS = 60.0
 PROJECT = "ft"  # where the environment names no other
 
 
@@ -100,9 +104,11 @@ class Tracker:
             try:
                 if tracker.name == "wandb":
                     # W&B drops rows whose own step goes back, as after a resume; our "step" is its axis.
-                    tracker.log({**known, "resumes": tracker.tracker.config["resumes"]})
+                    values = {**known, "resumes": tracker.tracker.config["resumes"]}
+                    _in_time(partial(tracker.log, values))
                 else:
-                    tracker.log({key: value for key, value in known.items() if key != "step"}, step=step)
+                    values = {key: value for key, value in known.items() if key != "step"}
+                    _in_time(partial(tracker.log, values, step=step))
             except Exception as error:
                 self._drop(tracker, error)
 
@@ -154,6 +160,25 @@ class Tracker:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
+
+
+def _in_time(call: Callable[[], object]) -> None:
+    """Make a call, and raise `TimeoutError` where it does not come back: a tracker must not hang the run."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {ANSWER_SECONDS:g} s")
+    if raised:
+        raise raised[0]
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -1,6 +1,6 @@
-"""The table of the faults: `python -m pytest tests/faults --table docs/reliability.md`.
+"""The table of the faults: `python -m pytest -m case --table docs/reliability.md`.
 
-Every test there is marked with what it does and what happens then; the table holds what that run saw."""
+Its tests are marked with what they do and what happens then; the table holds what that run saw."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ import pytest
 FAULTS = Path(__file__).parent / "faults"
 HEAD = """# Reliability: what was done to a run, and what happened
 
-Made by `python -m pytest tests/faults --table docs/reliability.md`, which asserts every row. The last column
+Made by `python -m pytest -m case --table docs/reliability.md`, which asserts every row. The last column
 counts the variants that ended as the row says, of those that were tried.
 
 """
 
 
 def pytest_addoption(parser):
-    parser.addoption("--table", help="write the table of the faults (tests/faults) to this file")
+    parser.addoption("--table", help="write the table of the faults to this file")
 
 
 def pytest_configure(config):
@@ -48,7 +48,7 @@ def pytest_sessionfinish(session):
     text, last = HEAD, None
     for (section, done, happened), results in session.config.fault_rows.items():
         if section != last:
-            text += ("" if last is None else "\n") + f"## {section}\n\n"
+            text += ("" if last is None else "\n") + f"## {section.rstrip('.')}\n\n"
             text += "| what was done | what happened | seen |\n|---|---|---:|\n"
             last = section
         passed = sum(outcome == "passed" for outcome in results.values())

@@ -72,6 +72,7 @@ def config(base_flags, folder):
     }  # fmt: skip
 
 
+@pytest.mark.case("the run on two hosts (network namespaces)", "what one process gives, within 1e-5")
 def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
     topology = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())
     topology |= {"use_cpu": True, "mixed_precision": "no"}
@@ -110,6 +111,10 @@ def elastic(hosts, words):
     ]  # fmt: skip
 
 
+@pytest.mark.case(
+    "SIGKILL to the process of one of two hosts, under torchrun's `--max_restarts`",
+    "all start again by themselves from the last checkpoint; the end is bit-identical",
+)
 def test_a_lost_process_comes_back_from_the_last_checkpoint(base_flags, tmp_path, hosts):
     whole = elastic(hosts, flags(**config(base_flags, tmp_path / "whole")))
     said = end(whole)

@@ -302,6 +302,10 @@ def test_wandb_mode_disabled_writes_and_says_nothing(base_flags, tmp_path, wandb
 @pytest.mark.parametrize(
     ("server", "mode"), [("refuses", ""), ("does not answer", ""), ("is not there", "online")]
 )
+@pytest.mark.case(
+    "W&B's server refuses, does not answer, or is not there",
+    "the run goes on offline and says so; the key is in no file",
+)
 def test_with_a_key_and_no_server_the_run_is_offline_and_the_key_is_in_no_file(
     base_flags, tmp_path, wandb_here, monkeypatch, capsys, serve, server, mode
 ):
@@ -338,6 +342,10 @@ def test_a_key_that_cannot_be_one_is_said(base_flags, tmp_path, wandb_here, monk
 # --- trackers that fail
 
 
+@pytest.mark.case(
+    "W&B's own process is killed in the middle",
+    "a warning; the run, metrics.jsonl and the other tracker go on",
+)
 def test_the_death_of_wandbs_service_costs_a_warning(base_flags, tmp_path, wandb_here, monkeypatch, capsys):
     import psutil
 
@@ -363,6 +371,10 @@ def test_the_death_of_wandbs_service_costs_a_warning(base_flags, tmp_path, wandb
     assert len(events.Scalars("train/loss")) == 14  # the other tracker goes on
 
 
+@pytest.mark.case(
+    "a tracker fails in the middle",
+    "a warning; metrics.jsonl is whole",
+)
 def test_a_tracker_that_fails_on_the_way_is_dropped_and_the_run_goes_on(
     base_flags, tmp_path, monkeypatch, capsys
 ):
@@ -387,6 +399,23 @@ def test_a_tracker_that_fails_on_the_way_is_dropped_and_the_run_goes_on(
     assert (tmp_path / "run/results.json").exists()
 
 
+@pytest.mark.case("a tracker hangs in the middle", "a warning; the run goes on, metrics.jsonl is whole")
+def test_a_tracker_that_hangs_is_dropped_and_the_run_goes_on(base_flags, tmp_path, monkeypatch, capsys):
+    from accelerate.tracking import TensorBoardTracker
+
+    from ft import tracking
+
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(TensorBoardTracker, "log", lambda *args, **options: time.sleep(3600))
+    assert train_here(**base_flags, report_to="tensorboard") == 0
+    assert "warning: tensorboard failed, and gets no more numbers" in capsys.readouterr().err
+    assert len(metrics_of(tmp_path / "run")) == 14 + 2
+
+
+@pytest.mark.case(
+    "a tracker that does not start",
+    "a warning; the others have all numbers",
+)
 def test_a_tracker_that_does_not_start_takes_no_other_along(
     base_flags, tmp_path, wandb_here, monkeypatch, capsys
 ):
