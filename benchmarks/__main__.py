@@ -3,14 +3,15 @@
 import argparse
 import sys
 
-from benchmarks import accuracy, exactness, start, throughput, tutorial
+from benchmarks import accuracy, exactness, saving, start, throughput, tutorial
 
 COMMANDS = {
     "throughput": throughput,
     "start": start,
-    "tutorial": tutorial,
-    "accuracy": accuracy,
+    "save": saving,
     "exactness": exactness,
+    "accuracy": accuracy,
+    "tutorial": tutorial,
 }
 
 

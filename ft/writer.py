@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +24,11 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, args=(what, write), name="writer")
         self._thread.start()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written now."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._thread is not None:
@@ -30,6 +36,9 @@ class BackgroundWriter:
             self._thread = None
 
     def _run(self, what: str, write: Callable[[], object]) -> None:
+        if sys.platform == "linux":
+            # Of this thread alone: training on the same cores goes first, but does not starve it.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         try:
             write()
             self.failures, self.last_error = 0, ""

@@ -20,6 +20,9 @@ pytest_plugins = ["fault_table"]
 # Before any Hugging Face library is imported: no network, and a cache of this session's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch is: one thread, here and in every launch. What ran in this process is compared bit for bit with
+# what a launcher ran, and another number of threads sums in another order.
+os.environ["OMP_NUM_THREADS"] = "1"
 for name in ("WANDB_API_KEY", "WANDB_MODE", "WORLD_SIZE", "LOCAL_RANK", "RANK"):
     os.environ.pop(name, None)
 
@@ -153,7 +156,7 @@ def launch(
     command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a script for real; after `timeout` seconds the whole process group is killed and the test fails."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, **environment}
     process = subprocess.Popen(
         [*command, str(ROOT / script), *words], env=env, cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,

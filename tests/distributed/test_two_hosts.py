@@ -49,7 +49,7 @@ def start(name, number, command):
     return subprocess.Popen(
         ["ip", "netns", "exec", name, *command], cwd=ROOT, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"eth-ft{number}"},
+        env={**os.environ, "GLOO_SOCKET_IFNAME": f"eth-ft{number}"},
     )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def start(command, run_words, **environment):
     return subprocess.Popen(
         [*command, str(ROOT / "train.py"), *run_words], cwd=ROOT, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def start_slow_evaluation(tmp_path, run_words, seconds):
     script.write_text(SLOW_EVALUATION.format(root=str(ROOT), seconds=seconds))
     return subprocess.Popen(
         [sys.executable, str(script), *run_words], text=True, cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

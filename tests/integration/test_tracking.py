@@ -198,7 +198,7 @@ def test_on_a_terminal_nothing_is_asked_either(base_flags, tmp_path):
     words = flags(**{**base_flags, "num_train_epochs": 1}, report_to="wandb")
     process = subprocess.Popen(
         [*ONE, str(ROOT / "train.py"), *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path / "home")}, start_new_session=True,
+        env={**os.environ, "HOME": str(tmp_path / "home")}, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
     said, deadline = b"", time.monotonic() + 120

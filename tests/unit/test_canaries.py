@@ -31,7 +31,7 @@ def run_script(tmp_path, command, text, **environment):
     """Launch a script of a few lines for real."""
     script = tmp_path / "canary.py"
     script.write_text(text)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, **environment}
     return subprocess.run(
         [*command, str(script)],
         capture_output=True,

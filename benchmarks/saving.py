@@ -1,0 +1,101 @@
+"""Seconds for which a checkpoint stops the training, against a save that waits for the disk."""
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import gemm_peak, median, save, say, spread, table
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
+
+
+def run(options: argparse.Namespace) -> None:
+    """A blocking save and one in the background in turn, round after round, after one that does not count."""
+    import torch
+    from accelerate import Accelerator
+    from transformers import BertConfig, BertModel
+
+    from ft.checkpoint import Progress, snapshot, write_checkpoint
+    from ft.config import Config
+    from ft.optim import build_scheduler
+    from ft.writer import BackgroundWriter
+
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    network = BertModel(BertConfig(vocab_size=18_000))
+    parameters = sum(p.numel() for p in network.parameters())
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-9, fused=True)
+    scheduler = build_scheduler(optimizer, Config(), 10**6)
+    network, optimizer, scheduler = accelerator.prepare(network, optimizer, scheduler)
+
+    def update() -> float:
+        begin = time.perf_counter()
+        ids = torch.ones((8, 32), dtype=torch.int64, device=accelerator.device)
+        accelerator.backward(network(input_ids=ids).last_hidden_state.pow(2).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - begin
+
+    writer, measured = BackgroundWriter(), []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        step = 0
+
+        def write(state: Any) -> None:
+            write_checkpoint(Path(folder), state, asdict(Progress(step=step)), {}, 10**6, 1)
+
+        for number in range(options.rounds + 1):
+            update()
+            step += 1
+            begin = time.perf_counter()
+            write(snapshot(accelerator, network, optimizer, scheduler))
+            blocking = time.perf_counter() - begin
+            alone = median([update() for _ in range(3)])
+            step += 1
+            begin = time.perf_counter()
+            writer.wait()
+            state = snapshot(accelerator, network, optimizer, scheduler)
+            writer.submit("the checkpoint", lambda state=state: write(state))
+            del state
+            stall = time.perf_counter() - begin
+            beside, begin = [], time.perf_counter()
+            while writer.busy:
+                beside.append(update())
+            written = time.perf_counter() - begin
+            if number:
+                measured.append(
+                    {
+                        "blocking": blocking,
+                        "stall": stall,
+                        "update": alone,
+                        "beside": median(beside),
+                        "write": written,
+                    }
+                )
+                say(str(measured[-1]))
+    save(options, _text(measured, parameters), {"rounds": measured, "parameters": parameters}, [gemm_peak()])
+
+
+def _text(measured: list[dict[str, float]], parameters: int) -> str:
+    names = {
+        "blocking": "save that waits for the disk",
+        "stall": "save in the background: the loop stops for",
+        "update": "an update, nothing being written",
+        "beside": "an update beside the write",
+        "write": "the write in the background, from begin to end",
+    }
+    rows = []
+    for key, name in names.items():
+        values = [one[key] for one in measured]
+        rows.append([name, f"{median(values):.2f}", spread(values, 2)])
+    share = median([one["stall"] / one["blocking"] for one in measured])
+    return (
+        f"{table(['seconds', 'median', 'lowest to highest'], rows)}\n\nThe stall is {share:.2f} of the "
+        f"blocking save (median over {len(measured)} rounds); {parameters / 1e6:.0f} million parameters with "
+        "AdamW's two moments, hashed and flushed to the disk."
+    )
