@@ -189,3 +189,18 @@ def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
 def series(output_dir: Path, key: str) -> dict[int, float]:
     """One quantity of metrics.jsonl under its step."""
     return {row["step"]: row[key] for row in metrics_of(output_dir) if key in row}
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# What may happen to a file on a disk.
+DAMAGE = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "one bit flipped": _flip,
+    "deleted": Path.unlink,
+}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import ONE, flags, launch, train_here
+from conftest import DAMAGE, ONE, flags, launch, train_here
 
 from ft.errors import UserError
 
@@ -35,20 +35,6 @@ def config(tiny_model, reviews, tmp_path, whole):
     return words(tiny_model, reviews, tmp_path / "run")
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGE = {"cut short": cut, "emptied": lambda path: path.write_bytes(b""), "one bit flipped": flip}
-DAMAGE["deleted"] = lambda path: path.unlink()
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.case(
@@ -74,7 +60,7 @@ def test_a_damaged_file_passes_the_checkpoint_over(config, whole, tmp_path, capf
 def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole, tmp_path, capfd):
     (tmp_path / "run/results.json").unlink()
     for path in (tmp_path / "run/checkpoints").glob("step-*"):
-        cut(path / "model.safetensors")
+        DAMAGE["cut short"](path / "model.safetensors")
     assert train_here(**config, resume_from_checkpoint="latest") == 0
     assert "starts anew" in capfd.readouterr().out
     assert same_bits(whole / "final", tmp_path / "run/final")
@@ -87,7 +73,7 @@ def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole,
 )
 def test_a_checkpoint_named_by_its_path_has_to_be_whole(config, tmp_path):
     place = tmp_path / "run/checkpoints/step-00000008"
-    flip(place / "model.safetensors")
+    DAMAGE["one bit flipped"](place / "model.safetensors")
     with pytest.raises(UserError, match=r"step-00000008.*model.safetensors is changed"):
         train_here(**config, resume_from_checkpoint=place)
 

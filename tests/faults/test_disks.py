@@ -3,11 +3,10 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import ONE, ROOT, flags, launch, train_here
+from conftest import DAMAGE, ONE, ROOT, flags, launch, train_here
 
 from ft.data.prepare import cache_root
 
@@ -61,24 +60,6 @@ def test_a_read_only_output_dir(base_flags, mount):
     place = mount("locked", "ro")
     done = launch(ONE, flags(**{**base_flags, "output_dir": place / "run"}))
     assert done.returncode == 2 and "error: output_dir" in done.stderr and "Traceback" not in done.stderr
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-DAMAGE = {
-    "cut short": cut,
-    "emptied": lambda p: p.write_bytes(b""),
-    "one bit flipped": flip,
-    "deleted": Path.unlink,
-}
 
 
 @pytest.mark.case(
