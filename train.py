@@ -29,6 +29,7 @@ def train(config: Config) -> int:
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.dropout import key_dropout
+    from ft.finish import finish
     from ft.health import skip_if_nonfinite
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text
     from ft.optim import build_optimizer, build_scheduler
@@ -109,7 +110,7 @@ def train(config: Config) -> int:
             if run.finished():
                 break
 
-    run.finish()
+    finish(run)
     return EXIT_DONE
 
 

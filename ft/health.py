@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ft.errors import UserError
+
+MAX_NONFINITE = 3  # updates in a row
 SPIKE_DEVIATIONS = 7.0
 SPIKE_DECAY = 0.99  # of the running mean and variance: about the last hundred updates
 SPIKE_AFTER = 20  # updates; before, they say little
@@ -81,3 +84,49 @@ class LateReader:
                 event.synchronize()
             ready.append((key, *values.tolist()))
         return ready
+
+
+class HealthWatch:
+    """Counts what was not finite and the loss spikes, one update late, and ends a run whose numbers are
+    lost."""
+
+    def __init__(
+        self,
+        health: Health,
+        sum_over_processes: Callable[..., list[float]],
+        rows_of: Callable[[int], str],
+        say: Callable[[str], None],
+        on_nonfinite: str,
+    ) -> None:
+        self.health, self.on_nonfinite = health, on_nonfinite
+        self._sum, self._rows_of, self._say = sum_over_processes, rows_of, say
+        self._late = LateReader()
+        self._first = ""  # the rows of the first update in a row that was not finite
+
+    def push(self, step: int, weight: float, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor) -> None:
+        """Note an update: the true weight of its rows, the summed losses of its micro-batches here."""
+        self._late.push((step, weight), losses, grad_norm)
+
+    def check(self, keep: int = 1) -> None:
+        """Look at all updates but the last `keep`. All processes call it; `UserError` is raised on all."""
+        for (step, weight), loss, grad_norm in self._late.pop(keep):
+            (total,) = self._sum(loss)
+            before = self.health.nonfinite
+            self.health.note(total / weight, math.isfinite(grad_norm))
+            if self.health.nonfinite > before:
+                self._complain(step, f"loss {total / weight:g}, gradient norm {grad_norm:g}")
+
+    def _complain(self, step: int, found: str) -> None:
+        in_a_row = self.health.nonfinite_in_a_row
+        if in_a_row == 1:
+            self._first = self._rows_of(step)
+            self._say(
+                f"warning: update {step:,} is skipped: its loss or gradient is not finite ({found}); its "
+                f"{self._first}"
+            )
+        if self.on_nonfinite == "error" and in_a_row >= MAX_NONFINITE:
+            raise UserError(
+                f"{in_a_row} updates in a row, {step:,} the last, had a loss or gradient that is not finite; "
+                f"of the first, the {self._first}. None of them changed the weights. Look at these rows, "
+                "lower learning_rate or add warm-up; on_nonfinite: skip goes on in any case."
+            )

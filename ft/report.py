@@ -16,7 +16,7 @@ import numpy as np
 
 from ft.config import Config
 from ft.data.plan import shares
-from ft.errors import printable
+from ft.tasks.base import Task
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
@@ -39,7 +39,7 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
 
 
 def start_summary(
-    data: Any, task: Any, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str]
+    data: Any, task: Task, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str]
 ) -> str:
     """What will be trained on what, in a few lines; `notes` are said first."""
     lines = [f"note: {note}" for note in [*data.notes, *notes]]
@@ -70,7 +70,7 @@ def start_summary(
     return "\n".join(lines)
 
 
-def end_summary(results: dict[str, Any], config: Config, output_dir: Path) -> str:
+def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir: Path) -> str:
     """How it went, in a few lines."""
     metric = config.best_metric
     lines = []
@@ -78,11 +78,9 @@ def end_summary(results: dict[str, Any], config: Config, output_dir: Path) -> st
         lines.append(
             f"best: validation {metric} {results[f'best/{metric}']:.4f} at update {results['best/step']}"
         )
-    if "test/accuracy" in results:
-        lines.append(
-            "test: "
-            + ", ".join(f"{k[5:]} {v:.4f}" for k, v in results.items() if k in TEST_LINE and v is not None)
-        )
+    test = {key: results.get(f"test/{key}") for key in (*task.headline, "loss")}
+    if "test/loss" in results:
+        lines.append("test: " + ", ".join(f"{k} {v:.4f}" for k, v in test.items() if v is not None))
     lines.append(
         f"trained {results['train/total_steps']:,} updates in {results['perf/train_seconds']:.1f} s "
         f"({results['perf/examples_per_second']:.1f} examples/s, "
@@ -92,9 +90,6 @@ def end_summary(results: dict[str, Any], config: Config, output_dir: Path) -> st
         f"written to {output_dir}: best/ and final/ (models), results.json, metrics.jsonl, training.png"
     )
     return "\n".join(lines)
-
-
-TEST_LINE = ("test/accuracy", "test/f1_macro", "test/loss")
 
 
 def environment(data: Any, world_size: int, device: Any) -> dict[str, Any]:
@@ -176,13 +171,11 @@ def draw_training(output_dir: Path, metric: str) -> None:
     (output_dir / ".training.png").replace(output_dir / "training.png")
 
 
-def model_card(config: Config, task: Any, step: int, metrics: dict[str, Any]) -> str:
+def model_card(config: Config, task: Task, step: int, metrics: dict[str, Any]) -> str:
     """README.md of an exported model: what it is, how good it was on the validation rows, how to load it."""
     table = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items() if isinstance(v, int | float))
-    # Quoted, in a block of code: a name is shown as it is, whatever it means to Markdown or HTML.
-    labels = "\n".join(json.dumps(printable(name), ensure_ascii=False) for name in task.label_names)
     return f"""---
-pipeline_tag: text-classification
+pipeline_tag: {task.pipeline_tag}
 library_name: transformers
 base_model: {json.dumps(config.model_name_or_path)}
 ---
@@ -193,9 +186,7 @@ of {config.global_batch_size} rows (seed {config.seed}, learning rate {config.le
 
 ## Labels
 
-```text
-{labels}
-```
+{task.card_labels()}
 
 ## Validation
 
@@ -203,12 +194,7 @@ of {config.global_batch_size} rows (seed {config.seed}, learning rate {config.le
 
 ## Use
 
-```python
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="path/of/this/folder")
-classify("a text", truncation=True)
-```
+{task.card_usage()}
 """
 
 
@@ -221,7 +207,7 @@ def evaluation_folder(output_dir: str, split: str) -> Path:
     return folder
 
 
-def prediction_lines(rows: Any, columns: Any, task: Any, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+def prediction_lines(rows: Any, columns: Any, task: Task, scores: np.ndarray) -> Iterator[dict[str, Any]]:
     """One object a row, in the order of the source: row number, text (or both texts), label, prediction and
     probabilities. `scores` is (rows, targets), in the order of the encoded split."""
     texts = [rows.table[name] for name in columns.texts]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +20,11 @@ from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loa
 from ft.data.prepare import Data
 from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
-from ft.health import Health, LateReader
-from ft.model import export, load_weights, write_whole
-from ft.optim import set_learning_rate
+from ft.health import HealthWatch
+from ft.model import export, write_whole
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir
-from ft.report import draw_training, end_summary, environment, model_card, progress_bar, start_summary
+from ft.report import environment, model_card, progress_bar, start_summary
+from ft.resume import identity, resume
 from ft.runtime import STARTED, Clock, HostGroup
 from ft.signals import StopSignals
 from ft.tasks.base import Task
@@ -38,11 +36,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-MAX_NONFINITE = 3  # updates in a row
 MAX_FAILED_SAVES = 3  # in a row
 
 
-class _StopAsked(Exception):
+class StopAsked(Exception):
     """Some process was asked to stop; raised on all of them at the same place."""
 
 
@@ -89,7 +86,7 @@ class Run:
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
         if self.checkpoint is not None:
-            self._resume(self.checkpoint, notes)
+            self.progress = resume(self, self.checkpoint, notes)
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
         self.say(
@@ -119,14 +116,16 @@ class Run:
         self.writer = BackgroundWriter()
         self._saved_step = self.progress.step if self.checkpoint else -1
         self._stop_reason = ""
-        self._late = LateReader()
+        self.health = HealthWatch(
+            self.progress.health, self.hosts.sum, self._rows_of, self.say, config.on_nonfinite
+        )
         self.max_seconds = parse_duration("max_time", config.max_time)
         self.watchdog = Watchdog(
             parse_duration("hang_timeout", config.hang_timeout), accelerator.process_index
         )
         self.signals = StopSignals()
         self.signals.listen()
-        self._rows = self._tokens = 0
+        self.rows = self.tokens = 0  # trained on by this process's run, real tokens
         self._last = (0.0, 0, 0)  # seconds, rows and tokens at the last log
         self.updates_bar = progress_bar(
             accelerator.is_main_process, total=total, initial=self.progress.step, desc="train", unit="update"
@@ -152,10 +151,10 @@ class Run:
         weight."""
         for loss in losses:
             self._loss += loss
-        self._late.push((self.progress.step, slot.update_weight), losses, grad_norm)
+        self.health.push(self.progress.step, slot.update_weight, losses, grad_norm)
         self.progress.log_weight += slot.update_weight
-        self._rows += slot.update_rows
-        self._tokens += slot.update_tokens
+        self.rows += slot.update_rows
+        self.tokens += slot.update_tokens
         self.updates_bar.update()
         self.watchdog.alive(f"update {self.progress.step:,}")
 
@@ -183,9 +182,9 @@ class Run:
         loss = self._fold_loss() / self.progress.log_weight
         seconds = self.clock.seconds()
         elapsed, rows, tokens = (
-            now - then for now, then in zip((seconds, self._rows, self._tokens), self._last, strict=True)
+            now - then for now, then in zip((seconds, self.rows, self.tokens), self._last, strict=True)
         )
-        self._last = (seconds, self._rows, self._tokens)
+        self._last = (seconds, self.rows, self.tokens)
         values = {
             "train/loss": loss,
             "train/learning_rate": learning_rate,
@@ -206,10 +205,7 @@ class Run:
         progress, config = self.progress, self.config
         progress.evaluation_due = True
         with self.clock:
-            try:
-                values = self.score("validation").metrics
-            except _StopAsked:
-                self.stop()
+            values = self.score("validation").metrics
             progress.evaluation_due = False
             self.tracker.log(
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
@@ -220,7 +216,7 @@ class Run:
             if value is not None and not math.isnan(value):
                 if progress.best_metric is None or sign * (value - progress.best_metric) > 0:
                     progress.best_metric, progress.best_step = value, progress.step
-                    self._export("best", values)
+                    self.export("best", values)
                 anchor = progress.patience_metric
                 if anchor is None or sign * (value - anchor) > config.early_stopping_threshold:
                     progress.patience_metric, progress.evaluations_without_gain = value, 0
@@ -230,7 +226,7 @@ class Run:
     def save(self) -> None:
         """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""
         with self.clock:
-            self._watch_health(keep=0)
+            self.health.check(keep=0)
             loss = self._fold_loss()
             self._loss.zero_()
             if self.accelerator.is_main_process:
@@ -244,9 +240,14 @@ class Run:
             state = checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler)
             write = partial(
                 checkpoint.write_checkpoint, self.output_dir / "checkpoints", state, asdict(self.progress),
-                self._identity(), self.total, self.config.save_total_limit,
+                identity(self), self.total, self.config.save_total_limit,
             )  # fmt: skip
             self.writer.submit(f"output_dir: the checkpoint of update {self.progress.step}", write)
+
+    @property
+    def saved(self) -> bool:
+        """Whether a checkpoint of the last update was made."""
+        return self._saved_step == self.progress.step
 
     def stopped_early(self) -> bool:
         """Whether early stopping's patience has run out."""
@@ -258,12 +259,12 @@ class Run:
         where numbers or the disk went wrong too often. To be called after every update."""
         try:
             self._agree()
-        except _StopAsked:
+        except StopAsked:
             self.stop()
-        self._watch_health()
+        self.health.check()
 
     def _agree(self) -> None:
-        """Let all processes know what one of them knows, and raise `_StopAsked` on all alike."""
+        """Let all processes know what one of them knows, and raise `StopAsked` on all alike."""
         late = self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds
         asked, timeouts, failures = self.hosts.sum(
             self.signals.received is not None, late, self.writer.failures
@@ -275,30 +276,7 @@ class Run:
             )
         if asked or timeouts:
             self._stop_reason = self.signals.received or ("max_time" if timeouts else "a signal")
-            raise _StopAsked
-
-    def _watch_health(self, keep: int = 1) -> None:
-        """Count what was not finite, and the loss spikes, in all updates but the last `keep`."""
-        health = self.progress.health
-        for (step, weight), loss, grad_norm in self._late.pop(keep):
-            (total,) = self.hosts.sum(loss)
-            before = health.nonfinite
-            health.note(total / weight, math.isfinite(grad_norm))
-            if health.nonfinite == before:
-                continue
-            if health.nonfinite_in_a_row == 1:
-                self._first_nonfinite = self._rows_of(step)
-                self.say(
-                    f"warning: update {step:,} is skipped: its loss or gradient is not finite (loss "
-                    f"{total / weight:g}, gradient norm {grad_norm:g}); its {self._first_nonfinite}"
-                )
-            if self.config.on_nonfinite == "error" and health.nonfinite_in_a_row >= MAX_NONFINITE:
-                raise UserError(
-                    f"{health.nonfinite_in_a_row} updates in a row, {step:,} the last, had a loss or "
-                    f"gradient that is not finite; of the first, the {self._first_nonfinite}. None of them "
-                    "changed the weights. Look at these rows, lower learning_rate or add warm-up; "
-                    "on_nonfinite: skip goes on in any case."
-                )
+            raise StopAsked
 
     def _rows_of(self, step: int) -> str:
         """The rows of the update that made `step` updates, as the user numbers them."""
@@ -306,10 +284,11 @@ class Run:
         rows = self.sampler.dataset.rows.row[self.sampler.plan(epoch).rows(update)]
         return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"
 
-    # --- the end
+    # --- evaluate, stop, export
 
-    def score(self, split: str) -> Evaluation:
-        """Evaluate the model on a split."""
+    def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
+        """Evaluate the model on a split. Asked to stop in it, the run calls `before_stop`, saves and ends
+        here."""
         rows = self.data.splits[split]
         if split not in self._loaders:
             dataset = RowDataset(rows, self.tokenizer)
@@ -320,11 +299,16 @@ class Run:
                 dataset, sampler, self.config.dataloader_num_workers, self.accelerator.device
             )
             self._loaders[split] = self.accelerator.prepare(loader)
-        with self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as bar:
-            return evaluate(
-                self.accelerator, self.task, self.model, self._loaders[split], rows, self.named,
-                lambda count: self._after_batch(bar, count),
-            )  # fmt: skip
+        try:
+            with self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as bar:
+                return evaluate(
+                    self.accelerator, self.task, self.model, self._loaders[split], rows, self.named,
+                    lambda count: self._after_batch(bar, count),
+                )  # fmt: skip
+        except StopAsked:
+            if before_stop is not None:
+                before_stop()
+            self.stop()
 
     def _after_batch(self, bar: Any, count: int) -> None:
         bar.update(count)
@@ -333,12 +317,11 @@ class Run:
 
     def stop(self) -> NoReturn:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
-        if self._saved_step != self.progress.step or self.progress.evaluation_due:
+        if not self.saved or self.progress.evaluation_due:
             self.save()
         self._wait_for_checkpoint()
         self.updates_bar.close()
-        self.tracker.finish({})
-        self._end()
+        self.close({})
         self.say(
             f"stopped after update {self.progress.step:,} ({self._stop_reason}); a checkpoint stands: go on "
             "with the same command and --resume_from_checkpoint latest"
@@ -354,65 +337,16 @@ class Run:
                 "is untouched: make room, then resume from it."
             )
 
-    def finish(self) -> None:
-        """Write final/, score the test rows with the best model, write results.json and training.png, say how
-        it went."""
-        self._watch_health(keep=0)
+    def settle(self) -> None:
+        """After the last update: wait until all of it was looked at and its checkpoint is written."""
+        self.health.check(keep=0)
         self.writer.wait()
         self.updates_bar.close()
-        if self.stopped_early():
-            self.say(
-                f"stopped early: {self.config.early_stopping_patience} evaluations without a better "
-                f"{self.config.best_metric}"
-            )
-        seconds = self.clock.seconds()
-        if self.latest is None and self.config.eval_strategy != "no":
-            self.latest = self._last_score("validation").metrics  # a finished run was resumed
-        self._export("final", self.latest or {})
-        if self.progress.best_metric is None:
-            self.progress.best_step = self.progress.step
-            self._export("best", self.latest or {})
-            if self.config.eval_strategy == "no":
-                self.say(
-                    "not evaluated (eval_strategy: no), so best/ is the model of the last update, as "
-                    "final/ is"
-                )
-        results: dict[str, Any] = {
-            "train/total_steps": self.progress.step,
-            "train/epochs": self.epoch,
-            "train/nonfinite_updates": self.progress.health.nonfinite,
-            "train/loss_spikes": self.progress.health.spikes,
-            "best/step": self.progress.best_step,
-            f"best/{self.config.best_metric}": self.progress.best_metric,
-            "perf/train_seconds": seconds,
-            "perf/examples_per_second": self._rows / seconds,
-            "perf/tokens_per_second": self._tokens / seconds,
-            "perf/total_seconds": time.monotonic() - STARTED,
-        }
-        results |= {f"eval/{key}": value for key, value in (self.latest or {}).items()}
-        if "test" in self.data.splits:
-            if self.progress.best_step != self.progress.step:
-                load_weights(self.model, self.output_dir / "best", self.accelerator)
-            results |= {f"test/{key}": value for key, value in self._last_score("test").metrics.items()}
-        if self.accelerator.is_main_process:
-            write_whole(self.output_dir / "results.json", to_json(results, indent=1) + "\n")
-            draw_training(self.output_dir, self.config.best_metric)
-        self.tracker.finish(results)
-        self._end()
-        self.say(end_summary(results, self.config, self.output_dir))
 
-    def _last_score(self, split: str) -> Evaluation:
-        """`score`, when all updates are done: asked to stop in it, the run saves the last update's state."""
-        try:
-            return self.score(split)
-        except _StopAsked:
-            if self._saved_step != self.progress.step:
-                load_weights(self.model, self.output_dir / "final", self.accelerator)  # best/ may be in it
-            self.stop()
-
-    # --- mechanics
-
-    def _end(self) -> None:
+    def close(self, summary: dict[str, Any]) -> None:
+        """Let trackers, watchdog and folder go; `summary` is for the trackers, empty where the run is to be
+        resumed."""
+        self.tracker.finish(summary)
         self.watchdog.end()
         if self.accelerator.is_main_process:
             self._lock.release()
@@ -421,34 +355,8 @@ class Run:
     def _hold(self, lock: Any) -> None:
         self._lock = lock  # of the main process, until it ends
 
-    def _resume(self, path: Path, notes: list[str]) -> None:
-        """Take up the run where a checkpoint has it."""
-        saved = self.hosts.from_main(lambda: checkpoint.read_state(path))
-        checkpoint.check_identity(path, saved["identity"], self._identity())
-        progress = saved["progress"]
-        self.progress = Progress(**{**progress, "health": Health(**progress["health"])})
-        step, best_step = self.progress.step, self.progress.best_step
-        if step > self.total:
-            raise UserError(
-                f"resume_from_checkpoint: {path} stands after update {step:,}, but this run has "
-                f"{self.total:,}; raise max_train_steps or num_train_epochs, or choose an earlier checkpoint."
-            )
-        checkpoint.restore(path, self.accelerator, self.model, self.optimizer, self.scheduler)
-        set_learning_rate(self.scheduler)
-        notes.append(f"resumed from {path} after update {step:,}")
-        if saved["total_updates"] != self.total:
-            notes.append(
-                f"the run has {self.total:,} updates instead of {saved['total_updates']:,}; its learning "
-                "rates follow from that from here on"
-            )
-        # Other hosts may not see the folder.
-        if best_step and not self.hosts.from_main(
-            lambda: checkpoint.recover_folder(self.output_dir / "best")
-        ):
-            notes.append(f"best/ of update {best_step} is not in {self.output_dir}: chosen anew")
-            self.progress.best_step, self.progress.best_metric = 0, None
-
-    def _export(self, name: str, metrics: dict[str, Any]) -> None:
+    def export(self, name: str, metrics: dict[str, Any]) -> None:
+        """Write the model as it is to best/ or final/."""
         state = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
@@ -458,20 +366,3 @@ class Run:
     def _fold_loss(self) -> float:
         """The summed loss since the last log, over all processes."""
         return float(self.accelerator.reduce(self._loss, reduction="sum"))
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint and the run that resumes it must share."""
-        config = self.config
-        model = self.accelerator.unwrap_model(self.model)
-        steps, ratio = config.warmup_steps, config.warmup_ratio
-        warmup = f"{ratio:g} of the updates for" if steps is None else f"{steps} updates of"
-        shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
-        return {
-            "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
-            "labels": self.task.state(),
-            "data": self.data.fingerprint,
-            "global_batch_size": config.global_batch_size,
-            "seed": config.seed,
-            "dropout_mode": config.dropout_mode,
-            "schedule": f"{config.lr_scheduler_type}, rate {config.learning_rate:g}, {warmup} warmup",
-        }

@@ -4,7 +4,7 @@ than this."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class Task(ABC):
 
     A task first learns what the targets are from the training rows (`learn_targets`), or takes it from an
     earlier run (`load_state`); from then on it turns targets into numbers, and rows into a loss."""
+
+    pipeline_tag: ClassVar[str]  # what the Hub and `pipeline` call it
+    headline: ClassVar[tuple[str, ...]]  # the metrics that a summary shows
 
     @abstractmethod
     def learn_targets(
@@ -92,3 +95,11 @@ class Task(ABC):
     @abstractmethod
     def describe_target(self, label: int) -> Any:
         """The target as it stands in the user's data."""
+
+    @abstractmethod
+    def card_labels(self) -> str:
+        """The targets in Markdown, for the model card."""
+
+    @abstractmethod
+    def card_usage(self) -> str:
+        """How to use an exported model, in Markdown, for the model card."""

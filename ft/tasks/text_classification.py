@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ft.data.audit import describe_rows
 from ft.data.files import MIXED
-from ft.errors import UserError
+from ft.errors import UserError, printable
 from ft.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ class TextClassification(Task):
     The order of the classes is that of a ClassLabel column where there is one; else whole numbers are in
     numerical and strings in alphabetical (code point) order. `label_smoothing` is mixed into the training
     loss alone."""
+
+    pipeline_tag: ClassVar[str] = "text-classification"
+    headline: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_names: list[str] = []
@@ -149,6 +152,24 @@ class TextClassification(Task):
                 name: round(float(p), 6) for name, p in zip(self.label_names, probabilities, strict=True)
             },
         }
+
+    def card_labels(self) -> str:
+        """One name a line, quoted, in a block of code: shown as it is, whatever it means to Markdown or
+        HTML."""
+        names = "\n".join(json.dumps(printable(name), ensure_ascii=False) for name in self.label_names)
+        return f"```text\n{names}\n```"
+
+    def card_usage(self) -> str:
+        """With `pipeline`."""
+        return USAGE
+
+
+USAGE = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="path/of/this/folder")
+classify("a text", truncation=True)
+```"""
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -91,16 +91,16 @@ def test_exported_models_load_in_a_pipeline_with_the_label_names_and_the_same_lo
 def test_the_model_in_memory_and_the_exported_one_give_the_same_logits(base_flags, tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification
 
-    import ft.run
+    import ft.finish
 
     kept = {}
-    finish = ft.run.Run.finish
+    finish = ft.finish.finish
 
     def spy(run):
         kept["model"] = run.model
         finish(run)
 
-    monkeypatch.setattr(ft.run.Run, "finish", spy)
+    monkeypatch.setattr(ft.finish, "finish", spy)
     assert train_here(**{**base_flags, "num_train_epochs": 1}) == 0
     ids = torch.randint(4, 30, (3, 11))
     after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final").eval()(input_ids=ids)
