@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -50,5 +51,19 @@ def follow_launcher(launcher: int) -> None:
         return
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of sys/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, int(LAUNCHER_DIED))
-    if os.getppid() != launcher:  # it had died before
+    if os.getppid() != launcher or _is_orphan():  # it had died before
         os.kill(os.getpid(), LAUNCHER_DIED)
+
+
+def _is_orphan() -> bool:
+    """Whether torchrun or Accelerate started this process and was gone before it could look.
+
+    It would wait for the others' rendezvous for half an hour. An orphan's parent is process 1, which may be a
+    launcher itself, in a container."""
+    if os.getppid() != 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        words = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return False
+    return not any(name in words for name in (b"python", b"torchrun", b"accelerate"))

@@ -1,6 +1,7 @@
 """Told to stop, a run saves what it has and exits with 75, whoever was told, and wherever it was."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,11 +145,13 @@ def start_slow_evaluation(tmp_path, run_words, seconds):
     )  # fmt: skip
 
 
-def wait_for_line(process, text):
-    for line in process.stdout:
+def wait_for_line(stream, text):
+    said = ""
+    for line in stream:
+        said += line
         if text in line:
             return
-    pytest.fail(process.stderr.read())
+    pytest.fail(f"it never said {text!r}, but: {said}")
 
 
 @pytest.mark.case(
@@ -157,7 +160,7 @@ def wait_for_line(process, text):
 )
 def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
     process = start_slow_evaluation(tmp_path, run_words, seconds=0.3)
-    wait_for_line(process, "scoring")
+    wait_for_line(process.stdout, "scoring")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -174,6 +177,7 @@ def test_a_second_signal_ends_at_once(run_words, tmp_path):
     process = start_slow_evaluation(tmp_path, run_words, seconds=30)
     wait_for_updates(tmp_path / "run", 7)
     process.send_signal(signal.SIGTERM)
+    wait_for_line(process.stderr, "a second signal ends at once")
     time.sleep(1.5)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -181,3 +185,24 @@ def test_a_second_signal_ends_at_once(run_words, tmp_path):
     assert process.returncode == -signal.SIGTERM
     assert time.monotonic() - begin < 5
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+@pytest.mark.case(
+    "a launcher that was killed before the process it started could look at it",
+    "the process ends at once, and does not wait for the others of its run",
+)
+def test_an_orphan_from_the_start_ends(run_words, tmp_path):
+    environment = {
+        "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999",
+        "TORCHELASTIC_RUN_ID": "none",
+    }  # fmt: skip
+    command = shlex.join([sys.executable, str(ROOT / "train.py"), *run_words])
+    shell = ["sh", "-c", f"(sleep 1; exec {command}) >{tmp_path}/said 2>&1 & echo $!"]
+    done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, **environment})
+    process = psutil.Process(int(done.stdout))
+    end = time.monotonic() + 60
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            process.kill()
+            pytest.fail((tmp_path / "said").read_text())
+        time.sleep(0.1)
