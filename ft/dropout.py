@@ -9,6 +9,7 @@ the hashes are those of MurmurHash3 (Appleby, 2011) and SplitMix64 (Steele, Lea 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,13 @@ class RowKeys:
         self.update = update
         self.keys = _mix64(row_ids + _signed(_scramble(self.seed, update), 64)).to(torch.int32) | 1
 
-    def mask(self, layer: int, shape: Sequence[int], threshold: int, device: torch.device) -> torch.Tensor:
-        """Which elements of a (rows, ...) tensor are kept: bool. `shape` names all its dimensions."""
+    def mask(
+        self, layer: int, shape: Sequence[int], threshold: int, device: torch.device, per_row: bool = True
+    ) -> torch.Tensor:
+        """Which elements of a (rows, ...) tensor are kept: bool. `shape` names all its dimensions. With
+        `per_row` off it is a tensor that all rows share, such as DeBERTa's embeddings of distances."""
+        if not per_row:
+            return self._table(layer, tuple(shape), device) >= threshold
         assert self.keys is not None and len(self.keys) == shape[0], (
             "RowKeys.set must name the rows of this pass"
         )
@@ -54,27 +60,29 @@ class RowKeys:
 
 
 class RowKeyedDropout(nn.Module):
-    """In the place of an `nn.Dropout` on tensors whose first dimension is the rows; holds no weights."""
+    """In the place of an `nn.Dropout` on tensors whose first dimension is the rows, or, with `per_row` off,
+    on tensors without rows; holds no weights."""
 
     def __init__(self, p: float, layer: int, rows: RowKeys) -> None:
         super().__init__()
         self.p, self.layer, self.rows = p, layer, rows
+        self.per_row = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, ...) with masked elements zeroed and the others divided by 1 - p; unchanged in
         evaluation."""
         if not self.training or self.p == 0:
             return x
-        return _drop(x, self.rows, self.p, self.layer)
+        return _drop(x, self.rows, self.p, self.layer, self.per_row)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"p={self.p}, layer={self.layer}"
 
 
-def _drop(x: torch.Tensor, rows: RowKeys, p: float, layer: int) -> torch.Tensor:
+def _drop(x: torch.Tensor, rows: RowKeys, p: float, layer: int, per_row: bool = True) -> torch.Tensor:
     threshold = round(p * 2**32) - 2**31
-    return _Masked.apply(x, rows.mask(layer, x.shape, threshold, x.device), 1 / (1 - p))
+    return _Masked.apply(x, rows.mask(layer, x.shape, threshold, x.device, per_row), 1 / (1 - p))
 
 
 class _Masked(torch.autograd.Function):
@@ -141,9 +149,11 @@ def key_dropout(model: nn.Module, mode: str, seed: int, compiled: bool) -> tuple
 
 def install(model: nn.Module, seed: int) -> tuple[RowKeys, list[str]]:
     """Give the model row-keyed dropout. Returns the keys to set, and a line for every place that still draws
-    random numbers of its own: a dropout whose input is not batch-first, or a kernel with its own generator.
+    random numbers of its own: a dropout on a tensor that has its rows elsewhere than in the first dimension,
+    or a kernel with its own generator.
 
-    The model is run once on three short rows to see both; run it before it is moved or wrapped.
+    The model is run on a few short rows to see both, twice, with another number of rows; run it before it is
+    moved or wrapped.
     """
     rows = RowKeys(seed)
     _install_attention(model, rows)
@@ -154,24 +164,39 @@ def install(model: nn.Module, seed: int) -> tuple[RowKeys, list[str]]:
                 layer = len(replaced)
                 replaced[f"{name}.{child_name}".lstrip(".")] = (module, child_name, child)
                 setattr(module, child_name, RowKeyedDropout(child.p, layer, rows))
-    unkeyed = []
-    shapes: dict[str, torch.Size] = {}
-    handles = [
-        getattr(parent, name).register_forward_pre_hook(
-            lambda _m, args, path=path: shapes.update({path: args[0].shape})
-        )
-        for path, (parent, name, _) in replaced.items()
-    ]
-    draws = _probe(model, rows, tolerate=True)
-    for handle in handles:
-        handle.remove()
+    shapes: dict[str, list[set[torch.Size]]] = {}  # that a dropout saw, in each of the probes
+    draws: list[str] = []
+    for count in PROBE_ROWS:
+        seen: dict[str, set[torch.Size]] = {path: set() for path in replaced}
+
+        def look(module: nn.Module, args: tuple, path: str, count: int = count, seen: dict = seen) -> None:
+            module.per_row = args[0].shape[0] == count
+            seen[path].add(args[0].shape)
+
+        handles = [
+            getattr(parent, name).register_forward_pre_hook(partial(look, path=path))
+            for path, (parent, name, _) in replaced.items()
+        ]
+        draws += _probe(model, rows, count)
+        for handle in handles:
+            handle.remove()
+        for path, found in seen.items():
+            shapes.setdefault(path, []).append(found)
+    sideways = []
     for path, (parent, name, original) in replaced.items():
-        if path in shapes and shapes[path][0] != PROBE_ROWS:
+        few, many = shapes[path]
+        keyed = getattr(parent, name)
+        keyed.per_row = all(
+            shape[0] == count for found, count in zip((few, many), PROBE_ROWS, strict=True) for shape in found
+        )
+        if not keyed.per_row and few != many:
             setattr(parent, name, original)
-            unkeyed.append(f"{path} works on a tensor whose first dimension is not the rows")
-    if unkeyed or draws is None:
-        draws = _probe(model, rows, tolerate=False)
-    elsewhere = sorted(set(draws or []) - {""})
+            sideways.append(path)
+    unkeyed = []
+    if sideways:
+        more = f" and {len(sideways) - 1} more" if len(sideways) > 1 else ""
+        unkeyed.append(f"dropout on a tensor whose first dimension is not the rows ({sideways[0]}{more})")
+    elsewhere = sorted(set(draws))
     if elsewhere and not unkeyed:
         unkeyed = [f"the model draws random numbers by {', '.join(elsewhere)}"]
     return rows, unkeyed
@@ -194,11 +219,12 @@ def _install_attention(model: nn.Module, rows: RowKeys) -> None:
         module.row_keys, module.attention_layer = rows, -1 - number  # type: ignore[assignment]
 
 
-PROBE_ROWS = 3
+PROBE_ROWS = (3, 7)
 
 
 class _Draws(TorchDispatchMode):
-    """Notes every operator that draws random numbers; torch marks them itself."""
+    """Notes every operator that draws random numbers; torch marks them itself. One that is asked to drop
+    with a probability of 0, as attention kernels without dropout are, draws none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,26 +232,29 @@ class _Draws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.names.append(func.overloadpacket.__name__)
+            names = [argument.name for argument in func._schema.arguments]
+            given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+            given |= dict(zip(names, args, strict=False)) | (kwargs or {})
+            if given.get("dropout_p", given.get("p")) != 0:
+                self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
 
-def _probe(model: nn.Module, rows: RowKeys, tolerate: bool) -> list[str] | None:
-    """Names of the random operators of one training pass over three rows of five tokens; None where it
-    fails."""
+def _probe(model: nn.Module, rows: RowKeys, count: int) -> list[str]:
+    """Names of the random operators of one training pass over `count` rows of five tokens."""
     was_training = model.training
     device = next(model.parameters()).device
-    ids = torch.ones((PROBE_ROWS, 5), dtype=torch.int64, device=device)
-    rows.set(0, torch.arange(PROBE_ROWS, device=device))
+    ids = torch.ones((count, 5), dtype=torch.int64, device=device)
+    config = getattr(model, "config", None)
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and end < getattr(config, "vocab_size", 0):
+        ids[:, -1] = end  # BART's classifier reads the token that ends a text
+    rows.set(0, torch.arange(count, device=device))
     model.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), _Draws() as draws:
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
         return draws.names
-    except AssertionError:
-        if not tolerate:
-            raise
-        return None
     finally:
         model.train(was_training)
 

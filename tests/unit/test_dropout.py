@@ -150,6 +150,57 @@ def test_gradients_do_not_depend_on_how_the_rows_are_cut(model):
     assert (one - gradients(model, keys, ids, mask, rows, 1)).norm() / one.norm() > 0.05
 
 
+def small(kind, **options):
+    """A random sequence classifier of two small layers with dropout 0.1, of another family than BERT."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        num_labels=3, pad_token_id=0, **options,
+    )  # fmt: skip
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def batch():
+    torch.manual_seed(1)
+    lengths = torch.randint(3, 20, (32,))
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    return torch.randint(4, 30, (32, 20)) * mask, mask, torch.randperm(1000)[:32]
+
+
+def test_dropout_on_a_tensor_that_all_rows_share_is_the_same_for_every_cut():
+    """DeBERTa drops units of its embeddings of distances, which have no rows: in every layer, one mask an
+    update."""
+    model = small(
+        "deberta-v2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
+    )
+    keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
+    assert unkeyed == []
+    shared = [n for n, m in model.named_modules() if isinstance(m, RowKeyedDropout) and not m.per_row]
+    assert len(shared) == 2 and all(name.endswith("pos_dropout") for name in shared)
+    one, eight = (gradients(model, keys, *batch(), pieces) for pieces in (1, 8))
+    assert (one - eight).norm() / one.norm() < 2e-6
+
+
+@pytest.mark.parametrize("kind, options", [("albert", {"embedding_size": 16}), ("llama", {})])
+def test_attention_without_dropout_draws_nothing(kind, options):
+    model = small(kind, **options)
+    assert getattr(model.config, "attention_probs_dropout_prob", 0) == 0
+    assert key_dropout(model, "row_keyed", 42, compiled=False)[1] == []
+
+
+def test_a_classifier_that_reads_the_end_of_a_text_can_be_looked_at():
+    from transformers import BartConfig, BartForSequenceClassification
+
+    config = BartConfig(
+        vocab_size=40, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    _, unkeyed = key_dropout(BartForSequenceClassification(config), "row_keyed", 42, compiled=False)
+    assert len(unkeyed) == 1 and "random numbers" in unkeyed[0]  # it calls dropout as a function
+
+
 def test_every_dropout_of_the_model_is_replaced_and_evaluation_is_unchanged(model):
     ids = torch.randint(4, 30, (4, 9))
     before = model.eval()(input_ids=ids).logits
