@@ -27,6 +27,8 @@ def score(config: EvalConfig) -> int:
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)
     task.load_from_model(model_config)
     max_length = longest_text(config.max_length, tokenizer, model_config)
+    notes: list[str] = []
+    model = build_model(config, task, model_config, tokenizer, notes)
     split = config.split or choose_split(config, find_sources(config))
     named = load_named_metrics(config.metric_names, task, accelerator)
 
@@ -38,7 +40,6 @@ def score(config: EvalConfig) -> int:
     dataset = RowDataset(rows, tokenizer)
     sampler = EvaluationSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
-    model = build_model(config, task, model_config, tokenizer)
     model, loader = accelerator.prepare(model, loader)
 
     with bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as shown:
@@ -55,7 +56,7 @@ def score(config: EvalConfig) -> int:
             folder / "predictions.jsonl",
             "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines),
         )
-        for note in data.notes:
+        for note in [*data.notes, *notes]:
             print(printable(f"note: {note}"))
         shown = ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if isinstance(v, float))
         print(f"{split}: {len(rows):,} rows: {shown}")

@@ -49,7 +49,7 @@ def train(config: Config) -> int:
 
     # --- model, optimizer, schedule, loader -----------------------------------------------------------------
     torch.manual_seed(config.seed)  # the new head
-    model = build_model(config, task, model_config, tokenizer)
+    model = build_model(config, task, model_config, tokenizer, notes)
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, config.torch_compile)
     if config.torch_compile:
         model.compile(dynamic=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +24,18 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# Entries of a model's config that have another owner here.
+OWNED = {
+    **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type"), "the data"),
+    **dict.fromkeys(("dtype", "torch_dtype"), "the launch: accelerate launch --mixed_precision bf16"),
+    **dict.fromkeys(("model_type", "architectures", "transformers_version"), "model_name_or_path"),
+    **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions"), "the loop"),
+}
+# RoBERTa and its kin count positions from behind the number of the padding token: a table of 514 holds 512.
+POSITIONS_AFTER_PADDING = (
+    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta "
+    "roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
+).split()
 
 
 def find_model(name: str, key: str = "model_name_or_path") -> str:
@@ -41,9 +55,9 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
     if not folder.is_dir():
         return
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"model_name_or_path: {path!r} holds no config.json; expected a Transformers model folder."
-        )
+        best = folder / "best"  # of a run's output_dir
+        hint = f"did you mean {str(best)!r}?" if best.is_dir() else "expected a Transformers model folder."
+        raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
     if not allow_pickle and not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
@@ -63,15 +77,52 @@ def load_model_config(options: ModelOptions) -> Any:
         AutoConfig, "model_name_or_path", path, revision=options.model_revision,
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    if options.config_overrides:
-        try:
-            config.update_from_string(options.config_overrides.replace(" ", ""))
-        except ValueError as error:
-            raise UserError(
-                f"config_overrides: {options.config_overrides!r}: {error}; expected name=value pairs of this "
-                f"model's config, separated by commas."
-            ) from None
+    apply_overrides(config, options.config_overrides or "")
     return config
+
+
+def apply_overrides(config: Any, text: str) -> None:
+    """Change a model's config by "name=value,..."; each value takes the type of the one that is there.
+
+    (Its own update_from_string cannot set what is None, and takes NaN.)"""
+    known = [*config.to_dict(), *config.attribute_map]
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if name in OWNED:
+            raise UserError(f"config_overrides: {name!r} is decided by {OWNED[name]}; leave it out.")
+        if not equals or name not in known:
+            near = difflib.get_close_matches(name, known, n=1) if equals else []
+            hint = f"did you mean {near[0]!r}?" if near else "expected name=value pairs, separated by commas."
+            raise UserError(f"config_overrides: {pair!r} names nothing in the model's config; {hint}")
+        try:
+            setattr(config, name, _like(getattr(config, name), value))
+        except Exception as error:  # the config's own checks raise a type of their own
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"config_overrides: {pair!r} cannot be: {why[-1].strip()}.") from None
+
+
+def _like(old: Any, text: str) -> Any:
+    """A value of the type of `old`; where that is None, of whatever type the text looks like."""
+    switches = {"true": True, "false": False}
+    if isinstance(old, bool):
+        if text.lower() not in switches:
+            raise ValueError("expected true or false")
+        return switches[text.lower()]
+    if isinstance(old, str):
+        return text
+    if isinstance(old, int):
+        return int(text)
+    if old is not None and not isinstance(old, float):
+        raise ValueError(f"it holds {old!r}; only numbers, texts, true and false can be changed")
+    try:
+        number = float(text)
+    except ValueError:
+        if old is not None:
+            raise
+        return switches.get(text.lower(), text)
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return int(text) if old is None and text.lstrip("-").isdigit() else number
 
 
 def load_tokenizer(options: ModelOptions) -> Any:
@@ -110,6 +161,10 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     """max_length in tokens: the one asked for, at most what the model has positions for, or that limit."""
     positions = getattr(model_config, "max_position_embeddings", None) or 10**6
+    if positions < 0:  # XLNet's way to say that it has no limit
+        positions = 10**6
+    if model_config.model_type in POSITIONS_AFTER_PADDING:
+        positions -= (model_config.pad_token_id or 0) + 1
     limit = min(tokenizer.model_max_length, positions)
     least = tokenizer.num_special_tokens_to_add() + 1
     if asked is None:
@@ -121,24 +176,31 @@ def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     return asked
 
 
-def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) -> Any:
-    """The pretrained model with the task's head, in fp32 on the CPU."""
+def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
+    """The pretrained model with the task's head, in fp32 on the CPU; adds to `notes` what the user should
+    know of it."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # its bars of one second each would stand between ours
-    if model_config.pad_token_id is None:
+    if getattr(model_config, "pad_token_id", None) is None:
         model_config.pad_token_id = tokenizer.pad_token_id
     path = find_model(options.model_name_or_path)
     try:
-        model: Any = task.build_model(
+        built: Any = task.build_model(
             path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
-            dtype=torch.float32, ignore_mismatched_sizes=True,
+            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
             use_safetensors=None if options.allow_pickle else True, weights_only=True,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
-        raise UserError(
-            f"model_name_or_path: {path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
+        model, loaded = built  # a pair, as output_loading_info asks
+    except Exception as error:  # whatever a model's code raises for a config that cannot be
+        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+        is_file = isinstance(error, OSError | SafetensorError | UnpicklingError)
+        if options.config_overrides and not is_file:
+            raise UserError(
+                f"config_overrides: {options.config_overrides!r}: the model cannot be built so: {why}"
+            ) from error
+        raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
+    _check_loaded(model, loaded, path, options, notes)
     if options.gradient_checkpointing:
         # Its new name since Transformers 5.2x, or the one before.
         new_name = getattr(model, "activation_checkpointing_enable", None)
@@ -149,6 +211,40 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any) 
             f"{model.get_input_embeddings().num_embeddings:,}; they do not belong together."
         )
     return model
+
+
+def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config, notes: list[str]) -> None:
+    """Say which weights of the model, but for a new head, start at random because the folder lacks them;
+    refuse a model that is not the one in the folder. For an evaluation, every weight must be there."""
+    stem = f"{model.base_model_prefix}."
+    missing = sorted(loaded["missing_keys"])
+    other_size = sorted(loaded["mismatched_keys"], key=lambda entry: entry[0])
+    if options.PURPOSE == "evaluation" and (missing or other_size):
+        first = [*missing, *(name for name, *_ in other_size)][0]
+        raise UserError(
+            f"model_name_or_path: {path!r} lacks weights ({first} ...), so it was not trained for this task; "
+            "expected a model that train.py has written, such as output_dir/best."
+        )
+    for name, found, expected in other_size:
+        if name.startswith(stem):
+            key = "config_overrides" if options.config_overrides else "model_name_or_path"
+            raise UserError(
+                f"{key}: the weights in {path!r} do not fit the model's config: {name} is {list(found)} "
+                f"there and {list(expected)} in the config; pretrained weights cannot change their size."
+            )
+    missing = [name for name in missing if name.startswith(stem)]
+    total = sum(name.startswith(stem) for name, _ in model.named_parameters())
+    if total and len(missing) >= total:
+        raise UserError(
+            f"model_name_or_path: {path!r} holds none of the weights of a {type(model).__name__}; expected "
+            "a pretrained model of this kind."
+        )
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        notes.append(
+            f"WARNING model: {len(missing)} of {total} pretrained weights are not in {path!r} and start at "
+            f"random: {', '.join(missing[:3])}{more}"
+        )
 
 
 def export(

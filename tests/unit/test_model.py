@@ -1,0 +1,194 @@
+"""Models and tokenizers in: overrides of a config, weights that fit, and how long a text may be."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ft.config import Config, EvalConfig
+from ft.errors import UserError
+from ft.model import apply_overrides, build_model, load_model_config, load_tokenizer, longest_text
+from ft.tasks.text_classification import TextClassification
+
+
+def built(path, notes=None, config_class=Config, **options):
+    config = config_class(model_name_or_path=str(path), **options)
+    task = TextClassification()
+    task.load_state({"label_names": ["bad", "fine", "good"]})
+    return build_model(
+        config, task, load_model_config(config), load_tokenizer(config), [] if notes is None else notes
+    )
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def change_weights(folder, change):
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+# --- config_overrides
+
+
+@pytest.fixture
+def bert():
+    from transformers import BertConfig
+
+    return BertConfig()
+
+
+@pytest.mark.parametrize(
+    "text, name, value",
+    [
+        ("hidden_dropout_prob=0", "hidden_dropout_prob", 0.0),
+        (" hidden_dropout_prob = 0.5 , num_hidden_layers=3,", "num_hidden_layers", 3),
+        ("classifier_dropout=0.25", "classifier_dropout", 0.25),  # None in the config
+        ("hidden_act=relu", "hidden_act", "relu"),
+        ("is_decoder=True", "is_decoder", True),
+        ("", "hidden_dropout_prob", 0.1),
+    ],
+)
+def test_an_override_takes_the_type_of_what_it_changes(bert, text, name, value):
+    apply_overrides(bert, text)
+    assert getattr(bert, name) == value and type(getattr(bert, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("hidden_droput_prob=0", "did you mean 'hidden_dropout_prob'"),
+        ("hidden_dropout_prob", "expected name=value pairs"),
+        ("hidden_dropout_prob=no", "'hidden_dropout_prob=no' cannot be"),
+        ("hidden_dropout_prob=nan", "finite"),
+        ("num_hidden_layers=1.5", "'num_hidden_layers=1.5' cannot be"),
+        ("is_decoder=maybe", "true or false"),
+        ("num_labels=7", "'num_labels' is decided by the data"),
+        ("dtype=float16", "'dtype' is decided by the launch"),
+        ("return_dict=false", "'return_dict' is decided by the loop"),
+    ],
+)
+def test_an_override_that_cannot_be_is_named(bert, text, said):
+    with pytest.raises(UserError, match="config_overrides: ") as refused:
+        apply_overrides(bert, text)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hidden_dropout_prob=2",
+        "num_attention_heads=5",
+        "hidden_act=foo",
+        "initializer_range=-1",
+        "intermediate_size=48",
+        "max_position_embeddings=8",
+        "vocab_size=100",
+    ],
+)
+def test_a_model_that_cannot_be_built_with_an_override_blames_the_override(tiny_model, text):
+    with pytest.raises(UserError, match=r"^config_overrides: "):
+        built(tiny_model, config_overrides=text)
+
+
+# --- weights
+
+
+def test_a_pretrained_model_with_a_new_head_says_nothing(tiny_model):
+    notes = []
+    built(tiny_model, notes)
+    assert notes == []
+
+
+def test_weights_that_do_not_fit_the_config_of_their_folder_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(UserError, match=r"model_name_or_path: .*do not fit.*\[64\] there and \[48\]"):
+        built(folder)
+
+
+def test_weights_of_another_model_are_refused(folder):
+    change_weights(folder, lambda weights: {f"other.{name}": tensor for name, tensor in weights.items()})
+    with pytest.raises(UserError, match="none of the weights of a BertForSequenceClassification"):
+        built(folder)
+
+
+def test_weights_that_a_folder_lacks_are_counted_and_named(folder):
+    change_weights(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n})
+    notes = []
+    built(folder, notes)
+    assert len(notes) == 1 and "2 of 39" in notes[0] and "bert.pooler.dense.bias" in notes[0]
+
+
+def test_the_head_of_a_model_with_other_classes_is_made_anew(folder, tmp_path):
+    model = built(folder)
+    model.classifier = torch.nn.Linear(32, 7)
+    model.config.num_labels = 7
+    model.save_pretrained(folder)
+    notes = []
+    assert built(folder, notes).num_labels == 3 and notes == []
+
+
+def test_an_evaluation_needs_a_model_that_was_trained_for_its_task(tiny_model, folder):
+    with pytest.raises(UserError, match=r"lacks weights \(classifier\.bias \.\.\.\).*best"):
+        built(tiny_model, config_class=EvalConfig)
+    built(folder).save_pretrained(folder)
+    assert built(folder, config_class=EvalConfig).num_labels == 3
+
+
+def test_a_run_in_the_place_of_its_model_is_told_where_its_best_is(folder, tmp_path):
+    folder.rename(tmp_path / "best")
+    with pytest.raises(UserError, match=r"no config\.json; did you mean '.*best'"):
+        load_model_config(Config(model_name_or_path=str(tmp_path)))
+
+
+def test_a_model_of_something_else_than_texts_is_refused(folder):
+    from transformers import ViTConfig
+
+    ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"model_name_or_path: .*cannot be loaded"):
+        built(folder)
+
+
+# --- length
+
+
+@pytest.mark.parametrize(
+    "kind, options, limit",
+    [
+        ("bert", {"max_position_embeddings": 40}, 40),
+        ("bert", {"max_position_embeddings": 400}, 64),  # the tokenizer's limit
+        (
+            "roberta",
+            {"max_position_embeddings": 42, "pad_token_id": 1},
+            40,
+        ),  # positions 0 and 1 hold no token
+        ("xlnet", {}, 64),  # no limit of its own
+    ],
+)
+def test_the_longest_text_is_what_the_model_has_positions_for(tiny_model, kind, options, limit):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **options)
+    tokenizer = load_tokenizer(Config(model_name_or_path=str(tiny_model)))
+    assert longest_text(None, tokenizer, config) == limit
+    with pytest.raises(UserError, match=f"max_length: found {limit + 1}, expected 3 to {limit}"):
+        longest_text(limit + 1, tokenizer, config)
+
+
+def test_the_longest_text_of_roberta_goes_through_it(tiny_model):
+    from transformers import RobertaConfig, RobertaModel
+
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=12, pad_token_id=1, type_vocab_size=1,
+    )  # fmt: skip
+    longest = longest_text(None, load_tokenizer(Config(model_name_or_path=str(tiny_model))), config)
+    model = RobertaModel(config)
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
