@@ -38,10 +38,10 @@ class DataOptions:
     """Data"""
 
     dataset_name: str | None = None
-    """A Hub id, or a folder (saved `datasets`, train/validation/test files, or one sub-folder of .txt files
-    per class), or a pkg: path to one."""
+    """A Hub id, or a folder (a local copy of a Hub repository, saved `datasets`, train/validation/test files,
+    or one sub-folder of .txt files per class), or a pkg: path to one."""
     dataset_config_name: str | None = None
-    """Configuration (subset) of a dataset on the Hub."""
+    """Configuration (subset) of a dataset on the Hub, or of a local copy of one."""
     train_file: str | None = None
     """Training data: csv, tsv, json, jsonl (each also .gz), parquet, arrow, or a folder of class folders."""
     validation_file: str | None = None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from ft.checkpoint import replace_folder
 from ft.config import Config, ModelOptions
+from ft.data.files import is_pointer
 from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.tasks.base import Task
@@ -60,6 +61,12 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
         raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
+    pointers = [name for name in WEIGHT_FILES if (folder / name).exists() and is_pointer(folder / name)]
+    if pointers:
+        raise UserError(
+            f"model_name_or_path: {str(folder / pointers[0])!r} is the pointer of Git LFS to a file that was "
+            "not fetched; run `git lfs pull` there."
+        )
     if not allow_pickle and not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
         raise UserError(
             f"model_name_or_path: {path!r} holds its weights in a pickle, a format that can hide programs; "

@@ -31,7 +31,10 @@ class Columns:
 def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, split: str) -> Columns:
     """The columns that the user named, or those that a name or a type gives away."""
     there = table.column_names
-    listed = ", ".join(map(repr, there))
+    # The type is said where it may be why a column is not taken.
+    listed = ", ".join(
+        f"{f.name!r}" if _is_string(f.type) else f"{f.name!r} ({f.type})" for f in table.schema
+    )
     for key, names in (("text_column_names", texts), ("label_column_name", [label] if label else [])):
         for name in names:
             if there.count(name) != 1:
@@ -52,6 +55,14 @@ def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, spl
     if label in texts:
         raise UserError(f"label_column_name: {label!r} is the text column, too; name another column.")
     return Columns(tuple(texts), label)
+
+
+def unused_texts(table: pa.Table, columns: Columns) -> list[str]:
+    """Other columns of text, which a user who named none may have meant, too."""
+    if table.schema.metadata == ONE_FILE_A_ROW:
+        return []
+    used = (*columns.texts, columns.label)
+    return [field.name for field in table.schema if _is_string(field.type) and field.name not in used]
 
 
 def _check_text(table: pa.Table, name: str, split: str) -> None:
@@ -87,10 +98,27 @@ def plain(table: pa.Table, columns: Columns) -> pa.Table:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if _is_string(column.type):
+            _check_utf8(column, name)
             column = column.cast(pa.large_string())  # a string column holds 2 GB at most
         place = table.schema.get_field_index(name)
         table = table.set_column(place, field.with_type(column.type), column)
     return table
+
+
+def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
+    """Refuse strings that are none: parquet and arrow files are not checked when they are read."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, value in enumerate(column):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"the column {name!r}: row {row} is not UTF-8 ({error.reason} at byte "
+                    f"{error.start + 1}); rows count from 0. Write the file again with texts in UTF-8."
+                ) from None
+        raise
 
 
 def has_labels(table: pa.Table, label: str) -> bool:

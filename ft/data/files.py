@@ -18,6 +18,7 @@ from ft.errors import UserError
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 ROWS_PER_CHUNK = 10_000
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIXED = {b"values": b"mixed"}  # metadata of a column
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
@@ -40,6 +41,10 @@ def read_table(path: Path) -> pa.Table:
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path}: is empty (0 bytes).")
+        if is_pointer(path):
+            raise UserError(
+                f"{path}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull`."
+            )
         if kind in ("csv", "tsv"):
             table = _read_csv(path, "\t" if kind == "tsv" else ",")
         elif kind in ("json", "jsonl"):
@@ -47,7 +52,9 @@ def read_table(path: Path) -> pa.Table:
         elif kind == "parquet":
             import pyarrow.parquet
 
-            table = pyarrow.parquet.read_table(path)
+            # Not read_table, which takes columns from the names of the folders, as in "lr=1/train.parquet".
+            with pyarrow.parquet.ParquetFile(path) as file:
+                table = file.read()
         elif kind == "arrow":
             table = _read_arrow(path)
         else:
@@ -56,6 +63,8 @@ def read_table(path: Path) -> pa.Table:
             )
     except UnicodeDecodeError:
         raise UserError(f"{path}: {_not_utf8(path)}; save the file as UTF-8.") from None
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply; expected one object {{...}} for each row.") from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: is not a whole gzip file: {error}; make or copy it again.") from None
     except (pa.ArrowException, OSError) as error:
@@ -66,6 +75,35 @@ def read_table(path: Path) -> pa.Table:
     if table.num_rows == 0:
         raise UserError(f"{path}: holds no rows.")
     return table
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def class_labels(path: Path) -> dict[str, list[str]]:
+    """The names of the classes of ClassLabel columns, which `datasets` keeps in the parquet and arrow files
+    that it writes; empty for any other file, and for one that is broken."""
+    try:
+        if format_of(path) == "parquet":
+            import pyarrow.parquet
+
+            schema = pyarrow.parquet.read_schema(path)
+        elif format_of(path) == "arrow":
+            schema = _read_arrow(path).schema
+        else:
+            return {}
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: list(feature["names"])
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            and schema.names.count(name) == 1 and pa.types.is_integer(schema.field(name).type)
+        }  # fmt: skip
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -80,6 +118,13 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
         header = [name.strip() for name in fields]
         if not any(header):
             raise UserError(f"{path}: is empty; expected a header line with the names of the columns.")
+        other = next((mark for mark in ";\t|," if mark in header[0]), None) if len(header) == 1 else None
+        if other:
+            raise UserError(
+                f"{path}: line {line}: found one column, {header[0]!r}, expected several, separated by "
+                f"{delimiter!r} and not by {other!r}; save it again"
+                + (", or name it .tsv." if other == "\t" else ".")
+            )
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")

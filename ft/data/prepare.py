@@ -24,6 +24,7 @@ from ft.data.audit import (
     joined_text,
     plain,
     shared_rows,
+    unused_texts,
 )
 from ft.data.encode import EncodedRows, encode
 from ft.data.files import ONE_FILE_A_ROW
@@ -163,6 +164,12 @@ def _build(
     progress: Callable,
 ) -> None:
     tables, columns, facts, notes = _audited(options, task, sources, splits)
+    least = tokenizer.num_special_tokens_to_add(pair=len(columns.texts) == 2) + len(columns.texts)
+    if max_length < least:
+        raise UserError(
+            f"max_length: found {max_length}, expected at least {least} tokens for a pair of texts with this "
+            "tokenizer."
+        )
     tokenizer = copy.deepcopy(
         tokenizer
     )  # encoding sets its truncation, which would be exported with the model
@@ -205,7 +212,14 @@ def _audited(
             notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
         texts = columns.texts if columns else tuple(options.text_columns)
+        is_first = columns is None
         columns = choose_columns(raw, texts, columns.label if columns else options.label_column_name, split)
+        others = unused_texts(raw, columns) if is_first and not options.text_columns else []
+        if others:
+            notes.append(
+                f"the text is the column {columns.texts[0]!r}; not used: {', '.join(map(repr, others))}; "
+                "text_column_names chooses another, or two for a pair"
+            )
         raw = plain(raw, columns)
         keep, facts[split] = _usable_rows(options, raw, columns, split, notes)
         targets = raw[columns.label].take(keep)
@@ -271,10 +285,11 @@ def _set_aside(options: DataOptions, tables: dict[str, pa.Table], facts: dict, n
         if split != "train":
             facts.setdefault(split, {})
             if not len(rows):
+                classes = len(train["label"].unique())
+                why = "each is the only one of its class; " if classes == train.num_rows else "raise it, "
                 raise UserError(
-                    f"{split}_split_percentage: {percentages[split]:g} percent of {train.num_rows} "
-                    "training rows is "
-                    f"no row at all; raise it, or give {split}_file."
+                    f"{split}_split_percentage: {percentages[split]:g} percent of {train.num_rows} training "
+                    f"rows of {classes} classes is no row at all; {why}give {split}_file, or set it to 0."
                 )
     sizes = ", ".join(f"{split} {tables[split].num_rows:,}" for split in percentages)
     notes.append(f"set aside from the training rows, stratified by label: {sizes}")

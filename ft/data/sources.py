@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ft.config import DataOptions
-from ft.data.files import FORMATS, ONE_FILE_A_ROW, format_of, read_table
+from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
+from ft.data.hub import load_by_id, load_copy
 from ft.errors import UserError
 
 SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
@@ -99,13 +100,27 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
     if not path.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(path):
             raise UserError(f"dataset_name: {name!r} does not exist; expected a folder or a Hub id.")
-        return _from_hub(name, options)
+        return _from_splits(load_by_id(name, options), options, name)
     if not path.is_dir():
         raise UserError(
             f"dataset_name: {name!r} is a file; name it as train_file, validation_file or test_file."
         )
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _from_saved(path, options)
+    found: dict[str, Source] = {} if options.dataset_config_name else _from_folder(path, options)
+    if not found and (copy := load_copy(path, options)):
+        return _from_splits(copy, options, str(path))
+    if options.dataset_config_name:
+        raise UserError(
+            f"dataset_config_name: {str(path)!r} is no copy of a Hub repository, which alone has "
+            "configurations; leave it out."
+        )
+    _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
+    return found
+
+
+def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
+    """The splits of a folder with a file or a folder of class folders for each, or with class folders."""
     found: dict[str, Source] = {}
     for split, names in _wanted(options).items():
         for stem in names:
@@ -125,7 +140,6 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
                 break
     if not found and _texts_in(path):
         found["train"] = _from_path("train", path)
-    _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
     return found
 
 
@@ -155,7 +169,7 @@ def _require(found: dict[str, Source], options: DataOptions, there: list[str], w
         raise UserError(
             f"dataset_name: {where} holds no training split {options.train_split_name!r}; it holds: "
             f"{', '.join(there[:20]) or 'nothing'}. Expected saved `datasets`, files such as "
-            "train.csv, or one sub-folder of .txt files per class."
+            "train.csv or train-00000-of-00001.parquet, or one sub-folder of .txt files per class."
         )
 
 
@@ -168,12 +182,13 @@ def _from_path(split: str, path: Path) -> Source:
                 f"{split}_file: {path.name!r}: expected a file that ends in {', '.join(FORMATS)} "
                 "(text formats also in .gz)."
             )
-        return Source(split, [path], lambda: read_table(path))
+        labels = class_labels(path)
+        return Source(split, [path], lambda: _without_missing(read_table(path), labels), labels)
     texts = _texts_in(path)
     if not texts:
-        raise UserError(
-            f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files, one per class."
-        )
+        is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+        hint = "saved `datasets` are named as dataset_name." if is_saved else "expected one per class."
+        raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
     return Source(split, texts, lambda: _read_texts(texts), root=path)
 
 
@@ -199,32 +214,16 @@ def _read_texts(paths: list[Path]) -> pa.Table:
     return table.replace_schema_metadata(ONE_FILE_A_ROW)
 
 
-def _from_hub(name: str, options: DataOptions) -> dict[str, Source]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(name, options.dataset_config_name)
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
-        why = " ".join(str(error).split())[:400] or "no reason given"
-        raise UserError(
-            f"dataset_name: {name!r} is no local folder, and cannot be loaded from the Hub: "
-            f"{type(error).__name__}: {why}"
-        ) from None
-    return _from_splits(dict(loaded), options, name)
-
-
 def _from_saved(path: Path, options: DataOptions) -> dict[str, Source]:
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())[:400]
+    except Exception as error:  # of many types; for a split without rows, an IndexError
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise UserError(
-            f"dataset_name: {str(path)!r} is not a whole saved `datasets` folder: {why}; save it again."
+            f"dataset_name: {str(path)!r} is not a whole saved `datasets` folder, or one of its splits has "
+            f"no rows: {why}; save it again."
         ) from None
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {options.train_split_name: loaded}
     return _from_splits(splits, options, str(path))
@@ -248,12 +247,13 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
 
 
 def _table_of(dataset: Any, class_labels: Iterable[str]) -> Callable[[], pa.Table]:
-    def read() -> pa.Table:
-        table = dataset.data.table
-        for name in class_labels:  # -1 stands for a missing label in `datasets`
-            column = table[name]
-            known = pc.if_else(pc.greater_equal(column, 0), column, pa.scalar(None, column.type))
-            table = table.set_column(table.column_names.index(name), table.schema.field(name), known)
-        return table
+    return lambda: _without_missing(dataset.data.table, class_labels)
 
-    return read
+
+def _without_missing(table: pa.Table, class_labels: Iterable[str]) -> pa.Table:
+    """The table with nulls in the place of -1, which stands for a missing label in `datasets`."""
+    for name in class_labels:
+        column = table[name]
+        known = pc.if_else(pc.greater_equal(column, 0), column, pa.scalar(None, column.type))
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), known)
+    return table

@@ -81,6 +81,24 @@ FILES = {
     ),
     "text behind a quote": ("t.csv", (HEADER + '"well" said,good\n' + ROWS).encode(), ["line 2", "quote"]),
     "NUL bytes": ("t.csv", (HEADER + ROWS).encode() + b"a\0b,good\n", ["line 22", "NUL"]),
+    "another delimiter": ("t.csv", ROWS.replace(",", ";").encode(), ["line 1", "one column", "','", "';'"]),
+    "tabs in a csv": (
+        "t.csv",
+        (HEADER + ROWS).replace(",", "\t").encode(),
+        ["one column", "separated by ','", r"\.tsv"],
+    ),
+    "a pointer of Git LFS": (
+        "t.parquet",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
+        ["t.parquet", "git lfs pull"],
+    ),
+    "nested without end": ("t.json", b"[" * 100_000, ["t.json", "nested too deeply"]),
+    "a JSON line nested without end": ("t.jsonl", b'{"a":' * 100_000, ["t.jsonl", "nested too deeply"]),
+    "a class for every row": (
+        "t.csv",
+        (HEADER + "".join(f"film {i},c{i}\n" for i in range(30))).encode(),
+        ["validation_split_percentage", "30 classes", "only one of its class", "validation_file", "to 0"],
+    ),
     "a column twice": ("t.csv", ("text,label,text\n" + "a,b,c\n" * 9).encode(), ["'text'", "twice"]),
     "broken JSON line": (
         "t.jsonl",
@@ -164,6 +182,26 @@ def test_a_file_that_cannot_be_trained_on(refused, tmp_path, name, content, patt
     assert_says(message, patterns)
 
 
+def test_parquet_with_bytes_that_are_no_text(refused, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.array([b"great", b"caf\xe9", b"poor"] * 9).view(pa.string())
+    pq.write_table(pa.table({"text": text, "label": ["a", "b", "c"] * 9}), tmp_path / "t.parquet")
+    message = refused(dataset_name=None, train_file=tmp_path / "t.parquet")
+    assert_says(message, ["'text'", "row 1 ", "UTF-8"])
+
+
+def test_a_column_of_another_type_is_named_with_its_type(refused, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"text": pa.array([b"a", b"b"] * 9), "label": ["a", "b"] * 9})
+    pq.write_table(table, tmp_path / "t.parquet")
+    message = refused(dataset_name=None, train_file=tmp_path / "t.parquet")
+    assert_says(message, ["text_column_names", r"'text' \(binary\)"])
+
+
 VALUES = {
     "missing file": ({"dataset_name": None, "train_file": "no.csv"}, ["train_file", r"no\.csv", "not exist"]),
     "missing folder": ({"dataset_name": "./no/where"}, ["dataset_name", "./no/where", "not exist"]),
@@ -228,6 +266,15 @@ VALUES = {
     ),
     "max_length too large": ({"max_length": 65}, ["max_length", "65", "3 to 64"]),
     "max_length too small": ({"max_length": 2}, ["max_length", "found 2", "3 to 64"]),
+    "max_length too small for a pair": (
+        {
+            "max_length": 4,
+            "text_column_names": "premise,hypothesis",
+            "train_file": "PAIRS",
+            "dataset_name": None,
+        },
+        ["max_length", "found 4", "at least 5", "pair"],
+    ),
     "max_time": ({"max_time": "soon"}, ["max_time", "'soon'", "11h30m"]),
     "batch sizes that contradict each other": (
         {"global_batch_size": 32, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
@@ -248,13 +295,18 @@ VALUES = {
 
 
 @pytest.mark.parametrize("values, patterns", VALUES.values(), ids=VALUES)
-def test_a_value_that_cannot_be(refused, values, reviews, patterns):
+def test_a_value_that_cannot_be(refused, values, reviews, tmp_path, patterns):
     if (
         "dataset_name" in values
         and values["dataset_name"] is None
         and "validation_split_percentage" in values
     ):
         values = {**values, "train_file": reviews / "train.csv"}
+    if values.get("train_file") == "PAIRS":
+        rows = [
+            {"premise": row["text"], "hypothesis": "it is", "label": row["label"]} for row in make_rows(40)
+        ]
+        values = {**values, "train_file": write_csv(tmp_path / "pairs.csv", rows)}
     assert_says(refused(**values), patterns)
 
 

@@ -95,6 +95,15 @@ def test_the_name_tells_the_format(name, kind):
 # --- csv: what spreadsheets, pandas and Windows write
 
 
+def test_parquet_has_the_columns_of_the_file_and_none_of_its_path(tmp_path):
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "lr=1" / "label=3" / "t.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table([["a"], ["b"], [1]], names=["text", "text", "label"]), path)
+    assert read_table(path).column_names == ["text", "text", "label"]  # the audit names the one that is twice
+
+
 def test_csv_columns_are_strings(tmp_path):
     table = read_table(write(tmp_path / "a.csv", "text,label,score\n1,01,\n2,1.0,x\n"))
     assert table.to_pylist() == [

@@ -111,6 +111,12 @@ def test_weights_that_do_not_fit_the_config_of_their_folder_are_refused(folder):
         built(folder)
 
 
+def test_weights_that_were_not_fetched_from_git_lfs(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(UserError, match=r"model\.safetensors' is the pointer of Git LFS.*git lfs pull"):
+        built(folder)
+
+
 def test_weights_of_another_model_are_refused(folder):
     change_weights(folder, lambda weights: {f"other.{name}": tensor for name, tensor in weights.items()})
     with pytest.raises(UserError, match="none of the weights of a BertForSequenceClassification"):

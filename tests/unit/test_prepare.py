@@ -248,6 +248,24 @@ def test_names_of_the_classes_and_their_order(tokenizer, tmp_path, labels, names
     assert labels_of(tokenizer, jsonl(tmp_path / "t.jsonl", rows))[0] == names
 
 
+def test_whole_numbers_beyond_64_bits_are_names(tokenizer, tmp_path):
+    big = 10**30
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"text": f"film {i}", "label": big + i % 2}) + "\n" for i in range(40))
+    )
+    assert Prepared(tokenizer, train_file=tmp_path / "t.jsonl").names == [str(big), str(big + 1)]
+
+
+def test_text_columns_that_are_not_used_are_named(tokenizer, tmp_path):
+    """A pair of which one column has a common name must not be taken for a single text in silence."""
+    rows = [{"question": "is it", "sentence": row["text"], "label": row["label"]} for row in make_rows(40)]
+    path = write_csv(tmp_path / "t.csv", rows)
+    said = [note for note in Prepared(tokenizer, train_file=path).notes if "not used" in note]
+    assert len(said) == 1 and "'sentence'; not used: 'question'" in said[0] and "pair" in said[0]
+    named = Prepared(tokenizer, train_file=path, text_column_names="question,sentence")
+    assert not any("not used" in note for note in named.notes)
+
+
 def test_the_order_of_a_classlabel_is_kept_even_for_classes_without_a_row(tokenizer, tmp_path):
     import datasets
 

@@ -1,0 +1,116 @@
+"""Data of the Hub: a repository by its id, or a local copy of one, read by `datasets`."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ft.config import DataOptions
+from ft.data.files import format_of, is_pointer
+from ft.errors import UserError
+
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\..+")
+
+
+def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
+    """The splits of a repository on the Hub, downloaded or from the cache."""
+    try:
+        return _load(name, options.dataset_config_name)
+    except (
+        Exception
+    ) as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
+        why = " ".join(str(error).split())[:400] or "no reason given"
+        raise UserError(
+            f"dataset_name: {name!r} is no local folder, and cannot be loaded from the Hub: "
+            f"{type(error).__name__}: {why}"
+        ) from None
+
+
+def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
+    """The splits of a folder with a repository's files in it, such as data/train-00000-of-00002.parquet; None
+    where it holds none.
+
+    Its README.md may name configurations; without, each folder with training files is one. Raises `UserError`
+    for shards that are missing, and where it is not clear which configuration is meant."""
+    files = sorted(p for p in path.rglob("*") if format_of(p) and not _is_hidden(p.relative_to(path)))
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(options.train_split_name.lower())}(?![a-z0-9])")
+    training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)).lower())]
+    has_configurations = "configs" in _card(path)
+    if not files or not (training or has_configurations):
+        return None
+    wanted, inside = options.dataset_config_name, None
+    if not has_configurations:
+        inside = _choose(wanted, sorted({str(_configuration(file, word)) for file in training}), path)
+        wanted = None
+    _check_files([file for file in files if inside is None or (path / inside) in file.parents], path)
+    try:
+        return _load(str(path), wanted, data_dir=inside)
+    except Exception as error:
+        why = " ".join(str(error).split())[:400] or "no reason given"
+        raise UserError(
+            f"dataset_name: {str(path)!r} cannot be read by `datasets`: {type(error).__name__}: {why}"
+        ) from None
+
+
+def _load(name: str, configuration: str | None, **options: Any) -> dict[str, Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    return dict(datasets.load_dataset(name, configuration, **{k: v for k, v in options.items() if v}))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The YAML header of a repository's README.md."""
+    try:
+        head = re.match(r"---\n(.*?)\n---", (path / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        content = yaml.safe_load(head[1]) if head else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _configuration(file: Path, train: re.Pattern[str]) -> Path:
+    """The folder of a configuration to which a training file belongs: CONFIGURATION/train-... or
+    CONFIGURATION/train/..."""
+    folder = file.parent
+    return folder.parent if train.fullmatch(folder.name.lower()) else folder
+
+
+def _choose(wanted: str | None, folders: list[str], path: Path) -> str | None:
+    """The folder of the configuration that is meant; None for all that there is."""
+    if wanted is None and len(folders) == 1:
+        return None
+    if wanted in folders:
+        return wanted
+    if folders == ["."]:
+        raise UserError(f"dataset_config_name: {str(path)!r} has no configurations; leave it out.")
+    raise UserError(
+        f"dataset_config_name: found {wanted or 'none'!r}; {str(path)!r} holds the configurations "
+        f"{', '.join(folders[:20])}: name one of them."
+    )
+
+
+def _check_files(files: list[Path], path: Path) -> None:
+    """Refuse files that only stand for others, and splits of which a shard is missing."""
+    shards: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
+    for file in files:
+        if is_pointer(file):
+            raise UserError(
+                f"{file}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull` in "
+                f"{str(path)!r}."
+            )
+        if shard := SHARD.fullmatch(file.name):
+            shards[file.parent, shard[1], int(shard[3])].add(int(shard[2]))
+    for (folder, split, count), there in shards.items():
+        missing = sorted(set(range(count)) - there)
+        if missing:
+            raise UserError(
+                f"{folder}: lacks {len(missing)} of the {count} files of {split}, {split}-{missing[0]:05}-of-"
+                f"{count:05} the first; fetch them."
+            )

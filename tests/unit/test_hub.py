@@ -1,0 +1,132 @@
+"""Local copies of Hub repositories: shards, configurations, and files that were not fetched."""
+
+import pytest
+from conftest import make_rows, write_csv
+
+from ft.config import DataOptions
+from ft.data.sources import find_sources
+from ft.errors import UserError
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def found(folder, **options):
+    return find_sources(DataOptions(dataset_name=str(folder), **options))
+
+
+def texts(source):
+    return source.read()["text"].to_pylist()
+
+
+def put(path, text, rows=4):
+    """A parquet file as the Hub has them: its labels are a ClassLabel column, whose names it keeps."""
+    import datasets
+
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["worst", "best"])}
+    values = {"text": [f"{text} {i}" for i in range(rows)], "label": [i % 2 for i in range(rows)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(values, datasets.Features(features)).to_parquet(str(path))
+    return path
+
+
+@pytest.mark.parametrize("place", ["data", ".", "plain_text"])
+def test_the_files_of_a_repository(tmp_path, place):
+    put(tmp_path / place / "train-00000-of-00001.parquet", "learn")
+    put(tmp_path / place / "test-00000-of-00001.parquet", "try")
+    splits = found(tmp_path)
+    assert set(splits) == {"train", "test"}
+    assert texts(splits["train"])[0] == "learn 0" and texts(splits["test"])[0] == "try 0"
+    assert splits["train"].class_names == {"label": ["worst", "best"]}
+
+
+def test_all_shards_in_their_order(tmp_path):
+    for number in range(3):
+        put(tmp_path / "data" / f"train-{number:05}-of-00003.parquet", f"shard {number}", rows=2)
+    put(tmp_path / "data" / "validation-00000-of-00001.parquet", "tune")
+    splits = found(tmp_path)
+    assert set(splits) == {"train", "validation"}
+    assert texts(splits["train"]) == [f"shard {number} {row}" for number in range(3) for row in range(2)]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    for number in (0, 2):
+        put(tmp_path / "data" / f"train-{number:05}-of-00004.parquet", "x")
+    with pytest.raises(UserError, match=r"lacks 2 of the 4 files of train, train-00001-of-00004 the first"):
+        found(tmp_path)
+
+
+def test_the_layout_of_converted_repositories(tmp_path):
+    put(tmp_path / "default" / "train" / "0000.parquet", "learn")
+    put(tmp_path / "default" / "test" / "0000.parquet", "try")
+    assert set(found(tmp_path)) == {"train", "test"}
+
+
+def test_split_files_in_a_data_folder(tmp_path):
+    for name in ("train", "test"):
+        write_csv(tmp_path / "data" / f"{name}.csv", make_rows(6))
+    assert set(found(tmp_path)) == {"train", "test"}
+
+
+@pytest.fixture
+def two_configurations(tmp_path):
+    put(tmp_path / "one" / "train-00000-of-00001.parquet", "one")
+    put(tmp_path / "two" / "train-00000-of-00001.parquet", "two")
+    put(tmp_path / "two" / "dev-00000-of-00001.parquet", "dev")
+    return tmp_path
+
+
+def test_one_of_several_configurations(two_configurations):
+    assert texts(found(two_configurations, dataset_config_name="two")["train"])[0] == "two 0"
+    assert set(found(two_configurations, dataset_config_name="one")) == {"train"}
+    for options in ({}, {"dataset_config_name": "three"}):
+        with pytest.raises(UserError, match=r"dataset_config_name: .*configurations one, two"):
+            found(two_configurations, **options)
+
+
+def test_configurations_of_the_readme(two_configurations):
+    (two_configurations / "README.md").write_text(
+        "---\nconfigs:\n- config_name: both\n  default: true\n  data_files:\n"
+        "  - {split: train, path: one/train-*}\n  - {split: test, path: two/train-*}\n---\n# A card\n"
+    )
+    splits = found(two_configurations)
+    assert set(splits) == {"train", "test"} and texts(splits["test"])[0] == "two 0"
+    with pytest.raises(UserError, match=r"cannot be read by `datasets`.*'three'.*both"):
+        found(two_configurations, dataset_config_name="three")
+
+
+def test_a_folder_without_configurations_says_so(tmp_path):
+    write_csv(tmp_path / "train.csv", make_rows(6))
+    with pytest.raises(UserError, match=r"dataset_config_name: .*no configurations; leave it out"):
+        found(tmp_path, dataset_config_name="small")
+
+
+def test_a_file_whose_name_says_no_split_is_not_taken_for_training(tmp_path):
+    write_csv(tmp_path / "reviews.csv", make_rows(6))
+    with pytest.raises(UserError, match=r"no training split 'train'; it holds: reviews\.csv"):
+        found(tmp_path)
+
+
+def test_a_file_that_was_not_fetched_from_git_lfs(tmp_path):
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    path.write_text(POINTER)
+    with pytest.raises(UserError, match=r"pointer of Git LFS.*git lfs pull"):
+        found(tmp_path)
+    with pytest.raises(UserError, match=r"pointer of Git LFS.*git lfs pull"):
+        find_sources(DataOptions(train_file=str(path)))["train"].read()
+
+
+def test_names_of_classes_in_a_parquet_or_arrow_file(tmp_path):
+    import datasets
+    import pyarrow as pa
+
+    path = put(tmp_path / "train.parquet", "x")
+    source = find_sources(DataOptions(train_file=str(path)))["train"]
+    assert source.class_names == {"label": ["worst", "best"]}
+    table = datasets.load_dataset("parquet", data_files=str(path))["train"].data.table
+    table = table.set_column(1, table.schema.field("label"), pa.chunked_array([[1, 0, -1, 0]]))
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    source = find_sources(DataOptions(train_file=str(tmp_path / "t.arrow")))["train"]
+    assert source.class_names == {"label": ["worst", "best"]}
+    assert source.read()["label"].to_pylist() == [1, 0, None, 0]  # -1 stands for no label
