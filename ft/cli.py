@@ -28,6 +28,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 YAML = (".yaml", ".yml")
 PRECISION = "mixed precision belongs to the launch: accelerate launch --mixed_precision bf16 (or fp16)."
 HINTS = {
+    "model": "did you mean 'model_name_or_path'?",
     "bf16": PRECISION,
     "fp16": PRECISION,
     "mixed_precision": PRECISION,
@@ -186,12 +187,12 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
     """The flags of a config file, each as it would be typed. It has to be plain YAML with known keys, each
     once."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
         content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"config file {path!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"config file {path!r} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"config file {path!r} holds no `key: value` lines.")
@@ -201,21 +202,26 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
         _known(name, list(kinds), path)
         if names.count(name) > 1:
             raise UserError(f"{name}: stands more than once in {path}; keep one.")
-    return {name: _typed(name, value, kinds[name], path) for name, value in content.items()}
+    return {key.value: _typed(key.value, node, kinds[key.value], path) for key, node in root.value}
 
 
-def _typed(name: str, value: Any, annotation: Any, path: str) -> str:
-    """A value of YAML as it would be typed. (YAML reads no and off as false, so that is what
-    "eval_strategy: no" gives.)"""
-    if isinstance(value, dict) or (isinstance(value, list) and not _is_list(annotation)):
-        raise UserError(f"{name}: found {value} ({path}), expected {_words(annotation)}.")
-    if isinstance(value, list):
-        return json.dumps([str(entry) for entry in value])
-    if isinstance(value, str) and str in _members(annotation) and not _is_list(annotation):
-        return _Text(value)
-    if value is None or (value is False and "no" in _choices(annotation)):
-        return "null" if value is None else "no"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
+    """A value of YAML as it would be typed: what stands in the file, and not what YAML 1.1 makes of it, for
+    which no is false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
+    entries = node.value if isinstance(node, yaml.SequenceNode) and _is_list(annotation) else [node]
+    for entry in entries:
+        is_null = entry.tag.endswith(":null") and entry is not node
+        if not isinstance(entry, yaml.ScalarNode) or entry.tag.endswith(":binary") or is_null:
+            raise UserError(
+                f"{name}: found {' '.join(yaml.serialize(entry).split())} ({path}), expected "
+                f"{_words(annotation)}."
+            )
+    if isinstance(node, yaml.SequenceNode):
+        return json.dumps([entry.value for entry in entries])
+    if node.tag.endswith(":null"):
+        return "null"
+    is_text = str in _members(annotation) and not _is_list(annotation)
+    return _Text(node.value) if is_text else node.value
 
 
 def _known(name: str, known: Sequence[str], where: str) -> None:

@@ -4,6 +4,7 @@ The docstring under a field is its `--help` text. `Config.check` holds what can 
 model."""
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -218,6 +219,13 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
     PURPOSE: ClassVar[str] = "training"
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "train_file")
 
+    def __post_init__(self) -> None:
+        # A shell writes out ~ where it stands alone, but not in --output_dir=~/run, and YAML never does.
+        self.output_dir = os.path.expanduser(self.output_dir)
+        self.resume_from_checkpoint = self.resume_from_checkpoint and os.path.expanduser(
+            self.resume_from_checkpoint
+        )
+
     def check(self) -> None:
         """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
         if not self.model_name_or_path:
@@ -254,10 +262,18 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}: found {value}, expected a number above 0.")
+            if isinstance(value, int) and value > LARGEST:
+                raise UserError(f"{name}: found {value}, expected a number up to {LARGEST:,}.")
         for name in NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name}: found {value}, expected 0 or more.")
+        if (self.per_device_train_batch_size or 1) * (self.gradient_accumulation_steps or 1) > LARGEST:
+            raise UserError(
+                "per_device_train_batch_size x gradient_accumulation_steps: found "
+                f"{self.per_device_train_batch_size} x {self.gradient_accumulation_steps}, expected a "
+                f"product up to {LARGEST:,}."
+            )
         if self.seed >= SEEDS:
             raise UserError(f"seed: found {self.seed}, expected a number below {SEEDS:,}.")
         for name in BELOW_ONE:
@@ -341,6 +357,7 @@ NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
     "warmup_steps early_stopping_threshold seed"
 ).split()
+LARGEST = 2**31 - 1  # of the numbers that count rows, updates or processes
 SEEDS = 2**32  # numpy's and torch's generators take these
 BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
 

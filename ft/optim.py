@@ -42,9 +42,15 @@ def build_scheduler(
             f"warmup_steps: found {warmup}, more than the {total_updates} updates of this run; lower "
             "it or train longer."
         )
-    return get_scheduler(
-        config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_updates
-    )
+    try:
+        return get_scheduler(
+            config.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=total_updates
+        )
+    except ValueError as error:  # polynomial ends at 1e-7, below which it cannot start
+        raise UserError(
+            f"learning_rate: {config.learning_rate:g} with lr_scheduler_type {config.lr_scheduler_type}: "
+            f"{error}; raise it, or choose another scheduler."
+        ) from None
 
 
 def set_learning_rate(scheduler: Any) -> None:

@@ -25,7 +25,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
     """
     folder = Path(options.output_dir)
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = _first_that_exists(folder.absolute())
     if not there.is_dir():
         raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
     if not os.access(there, os.W_OK):
@@ -45,6 +45,21 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "replace it with --overwrite_output_dir, or name another folder."
         )
     return None, warnings  # it died before its first checkpoint
+
+
+def _first_that_exists(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    for path in (folder, *folder.parents):
+        try:
+            path.stat()
+            return path
+        except (FileNotFoundError, NotADirectoryError):
+            if path.is_symlink():
+                raise UserError(f"output_dir: {str(path)!r} is a link to nowhere; name a folder.") from None
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"output_dir: {str(folder)[:300]!r} cannot be a folder: {why}.") from None
+    return folder
 
 
 def lock_output_dir(folder: Path) -> FileLock:

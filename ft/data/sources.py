@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,10 @@ def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
 def local_path(name: str) -> Path:
     """The path that a name stands for; pkg:PACKAGE/inside lies in an installed package, which is not
     imported."""
+    if "\0" in name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):
+        raise UserError(
+            f"{name[:100]!r} is no name of a file or folder; expected a path, a Hub id or a pkg: path."
+        )
     if not name.startswith("pkg:"):
         return Path(name).expanduser()
     package, _, inside = name.removeprefix("pkg:").partition("/")

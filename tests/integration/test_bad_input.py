@@ -27,9 +27,9 @@ def refused(capsys, base_flags):
     """The message with which a run is refused."""
     from ft.errors import UserError
 
-    def run(**values):
+    def run(exists=True, **values):
         values = {key: value for key, value in {**base_flags, **values}.items() if value is not None}
-        existed = values["output_dir"].exists()
+        existed = exists and values["output_dir"].exists()
         capsys.readouterr()
         try:
             code = train_here(**values)
@@ -40,7 +40,7 @@ def refused(capsys, base_flags):
             assert error.code == 2
             message = capsys.readouterr().err.strip()
         assert message.startswith("error: ") and len(message.splitlines()) == 1, message
-        assert values["output_dir"].exists() == existed
+        assert not exists or values["output_dir"].exists() == existed
         return message
 
     return run
@@ -249,6 +249,22 @@ VALUES = {
     "rate beyond floats": ({"learning_rate": "1e400"}, ["learning_rate", "inf"]),
     "rate zero": ({"learning_rate": 0}, ["learning_rate", "found 0", "above 0"]),
     "rate negative": ({"learning_rate": -1e-3}, ["learning_rate", "-0.001", "above 0"]),
+    "rate below polynomial's end": (
+        {"learning_rate": 1e-8, "lr_scheduler_type": "polynomial"},
+        ["learning_rate", "1e-08", "polynomial", "raise it"],
+    ),
+    "a batch beyond all numbers": (
+        {"global_batch_size": 10**30},
+        ["global_batch_size", "up to 2,147,483,647"],
+    ),
+    "batch sizes whose product is": (
+        {"per_device_train_batch_size": 10**9, "gradient_accumulation_steps": 10**9},
+        ["per_device_train_batch_size x gradient_accumulation_steps", "up to 2,147,483,647"],
+    ),
+    "a text in the place of a file": (
+        {"dataset_name": None, "train_file": "the film " * 50},
+        ["no name of a file"],
+    ),
     "rate of letters": ({"learning_rate": "fast"}, ["learning_rate", "fast", "number|float"]),
     "epochs negative": ({"num_train_epochs": -1}, ["num_train_epochs", "-1", "above 0"]),
     "epochs beyond floats": ({"num_train_epochs": "1e400"}, ["num_train_epochs", "inf"]),
@@ -405,6 +421,13 @@ def test_an_output_dir_that_is_a_file(refused, tmp_path):
 def test_an_output_dir_below_a_file(refused, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert_says(refused(output_dir=tmp_path / "file" / "run"), ["output_dir", "file"])
+
+
+def test_an_output_dir_that_cannot_be(refused, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, said in {"link": "link to nowhere", "x" * 300: "too long", "a\0b": "null byte"}.items():
+        message = refused(output_dir=tmp_path / name, exists=False)
+        assert_says(message, ["output_dir", said])
 
 
 # --- YAML

@@ -107,6 +107,31 @@ def test_numbers_may_be_names(tmp_path):
     assert (config.label_column_name, config.run_name) == ("1", "2024")
 
 
+@pytest.mark.parametrize(
+    "text", ["no", "on", "y", "010", "1.10", "0x1F", "11:30:00", "1_000", "2024-01-01", "1e3"]
+)
+def test_a_text_of_yaml_is_what_stands_there(tmp_path, text):
+    """For YAML 1.1 these are false, true, 8, 1.1, 31, 41400 and so on: none of them a name."""
+    (tmp_path / "c.yaml").write_text(
+        f"label_column_name: {text}\nmetrics: [{text}, b]\nmodel_revision: {text}\n"
+    )
+    config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
+    assert config.label_column_name == config.model_revision == text and config.metric_names == [text, "b"]
+
+
+def test_a_number_of_yaml_is_read_as_on_the_command_line(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("seed: 010\n")
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).seed == config_of(*NEEDED, "--seed", "010").seed == 10
+    (tmp_path / "c.yaml").write_text("max_time: 11:30\n")
+    assert "max_time: found '11:30'" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("value", ["[a, null]", "[[a], b]", "!!set {a, b}", "!!binary aGk=", "{a: b}"])
+def test_a_list_of_yaml_holds_names(tmp_path, capsys, value):
+    (tmp_path / "c.yaml").write_text(f"metrics: {value}\n")
+    assert "metrics: found" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
 def test_null_unsets_what_may_be_unset(tmp_path, capsys):
     assert config_of(*NEEDED, "--save_total_limit", "null").save_total_limit is None
     (tmp_path / "c.yaml").write_text("save_total_limit:\n")
@@ -129,6 +154,7 @@ def test_no_is_a_strategy_in_yaml_too(tmp_path):
     [
         ("--learning_rat 1", "unknown key 'learning_rat' (command line); did you mean 'learning_rate'"),
         ("--batch_sise 1", "unknown key 'batch_sise'"),
+        ("--model m", "unknown key 'model' (command line); did you mean 'model_name_or_path'?"),
         ("--qqqq", "see --help"),
         ("--learn 1", "unknown key 'learn'"),  # no abbreviations: a later flag could change their meaning
         ("--seed", "seed: found no value"),
@@ -162,6 +188,15 @@ def test_the_other_processes_of_a_machine_keep_quiet(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         parse(Config, ["--nonsense"])
     assert capsys.readouterr().err == ""
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("output_dir: ~/runs/a\nresume_from_checkpoint: ~/runs/b\n")
+    config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
+    assert config.output_dir == str(tmp_path / "runs" / "a")
+    assert config.resume_from_checkpoint == str(tmp_path / "runs" / "b")
+    assert config_of(*NEEDED, "--resume_from_checkpoint", "latest").resume_from_checkpoint == "latest"
 
 
 # --- what it prints
