@@ -10,28 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the ground up. A file imports what stands on a lower floor, and nothing of its own.
 FLOORS = [
-    ["ft", "ft.errors"],
-    [
-        "ft.tasks.base",
-        "ft.data",
-        "ft.data.plan",
-        "ft.data.split",
-        "ft.dropout",
-        "ft.health",
-        "ft.signals",
-        "ft.watchdog",
-        "ft.writer",
-        "ft.recipes",
-    ],
-    ["ft.config", "ft.data.files", "ft.metrics", "ft.checkpoint"],
-    ["ft.cli", "ft.data.audit", "ft.data.hub", "ft.optim", "ft.tracking", "ft.output"],
-    ["ft.data.encode", "ft.data.sources", "ft.runtime", "ft.tasks.text_classification"],
-    ["ft.data.loader", "ft.data.prepare", "ft.tasks", "ft.attempts"],
-    ["ft.evaluation", "ft.model", "ft.report"],
-    ["ft.resume"],
-    ["ft.finish"],
-    ["ft.run", "ft.verify"],
-    ["train", "eval"],
+    floor.split()
+    for floor in (
+        "ft ft.errors",
+        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.watchdog ft.writer "
+        "ft.recipes ft.analysis ft.analysis.resampling ft.analysis.calibration ft.analysis.errors",
+        "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.statistics ft.analysis.label_errors",
+        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.intervals ft.analysis.ranks",
+        "ft.data.encode ft.data.sources ft.runtime ft.tasks.text_classification ft.analysis.predictions",
+        "ft.data.loader ft.data.prepare ft.tasks ft.attempts ft.analysis.comparison",
+        "ft.evaluation ft.model ft.report",
+        "ft.resume",
+        "ft.finish",
+        "ft.run ft.verify",
+        "train eval",
+    )
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LIGHT = ["ft.errors", "ft.config", "ft.cli", "ft.runtime", "ft.tasks.base", "ft.tracking"]

@@ -1,0 +1,139 @@
+"""Whether probabilities mean what they say: calibration error, Brier score, log loss, temperature, coverage.
+
+Everything here speaks of *decisions*: one a row for a single label (the probability of the predicted class,
+and whether it is right), one a row and label for several labels (the probability that a row has a label, and
+whether it has it)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+BINS = 15
+TEMPERATURES = (0.05, 20.0)  # searched between these
+POINTS = 100  # of a coverage curve, at most
+
+
+# --- reliability
+
+
+def reliability(probability: np.ndarray, happened: np.ndarray, bins: int = BINS) -> dict[str, Any]:
+    """How often what was given a probability happened: `ece`, `max_calibration_error` and `table`.
+
+    probability, happened (decisions,). The table has one row for each of `bins` equal parts of [0, 1] that
+    holds a decision: low, high, count, mean probability, the share that happened. The expected calibration
+    error is the mean gap between the two over the decisions (Naeini et al., 2015; Guo et al., 2017, with its
+    15 bins); it is above 0 for a perfect model, too, by the noise of the shares."""
+    place = np.clip((probability * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    used = np.flatnonzero(count)
+    mean, share = (
+        np.bincount(place, weights=of, minlength=bins)[used] / count[used] for of in (probability, happened)
+    )
+    gap = np.abs(mean - share)
+    table = [
+        {
+            "low": b / bins, "high": (b + 1) / bins, "count": int(count[b]),
+            "probability": float(m), "share": float(s),
+        }
+        for b, m, s in zip(used, mean, share, strict=True)
+    ]  # fmt: skip
+    return {
+        "ece": float((gap * count[used]).sum() / count.sum()),
+        "max_calibration_error": float(gap.max()),
+        "table": table,
+    }
+
+
+# --- proper scores, from logits
+
+
+def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Brier score (Brier, 1950: the sum over classes, from 0 to 2) and log loss (nats) of logits (rows,
+    classes): means over rows."""
+    from scipy.special import log_softmax
+
+    log_probability = log_softmax(logits.astype(np.float64), axis=1)
+    probability = np.exp(log_probability)
+    rows = np.arange(len(labels))
+    # The sum of (p - y)^2 over classes, where y is one for the true class alone.
+    brier = (probability**2).sum(axis=1) - 2 * probability[rows, labels] + 1
+    return {"brier": float(brier.mean()), "log_loss": float(-log_probability[rows, labels].mean())}
+
+
+def multi_label_scores(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The same of one logit for each label (rows, labels): means over rows and labels, Brier from 0 to 1."""
+    from scipy.special import expit, log_expit
+
+    logits, has = logits.astype(np.float64), truth.astype(bool)
+    return {
+        "brier": float(((expit(logits) - has) ** 2).mean()),
+        "log_loss": float(-log_expit(np.where(has, logits, -logits)).mean()),
+    }
+
+
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The number by which to divide logits so that their log loss is lowest (Guo et al., 2017).
+
+    logits (rows, targets); targets (rows,) for a single label, (rows, labels) for several. To be fitted on
+    validation rows, never on those that are reported on. The order of the scores, and so every prediction,
+    stays. It is looked for between 1/20 and 20, which matters where nothing is wrong: the lowest loss is then
+    at 0."""
+    from scipy.optimize import minimize_scalar
+
+    scores = single_label_scores if targets.ndim == 1 else multi_label_scores
+
+    def loss(log_temperature: float) -> float:
+        return scores(logits / np.exp(log_temperature), targets)["log_loss"]
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
+    return float(np.exp(found.x))
+
+
+# --- accuracy against coverage
+
+
+def coverage(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    """How accurate the surest rows are (El-Yaniv and Wiener, 2010): `curve`, and `area_under_risk`.
+
+    confidence, right (rows,). Each point of the curve has coverage (share of the rows, the surest first),
+    accuracy on them, and the confidence at which they end; rows of the same confidence come together. The
+    area is the mean error over all coverages (AURC, Geifman and El-Yaniv, 2017); lower is better."""
+    ends, accuracy, threshold = _surest_first(confidence, right)
+    rows = len(confidence)
+    steps = np.diff(ends, prepend=0) / rows
+    shown = np.unique(np.searchsorted(ends, np.linspace(1, rows, min(POINTS, rows))).clip(max=len(ends) - 1))
+    curve = [
+        {"coverage": float(ends[i] / rows), "accuracy": float(accuracy[i]), "confidence": float(threshold[i])}
+        for i in shown
+    ]
+    return {"area_under_risk": float(((1 - accuracy) * steps).sum()), "curve": curve}
+
+
+def surest_share(
+    confidence: np.ndarray, right: np.ndarray, accuracy: float = 0.99
+) -> dict[str, float] | None:
+    """The largest share of the rows, the surest first, that is right at least as often as `accuracy` asks:
+    coverage, accuracy and the confidence at which it ends. None where there is none.
+
+    It is read off the rows that it speaks of, so that on new rows it will be right a little less often."""
+    ends, found, threshold = _surest_first(confidence, right)
+    enough = np.flatnonzero(found >= accuracy)
+    if not len(enough):
+        return None
+    last = enough[-1]
+    return {
+        "coverage": float(ends[last] / len(confidence)),
+        "accuracy": float(found[last]),
+        "confidence": float(threshold[last]),
+    }
+
+
+def _surest_first(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each different confidence, from the highest: rows that have it or a higher one, the share of them
+    that is right, and the confidence itself."""
+    order = np.argsort(-confidence, kind="stable")
+    sorted_confidence = confidence[order]
+    ends = np.flatnonzero(np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)) + 1
+    return ends, np.cumsum(right[order].astype(np.float64))[ends - 1] / ends, sorted_confidence[ends - 1]

@@ -1,0 +1,70 @@
+"""Where a model fails: slices of the rows, lengths, confused classes, and the surest errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+BUCKETS = 5
+MOST_SLICES = 30
+OTHERS = "(other values)"
+
+
+def slices(values: Sequence[Any], measure: Callable[[np.ndarray], dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a value of a column, the most frequent first: value, rows, and what `measure` says of the
+    numbers of its rows. Beyond `MOST_SLICES` values, the rest are one slice. None is a value, too."""
+    names = [None if value is None else str(value) for value in values]
+    rows_of: dict[str | None, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of.setdefault(name, []).append(row)
+    order = sorted(rows_of, key=lambda name: (-len(rows_of[name]), name is None, name or ""))
+    kept = order if len(order) <= MOST_SLICES else order[: MOST_SLICES - 1]
+    found = [_slice(name, np.array(rows_of[name]), measure) for name in kept]
+    if len(kept) < len(order):
+        rest = sorted(row for name in order[len(kept) :] for row in rows_of[name])
+        found.append(_slice(OTHERS, np.array(rest), measure))
+    return found
+
+
+def length_slices(
+    lengths: np.ndarray, measure: Callable[[np.ndarray], dict[str, Any]], buckets: int = BUCKETS
+) -> list[dict[str, Any]]:
+    """The same for about equally large groups of rows of similar length (rows,), the shortest first. The
+    value is "from-to", both ends included."""
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, buckets + 1), method="lower"))
+    # A bucket ends with its edge; the first one begins with the shortest.
+    place = np.searchsorted(edges[1:], lengths) if len(edges) > 1 else np.zeros(len(lengths), np.int64)
+    out = []
+    for number in np.unique(place):
+        rows = np.flatnonzero(place == number)
+        out.append(_slice(f"{lengths[rows].min()}-{lengths[rows].max()}", rows, measure))
+    return out
+
+
+def _slice(value: Any, rows: np.ndarray, measure: Callable[[np.ndarray], dict[str, Any]]) -> dict[str, Any]:
+    return {"value": value, "rows": len(rows), **measure(rows)}
+
+
+def confused_pairs(confusion: np.ndarray, names: Sequence[str], most: int = 20) -> list[dict[str, Any]]:
+    """The most frequent mistakes in a confusion matrix (true classes, predicted classes): label, prediction,
+    rows, and the share of the label's rows that this is."""
+    wrong = np.array(confusion, dtype=np.int64)
+    support = wrong.sum(axis=1)
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    return [
+        {
+            "label": names[true], "prediction": names[guess], "rows": int(wrong[true, guess]),
+            "share": float(wrong[true, guess] / support[true]),
+        }
+        for true, guess in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, guess]
+    ]  # fmt: skip
+
+
+def surest_errors(confidence: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
+    """The numbers of the wrong rows, those with the highest confidence first. Both are (rows,)."""
+    wrong = np.flatnonzero(~right)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:most]

@@ -1,0 +1,128 @@
+"""Where a model fails: slices, lengths, confused classes, surest errors, suspected labels."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+
+from ft.analysis.errors import MOST_SLICES, OTHERS, confused_pairs, length_slices, slices, surest_errors
+from ft.analysis.label_errors import suspected_numbers, suspects
+from ft.errors import UserError
+
+
+def rows_of(rows):
+    return {"numbers": rows.tolist()}
+
+
+def test_slices_come_by_frequency_with_their_rows():
+    found = slices(["b", "a", None, "b", "", "a", "b"], rows_of)
+    assert found == [
+        {"value": "b", "rows": 3, "numbers": [0, 3, 6]},
+        {"value": "a", "rows": 2, "numbers": [1, 5]},
+        {"value": "", "rows": 1, "numbers": [4]},
+        {"value": None, "rows": 1, "numbers": [2]},
+    ]
+
+
+def test_many_values_end_in_one_slice_of_the_others():
+    values = [f"v{i % 50}" for i in range(120)]  # the first 20 come three times, 30 twice
+    found = slices(values, rows_of)
+    assert len(found) == MOST_SLICES and found[-1]["value"] == OTHERS
+    assert sorted(n for one in found for n in one["numbers"]) == list(range(120))
+    assert [one["rows"] for one in found[:21]] == [3] * 20 + [2]
+
+
+def test_numbers_are_values_too():
+    assert [(s["value"], s["rows"]) for s in slices([1, 2, 1, 1.5], rows_of)] == [
+        ("1", 2),
+        ("1.5", 1),
+        ("2", 1),
+    ]
+
+
+def test_lengths_in_about_equal_groups():
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 101))
+    found = length_slices(lengths, rows_of)
+    assert [(s["value"], s["rows"]) for s in found] == [
+        ("1-20", 20), ("21-40", 20), ("41-60", 20), ("61-80", 20), ("81-100", 20),
+    ]  # fmt: skip
+    for one in found:
+        low, high = map(int, one["value"].split("-"))
+        assert sorted(lengths[one["numbers"]]) == list(range(low, high + 1))
+
+
+@pytest.mark.parametrize("lengths", [[7] * 9, [1], [3] * 90 + [4, 5], [1, 2]])
+def test_lengths_that_are_alike_stand_together(lengths):
+    found = length_slices(np.array(lengths), rows_of)
+    assert sum(s["rows"] for s in found) == len(lengths)
+    ranges = [tuple(map(int, s["value"].split("-"))) for s in found]
+    assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
+
+
+def test_the_most_confused_pairs():
+    found = confused_pairs(np.array([[50, 3, 0], [7, 10, 3], [0, 0, 4]]), ["a", "b", "c"])
+    assert [(p["label"], p["prediction"], p["rows"], p["share"]) for p in found] == [
+        ("b", "a", 7, 0.35), ("a", "b", 3, 3 / 53), ("b", "c", 3, 0.15),
+    ]  # fmt: skip
+    assert len(confused_pairs(np.ones((9, 9)), list("abcdefghi"), most=5)) == 5
+
+
+def test_the_surest_errors_come_first():
+    confidence = np.array([0.9, 0.99, 0.5, 0.7, 0.99])
+    right = np.array([True, False, False, False, False])
+    assert surest_errors(confidence, right, 3).tolist() == [1, 4, 3]
+
+
+# --- suspected labels
+
+
+def flipped_rows(generator, rows, share=0.05):
+    return generator.choice(rows, int(share * rows), replace=False)
+
+
+def test_flipped_labels_are_suspected():
+    pytest.importorskip("cleanlab")
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 1_000)
+    scores = generator.normal(size=(1_000, 4)) + 5 * np.eye(4)[labels]
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    flipped = flipped_rows(generator, 1_000)
+    given = labels.copy()
+    given[flipped] = (labels[flipped] + 1) % 4
+    found, quality = suspects(probabilities, given)
+    assert np.isin(found, flipped).mean() > 0.9 and np.isin(flipped, found).mean() > 0.9
+    assert (np.diff(quality[found]) >= 0).all() and quality.shape == (1_000,)
+
+
+def test_a_class_that_no_row_has_is_no_obstacle():
+    pytest.importorskip("cleanlab")
+    probabilities = np.full((40, 3), 0.05) + 0.85 * np.eye(3)[np.arange(40) % 2]
+    given = np.arange(40) % 2
+    given[7] = 0
+    assert suspects(probabilities, given)[0].tolist() == [7]
+
+
+def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
+    pytest.importorskip("cleanlab")
+    generator = np.random.default_rng(1)
+    truth = generator.random((600, 5)) < 0.3
+    probabilities = np.clip(
+        np.where(truth, 0.9, 0.1) + 0.05 * generator.normal(size=truth.shape), 0.001, 0.999
+    )
+    flipped = flipped_rows(generator, 600)
+    given = truth.copy()
+    given[flipped, 0] ^= True
+    found, _ = suspects(probabilities, given)
+    assert np.isin(found, flipped).mean() > 0.9 and len(found) > 20
+    numbers = generator.normal(size=600)
+    given = numbers.copy()
+    given[flipped] += 4
+    found, _ = suspected_numbers(numbers + 0.1 * generator.normal(size=600), given)
+    assert set(found) == set(flipped)
+
+
+def test_without_cleanlab_one_message_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    with pytest.raises(UserError, match=r"suspected_label_errors: cleanlab is not installed; pip install"):
+        suspects(np.eye(2), np.arange(2))

@@ -1,0 +1,213 @@
+"""Intervals: on a resample every metric is scikit-learn's; the interval is the plain bootstrap's."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from ft.analysis import predictions, ranks, resampling, statistics
+from ft.analysis.intervals import intervals, percentiles, proportion
+from ft.analysis.resampling import row_weights, swapped_sums
+from ft.metrics import classification_metrics
+
+
+def classes_of(rows, classes, seed=0, signal=1.5):
+    """Probabilities and labels of a model that is often right."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, rows)
+    scores = generator.normal(size=(rows, classes)) + signal * np.eye(classes)[labels]
+    return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), labels
+
+
+def several_of(rows, labels, seed=0):
+    generator = np.random.default_rng(seed)
+    truth = generator.random((rows, labels)) < np.linspace(0.05, 0.5, labels)
+    scores = np.clip(0.25 + 0.4 * truth + 0.2 * generator.normal(size=truth.shape), 0, 1)
+    return scores, truth.astype(np.uint8)
+
+
+def numbers_of(rows, seed=0, ties=False):
+    generator = np.random.default_rng(seed)
+    truth = generator.normal(size=rows) * 2 + 3
+    predicted = truth + generator.normal(size=rows)
+    return (np.round(predicted), np.round(truth)) if ties else (predicted, truth)
+
+
+def one_label_by_sklearn(probabilities, labels):
+    guess, classes = probabilities.argmax(axis=1), probabilities.shape[1]
+    if len(np.unique(labels)) < classes:
+        area = np.nan
+    elif classes == 2:
+        area = sk.roc_auc_score(labels, probabilities[:, 1])
+    else:
+        area = sk.roc_auc_score(labels, probabilities, multi_class="ovr")
+    return {
+        "accuracy": sk.accuracy_score(labels, guess),
+        "f1_macro": sk.f1_score(labels, guess, average="macro", zero_division=0),
+        "f1_weighted": sk.f1_score(labels, guess, average="weighted", zero_division=0),
+        "precision_macro": sk.precision_score(labels, guess, average="macro", zero_division=0),
+        "recall_macro": sk.recall_score(labels, guess, average="macro", zero_division=0),
+        "matthews_correlation": sk.matthews_corrcoef(labels, guess),
+        "auroc": area,
+    }
+
+
+BY_SKLEARN = {"f1": sk.f1_score, "precision": sk.precision_score, "recall": sk.recall_score}
+
+
+def several_by_sklearn(probabilities, truth):
+    guess = probabilities >= 0.5
+    seen = np.flatnonzero(truth.any(axis=0) | guess.any(axis=0))
+    both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    found = {
+        f"{name}_{average}": function(
+            truth, guess, average=average, zero_division=0, **({"labels": seen} if average == "macro" else {})
+        )
+        for average in ("micro", "macro")
+        for name, function in BY_SKLEARN.items()
+    }  # fmt: skip
+    return found | {
+        "f1_samples": sk.f1_score(truth, guess, average="samples", zero_division=1),
+        "subset_accuracy": sk.accuracy_score(truth, guess),
+        "auroc": np.mean([sk.roc_auc_score(truth[:, c], probabilities[:, c]) for c in both]),
+    }
+
+
+def numbers_by_sklearn(predicted, truth):
+    return {
+        "mse": sk.mean_squared_error(truth, predicted),
+        "mae": sk.mean_absolute_error(truth, predicted),
+        "r2": sk.r2_score(truth, predicted),
+        "pearsonr": stats.pearsonr(truth, predicted).statistic,
+        "spearmanr": stats.spearmanr(truth, predicted).statistic,
+    }
+
+
+KINDS = {
+    "two classes": (predictions.single_label, one_label_by_sklearn, lambda n, s: classes_of(n, 2, s)),
+    "five classes": (predictions.single_label, one_label_by_sklearn, lambda n, s: classes_of(n, 5, s)),
+    "labels": (predictions.multi_label, several_by_sklearn, lambda n, s: several_of(n, 6, s)),
+    "numbers": (predictions.regression, numbers_by_sklearn, numbers_of),
+    "numbers with ties": (predictions.regression, numbers_by_sklearn, lambda n, s: numbers_of(n, s, True)),
+}  # fmt: skip
+
+
+def values_of(found):
+    return {name: value for statistic in found.statistics for name, value in statistic.values().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_the_rows_as_they_are_each_metric_is_scikit_learns(kind):
+    ours, theirs, make = KINDS[kind]
+    for rows in (60, 200):
+        data = make(rows, rows)
+        found, expected = values_of(ours(*data)), theirs(*data)
+        assert found.keys() == expected.keys()
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_up_to_ten_thousand_rows_every_resample_is_the_plain_bootstraps(kind):
+    """Resample by resample: rows repeated as often as they were drawn, scored by scikit-learn."""
+    ours, theirs, make = KINDS[kind]
+    data = make(40, 3)
+    drawn = {}
+    for statistic in ours(*data).statistics:
+        drawn |= statistic.resampled(25, seed=5)
+    (weights,) = row_weights(40, 25, seed=5)
+    for number in range(25):
+        rows = np.repeat(np.arange(40), weights[:, number].astype(int))
+        assert len(rows) == 40
+        expected = theirs(*(part[rows] for part in data))
+        assert {name: values[number] for name, values in drawn.items()} == pytest.approx(
+            expected, abs=1e-9, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_above_it_the_interval_is_the_plain_bootstraps_but_for_a_few_percent_of_its_width(kind, monkeypatch):
+    """The three ways around one draw for each row: cells, blocks, and a first-order expansion for ranks."""
+    ours, _, make = KINDS[kind]
+    data = make(3_000, 7)
+    plain = intervals(ours(*data).statistics, resamples=4_000, seed=1)
+    monkeypatch.setattr(resampling, "BLOCKS", 1_500)
+    monkeypatch.setattr(ranks, "BLOCKS", 1_500)
+    fast = intervals(ours(*data).statistics, resamples=4_000, seed=2)
+    assert plain.keys() == fast.keys()
+    for name, (low, high) in plain.items():
+        assert fast[name] == pytest.approx((low, high), abs=0.08 * (high - low)), name
+
+
+def test_the_cells_of_a_confusion_matrix_are_drawn_as_such_and_many_kinds_in_blocks(monkeypatch):
+    monkeypatch.setattr(resampling, "BLOCKS", 100)
+    _, labels = classes_of(1_000, 3)
+    statistic = statistics.single_label(labels, labels, 3)
+    always_right = statistic.resampled(50, seed=0)["accuracy"]
+    assert (always_right == 1).all()
+    sums = resampling.resampled_sums(statistic.features, statistic.kind, 50, 0, row_by_row=False)
+    assert (sums[:, :3].sum(axis=1) == 1_000).all()  # as many rows in every resample
+    monkeypatch.setattr(resampling, "CELLS", 2)
+    blocks = resampling.resampled_sums(statistic.features, statistic.kind, 50, 0, row_by_row=False)
+    assert (blocks[:, :3].sum(axis=1) == 1_000).all() and not np.array_equal(sums, blocks)
+
+
+def test_the_interval_holds_the_truth_in_about_95_of_100_samples():
+    hits = 0
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        right = generator.random(200) < 0.8
+        low, high = intervals([statistics.single_label(right.astype(int), np.ones(200, int), 2)], 500)[
+            "accuracy"
+        ]
+        hits += low <= 0.8 <= high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
+def test_the_same_predictions_have_the_same_interval_and_the_seed_matters():
+    data = classes_of(100, 3)
+    one, again = (intervals(predictions.single_label(*data).statistics, 200) for _ in range(2))
+    assert one == again
+    assert one != intervals(predictions.single_label(*data).statistics, 200, seed=1)
+
+
+def test_few_rows_have_a_wide_interval():
+    def width(rows):
+        low, high = intervals(predictions.single_label(*classes_of(rows, 2)).statistics, 1_000)["accuracy"]
+        return high - low
+
+    assert width(30) > 2.5 * width(300)
+
+
+def test_the_values_are_those_that_the_evaluation_reports():
+    probabilities, labels = classes_of(150, 4)
+    reported = classification_metrics(probabilities, labels, list("abcd"))
+    for name, value in values_of(predictions.single_label(probabilities, labels)).items():
+        assert value == pytest.approx(reported[name]), name
+
+
+def test_what_is_not_defined_has_no_interval():
+    probabilities, labels = classes_of(50, 3)
+    found = intervals(predictions.single_label(probabilities, np.minimum(labels, 1)).statistics, 100)
+    assert "auroc" not in found and found["accuracy"]
+    found = intervals(predictions.regression(np.arange(9.0), np.ones(9)).statistics, 100)
+    assert found["r2"] is found["pearsonr"] is found["spearmanr"] is None and found["mse"]
+
+
+def test_resamples_on_which_a_metric_is_not_defined_are_left_out_unless_they_are_most():
+    assert percentiles(np.array([np.nan] * 40 + [1.0] * 60)) == (1, 1)
+    assert percentiles(np.array([np.nan] * 60 + [1.0] * 40)) is None
+
+
+def test_wilsons_interval_has_width_where_every_row_is_right():
+    assert proportion(277, 277) == pytest.approx((0.98632, 1), abs=1e-5)
+    assert proportion(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)
+
+
+def test_swapping_leaves_the_sum_of_both_runs_and_moves_each(monkeypatch):
+    monkeypatch.setattr(resampling, "BLOCKS", 64)
+    for rows in (50, 500):
+        one, other = (numbers_of(rows, seed)[0][:, None] for seed in (1, 2))
+        kind = np.arange(rows)
+        first, second = swapped_sums((one, kind), (other, kind), 200, seed=0)
+        assert first + second == pytest.approx(one.sum() + other.sum())
+        assert len(np.unique(first.round(6))) > 150
