@@ -21,6 +21,10 @@ def train(config: Config) -> int:
         from ft.verify import verify
 
         return verify(config)
+    if config.num_seeds > 1:
+        from ft.seeds import train_seeds
+
+        return train_seeds(config, train)
 
     # Imported here, after the command line was read, so that --help and a typing error answer at once.
     import torch

@@ -164,6 +164,9 @@ class OptimOptions:
     """Dropout masks as a function of the row, the same on any launch, or torch's own generator."""
     seed: int = 42
     """Seed of the new head, the order of the rows and dropout."""
+    num_seeds: int = 1
+    """Train so many times, with the seeds seed, seed + 1, ..., each in its own folder output_dir/seed-N, and
+    report the mean and the spread."""
 
 
 @dataclass(kw_only=True)
@@ -251,6 +254,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
+        if self.num_seeds > 1 and self.resume_from_checkpoint not in (None, "latest"):
+            raise UserError(
+                f"resume_from_checkpoint: found {self.resume_from_checkpoint!r}, but num_seeds is "
+                f"{self.num_seeds}: each seed has checkpoints of its own; expected latest."
+            )
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
 
@@ -274,7 +282,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"{self.per_device_train_batch_size} x {self.gradient_accumulation_steps}, expected a "
                 f"product up to {LARGEST:,}."
             )
-        if self.seed >= SEEDS:
+        if self.seed + self.num_seeds > SEEDS:
             raise UserError(f"seed: found {self.seed}, expected a number below {SEEDS:,}.")
         for name in BELOW_ONE:
             value = getattr(self, name)
@@ -351,7 +359,7 @@ POSITIVE = (
     "global_batch_size "
     "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size num_train_epochs "
     "max_train_steps learning_rate adam_epsilon logging_steps eval_steps save_steps save_total_limit "
-    "early_stopping_patience"
+    "early_stopping_patience num_seeds"
 ).split()
 NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "

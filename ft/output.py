@@ -7,13 +7,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ft.checkpoint import find_checkpoint
-from ft.config import RunOptions
+from ft.config import Config, RunOptions
 from ft.errors import UserError
 
 LEAVES = (
-    "config.yaml environment.json metrics.jsonl results.json training.png wandb_id checkpoints best final "
-    "wandb tensorboard"
+    "config.yaml environment.json metrics.jsonl results.json seeds.json training.png wandb_id checkpoints "
+    "best final wandb tensorboard"
 ).split()
+REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
 LOCK_SECONDS = 10
 
@@ -25,26 +26,79 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
     """
     folder = Path(options.output_dir)
-    there = _first_that_exists(folder.absolute())
-    if not there.is_dir():
-        raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"output_dir: the folder {str(there)!r} may not be written; name another.")
+    _check_place(folder)
     found, warnings = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
-    held = [name for name in LEAVES if (folder / name).exists()]
+    held = _held(folder)
+    if _seeds(folder) and not options.overwrite_output_dir:
+        raise UserError(
+            f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
+            "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
+        )
     if found is not None or not held or options.overwrite_output_dir:
         return found, warnings
     if options.resume_from_checkpoint is None:
-        raise UserError(
-            f"output_dir: {str(folder)!r} already holds a run ({', '.join(held[:4])}). Go on with "
-            "--resume_from_checkpoint latest, replace it with --overwrite_output_dir, or name another folder."
-        )
+        raise _holds_a_run(folder, held)
     if (folder / "results.json").exists():
         raise UserError(
             f"resume_from_checkpoint: the run in {str(folder)!r} is finished and has no checkpoint; "
             "replace it with --overwrite_output_dir, or name another folder."
         )
     return None, warnings  # it died before its first checkpoint
+
+
+def check_seeds_dir(options: Config) -> None:
+    """The same for the folder of the runs of several seeds, each of which looks at its own folder later."""
+    folder = Path(options.output_dir)
+    _check_place(folder)
+    held = _held(folder)
+    if not held or options.overwrite_output_dir:
+        return
+    if options.resume_from_checkpoint is None:
+        raise _holds_a_run(folder, held)
+    if (folder / "metrics.jsonl").exists():
+        raise UserError(
+            f"output_dir: {str(folder)!r} holds the run of one seed, but num_seeds is {options.num_seeds}; "
+            "leave num_seeds out, or name another folder."
+        )
+
+
+def set_aside(folder: Path) -> None:
+    """Move what runs have left in a folder out of the way, to be put back or forgotten."""
+    (folder / REPLACED).mkdir(exist_ok=True)
+    for name in _held(folder):
+        (folder / name).replace(folder / REPLACED / name)
+
+
+def put_back(folder: Path) -> None:
+    """Undo `set_aside`."""
+    for path in (folder / REPLACED).iterdir():
+        path.replace(folder / path.name)
+    (folder / REPLACED).rmdir()
+
+
+def _check_place(folder: Path) -> None:
+    there = _first_that_exists(folder.absolute())
+    if not there.is_dir():
+        raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"output_dir: the folder {str(there)!r} may not be written; name another.")
+
+
+def _holds_a_run(folder: Path, held: list[str]) -> UserError:
+    return UserError(
+        f"output_dir: {str(folder)!r} already holds a run ({', '.join(held[:4])}). Go on with "
+        "--resume_from_checkpoint latest, replace it with --overwrite_output_dir, or name another folder."
+    )
+
+
+def _held(folder: Path) -> list[str]:
+    """What a run has left in a folder."""
+    return [*(name for name in LEAVES if (folder / name).exists()), *(path.name for path in _seeds(folder))]
+
+
+def _seeds(folder: Path) -> list[Path]:
+    """The folders of single seeds, see `ft.seeds`."""
+    return sorted(path for path in folder.glob("seed-*") if path.name[5:].isdecimal())
 
 
 def _first_that_exists(folder: Path) -> Path:
@@ -80,7 +134,7 @@ def lock_output_dir(folder: Path) -> FileLock:
 
 def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:
     """Remove what an earlier run left; other files stay."""
-    for path in (folder / name for name in LEAVES):
+    for path in (folder / name for name in _held(folder)):
         if keep_checkpoints and path.name == "checkpoints":
             continue
         if path.is_dir():

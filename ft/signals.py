@@ -25,7 +25,9 @@ class StopSignals:
         self._since = 0.0
 
     def listen(self) -> None:
-        """Note the signals from here on. Before, they end the process in the ordinary way."""
+        """Note the signals from here on; what an earlier listener of this process noted counts, too. Before
+        the first, they end the process in the ordinary way."""
+        self.received, self._since = noted_signal(), time.monotonic()
         for number in (*STOP_SIGNALS, LAUNCHER_DIED):
             signal.signal(number, self._handle)
 
@@ -39,6 +41,12 @@ class StopSignals:
         elif number != LAUNCHER_DIED and time.monotonic() - self._since > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def noted_signal() -> str | None:
+    """The signal that the listener of this process has noted, if there is one."""
+    listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return listener.received if isinstance(listener, StopSignals) else None
 
 
 def follow_launcher(launcher: int) -> None:

@@ -45,6 +45,18 @@ def choose_trackers(names: list[str]) -> list[str]:
     return chosen
 
 
+def group_runs(name: str, trackers: list[str]) -> None:
+    """Have the runs that this process will start stand in one group of W&B. To be called before the first."""
+    if not {"wandb", "all"} & set(trackers):
+        return
+    if os.environ.get("WANDB_RUN_ID"):
+        raise UserError(
+            "num_seeds: WANDB_RUN_ID names one run of W&B, but each seed is a run of its own; unset it. In a "
+            "sweep, make seed a parameter of it instead."
+        )
+    os.environ.setdefault("WANDB_RUN_GROUP", name)
+
+
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
     """The numbers among some metrics; tables stay behind."""
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}

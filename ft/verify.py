@@ -108,7 +108,7 @@ class _Matrix:
             max_train_steps=UPDATES, max_time=None, logging_steps=1, save_strategy="steps",
             save_steps=SAVE_EVERY, save_total_limit=None, resume_from_checkpoint=None, report_to="none",
             eval_strategy="steps" if evaluates else "no", eval_steps=UPDATES // 2 if evaluates else None,
-            early_stopping_patience=None, verify=False, overwrite_output_dir=False,
+            early_stopping_patience=None, verify=False, num_seeds=1, overwrite_output_dir=False,
             warmup_steps=None if config.warmup_steps is None else min(config.warmup_steps, UPDATES),
             max_eval_samples=min(config.max_eval_samples or ROWS, ROWS),
             max_predict_samples=min(config.max_predict_samples or ROWS, ROWS),

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from conftest import ONE, ROOT, flags, launch, metrics_of, train_here, two_processes
 
+from ft.errors import UserError
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -103,7 +105,7 @@ def wandb_here(monkeypatch, tmp_path):
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    for name in ("ERROR_REPORTING", "INIT_TIMEOUT", "FINISH_TIMEOUT", "SHOW_INFO"):
+    for name in ("ERROR_REPORTING", "INIT_TIMEOUT", "FINISH_TIMEOUT", "SHOW_INFO", "RUN_GROUP"):
         monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back, too
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -155,6 +157,25 @@ def serve():
 
 
 # --- W&B, offline
+
+
+def test_several_seeds_are_runs_of_one_group(base_flags, tmp_path, wandb_here):
+    base_flags |= {"num_seeds": 2, "seed": 5, "report_to": "wandb", "output_dir": tmp_path / "reviews"}
+    assert train_here(**base_flags) == 0
+    files = wandb_files(tmp_path / "reviews")
+    assert [(file.run.run_group, file.run.display_name) for file in files] == [
+        ("reviews", "reviews-seed-5"), ("reviews", "reviews-seed-6"),
+    ]  # fmt: skip
+    assert len({file.run.run_id for file in files}) == 2
+    for file, name in zip(files, ("seed-5", "seed-6"), strict=True):
+        assert file.rows() == expected_rows(tmp_path / "reviews" / name)
+        assert file.config["seed"] == int(name[5:]) and file.exit_code == 0
+
+
+def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "abcd")
+    with pytest.raises(UserError, match="num_seeds: WANDB_RUN_ID names one run of W&B"):
+        train_here(**base_flags, num_seeds=2, report_to="wandb")
 
 
 def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp_path, serve):

@@ -22,7 +22,7 @@ FLOORS = [
         "ft.evaluation ft.model ft.report",
         "ft.resume",
         "ft.finish",
-        "ft.run ft.verify",
+        "ft.run ft.verify ft.seeds",
         "train eval",
     )
 ]

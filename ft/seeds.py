@@ -1,0 +1,207 @@
+"""`num_seeds`: the same training with several seeds, one after the other, and what they say together."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ft.cli import dump
+from ft.config import Config, parse_duration
+from ft.errors import EXIT_DONE, Stopped, printable
+from ft.model import write_whole
+from ft.output import REPLACED, check_seeds_dir, lock_output_dir, put_back, set_aside
+from ft.runtime import STARTED, HostGroup, build_accelerator, resolve_batch_size
+from ft.signals import noted_signal
+from ft.tracking import group_runs, to_json
+
+SUMMARISED = ("eval/", "test/", "best/")
+
+
+def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
+    """Run `train` for each seed in its own folder output_dir/seed-N; returns the exit code.
+
+    Resumed, it passes over the seeds that are finished and goes on with the one that was cut. Everything that
+    a run draws comes from its own seed, so each is the run that this seed alone would give, to the bit."""
+    accelerator = build_accelerator(config)
+    hosts = HostGroup(accelerator)
+    notes = resolve_batch_size(config, accelerator.num_processes)
+    folder = Path(config.output_dir)
+    name = config.run_name or folder.resolve().name
+    group_runs(name, config.tracker_names)
+    runs = [
+        replace(
+            config, num_seeds=1, seed=seed, output_dir=str(folder / f"seed-{seed}"),
+            run_name=f"{name}-seed-{seed}", overwrite_output_dir=False,
+        )
+        for seed in range(config.seed, config.seed + config.num_seeds)
+    ]  # fmt: skip
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            print(printable(text), flush=True)
+
+    record = _Record(config)
+    done = hosts.from_main(lambda: record.open(runs))
+    try:
+        for note in notes:
+            say(f"note: {note}")
+        for number, run in enumerate(runs, start=1):
+            if run.seed in done:
+                say(f"--- seed {run.seed} ({number} of {len(runs)}): finished before")
+                continue
+            _stop_if_asked(config, hosts, say)
+            say(f"--- seed {run.seed} ({number} of {len(runs)})")
+            train(run)
+            hosts.from_main(partial(record.add, run))
+            _forget(config)
+        if accelerator.is_main_process:
+            results = summarise([Path(run.output_dir) for run in runs])
+            write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
+            say(table(results))
+            say(f"written to {folder}: results.json; each run in its seed-N/")
+    finally:
+        if accelerator.is_main_process:
+            record.close(runs)
+    return EXIT_DONE
+
+
+class _Record:
+    """The folder of all seeds: its lock, its config.yaml, and seeds.json, which says with which config a seed
+    was finished. For the main process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.folder = config, Path(config.output_dir)
+        self.finished: dict[str, str] = {}
+        self._lock: Any = None
+
+    def open(self, runs: Sequence[Config]) -> list[int]:
+        """Take the folder; returns the seeds that are finished. Writes no more than can be taken back."""
+        check_seeds_dir(self.config)
+        self._lock = lock_output_dir(self.folder)
+        resumed = self.config.resume_from_checkpoint is not None
+        if self.config.overwrite_output_dir and not (
+            resumed and any(Path(r.output_dir).exists() for r in runs)
+        ):
+            set_aside(self.folder)
+        path = self.folder / "seeds.json"
+        if path.exists():
+            self.finished = json.loads(path.read_text(encoding="utf-8"))
+        # After a change, every run looks for itself whether it may go on, and whether there is more to do.
+        return [run.seed for run in runs if self.finished.get(str(run.seed)) == _asked(run)]
+
+    def add(self, run: Config) -> None:
+        """Note a finished seed."""
+        repeat = replace(self.config, resume_from_checkpoint=None, overwrite_output_dir=False)
+        write_whole(self.folder / "config.yaml", dump(repeat))
+        self.finished[str(run.seed)] = _asked(run)
+        write_whole(self.folder / "seeds.json", to_json(self.finished, indent=1) + "\n")
+
+    def close(self, runs: Sequence[Config]) -> None:
+        """Let the folder go. What was replaced comes back if the first run did not even begin."""
+        if self._lock is None:
+            return
+        if (self.folder / REPLACED).exists():
+            if any((Path(run.output_dir) / "config.yaml").exists() for run in runs):
+                shutil.rmtree(self.folder / REPLACED)
+            else:
+                put_back(self.folder)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _asked(run: Config) -> str:
+    """A hash of what a run was asked for, but for where it goes on and when it has to end."""
+    asked = replace(
+        run, resume_from_checkpoint=None, overwrite_output_dir=False, max_time=None, hang_timeout=None
+    )
+    return hashlib.sha256(dump(asked).encode()).hexdigest()[:16]
+
+
+def _stop_if_asked(config: Config, hosts: HostGroup, say: Callable[[str], None]) -> None:
+    """Between two runs: raise `Stopped` on all processes if one of them was told to stop, or max_time is
+    over."""
+    seconds = parse_duration("max_time", config.max_time)
+    late = seconds is not None and time.monotonic() - STARTED > seconds
+    if any(hosts.sum(noted_signal() is not None, late)):
+        reason = noted_signal() or ("max_time" if late else "a signal")
+        say(
+            f"stopped between two seeds ({reason}): go on with the same command and "
+            "--resume_from_checkpoint latest"
+        )
+        raise Stopped
+
+
+def _forget(config: Config) -> None:
+    """Let go of what a run leaves in this process: its tensors, and programs compiled for its model."""
+    gc.collect()
+    torch = sys.modules["torch"]
+    if config.torch_compile:
+        torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def summarise(folders: Sequence[Path]) -> dict[str, Any]:
+    """The results of some runs together: for each number that all of them have under eval/, test/ or best/
+    its mean, its sample standard deviation under NAME_std, and all results of each run under "runs".
+
+    The interval of one run (NAME_low, NAME_high) is about its rows, and has no mean here."""
+    runs = {
+        folder.name: json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders
+    }
+    results: dict[str, Any] = {"seeds": [int(name.removeprefix("seed-")) for name in runs]}
+    first, *_ = runs.values()
+    for key in first:
+        values = [run.get(key) for run in runs.values()]
+        if (
+            not key.startswith(SUMMARISED)
+            or key.endswith(("/rows", "_low", "_high"))
+            or not all(map(_is_number, values))
+        ):
+            continue
+        results[key] = statistics.fmean(values)
+        results[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return results | {"runs": {name: _numbers(run) for name, run in runs.items()}}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The headline metrics of each run, their mean and standard deviation, for the terminal."""
+    runs = results["runs"]
+    first, *_ = runs.values()
+    split = "test" if "test/loss" in first else "eval"
+    names = [name for name in first.get("headline", []) if f"{split}/{name}_std" in results] + ["loss"]
+    lines = [["", *(f"{split}/{name}" for name in names)]]
+    lines += [[run, *(f"{values[f'{split}/{name}']:.4f}" for name in names)] for run, values in runs.items()]
+    for title, ending in (("mean", ""), ("std", "_std")):
+        cells = [results.get(f"{split}/{name}{ending}") for name in names]
+        lines.append([title, *("" if cell is None else f"{cell:.4f}" for cell in cells)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if n == 0 else cell.rjust(w)
+            for n, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's results without their long tables, which its own results.json has."""
+    return {
+        key: value for key, value in run.items() if not isinstance(value, dict | list) or key == "headline"
+    }
