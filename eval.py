@@ -1,5 +1,5 @@
 """Score an exported model: `accelerate launch eval.py --model_name_or_path DIR [CONFIG.yaml] [--flag value
-...]`.
+...]`, or hold two runs against each other: `eval.py --compare RUN_A RUN_B`.
 
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
 results.json and predictions.jsonl to output_dir."""
@@ -12,6 +12,11 @@ from ft.runtime import run_script
 
 def score(config: EvalConfig) -> int:
     """One evaluation; returns its exit code."""
+    if config.compare is not None:
+        from ft.compare import compare
+
+        return compare(config, score)
+
     from ft.data.loader import EvaluationSampler, RowDataset, build_loader
     from ft.data.prepare import prepare_data
     from ft.data.sources import choose_split, find_sources

@@ -343,6 +343,9 @@ class EvalOptions:
 
     split: Literal["train", "validation", "test"] | None = None
     """The split to score. Default: test where there is one, else validation."""
+    compare: list[str] | str | None = None
+    """Instead of scoring a model: two runs to hold against each other on the same rows ("RUN_A RUN_B"), each
+    the folder of an evaluation, of a training run, or of the runs of several seeds."""
 
 
 @dataclass(kw_only=True)
@@ -352,6 +355,20 @@ class EvalConfig(EvalOptions, Config):
 
     PURPOSE: ClassVar[str] = "evaluation"
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "test_file", "validation_file", "train_file")
+
+    def check(self) -> None:
+        """See `Config.check`. A comparison needs no model and no data."""
+        if self.compare is None:
+            super().check()
+        elif len(self.compared) != 2:
+            raise UserError(
+                f"compare: found {len(self.compared)} runs ({', '.join(self.compared)}), expected two."
+            )
+
+    @property
+    def compared(self) -> list[str]:
+        """The folders of the runs to compare."""
+        return split_names(self.compare)
 
 
 POSITIVE = (

@@ -11,6 +11,9 @@ from ft.analysis.intervals import LEVEL, SEED, percentiles
 from ft.analysis.predictions import Predictions
 from ft.analysis.resampling import RESAMPLES, swapped_sums
 
+# How far two values of a metric can be apart, where it is not 1.
+SPANS = {"matthews_correlation": 2, "pearsonr": 2, "spearmanr": 2, "mse": np.inf, "mae": np.inf, "r2": np.inf}
+
 
 def differences(
     one: Sequence[Predictions], other: Sequence[Predictions], resamples: int = RESAMPLES, seed: int = SEED
@@ -45,6 +48,8 @@ def differences(
             p_value, test = p_values.get(name, (None, None))
         else:
             low, high, p_value = _with_seeds(difference, float(np.nanvar(change)), a, b)
+            span = SPANS.get(name, 1)
+            low, high = max(low, -span), min(high, span)  # as t knows no bounds
             test = "Welch's t over seeds and rows"
             entry |= {"a_runs": a.tolist(), "b_runs": b.tolist()}
         found[name] = entry | {"low": low, "high": high, "p_value": p_value, "test": test}

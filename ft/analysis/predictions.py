@@ -10,6 +10,8 @@ import numpy as np
 from ft.analysis import ranks, statistics
 from ft.analysis.statistics import Statistic, Sums
 
+TUNED = "_tuned"  # ends the names of multi-label metrics at chosen thresholds
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -28,36 +30,41 @@ class Predictions:
     one_label: bool = False
 
 
-def single_label(probabilities: np.ndarray, labels: np.ndarray) -> Predictions:
-    """Of probabilities (rows, classes) and true classes (rows,)."""
-    predicted = probabilities.argmax(axis=1)
+def single_label(
+    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None
+) -> Predictions:
+    """Of probabilities (rows, classes) and true classes (rows,); `predicted` (rows,) is the most probable
+    class, unless given."""
+    if predicted is None:
+        predicted = probabilities.argmax(axis=1)
     counts = statistics.single_label(predicted, labels, probabilities.shape[1])
     area = ranks.auroc(probabilities, labels)
     return Predictions(
         [counts, *([area] if area else [])],
         [counts],
         predicted == labels,
-        probabilities.max(axis=1),
+        probabilities[np.arange(len(labels)), predicted],
         one_label=True,
     )
 
 
 def multi_label(
-    probabilities: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None = None, ending: str = "_tuned"
+    probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray | None = None
 ) -> Predictions:
-    """Of probabilities and true labels (rows, labels). With `thresholds` (labels,) the metrics at them are
-    there, too, under names with an `ending`, and decide what is right; else 0.5 does."""
-    counts = statistics.multi_label(probabilities >= 0.5, truth)
-    found = [counts]
-    predicted = probabilities >= (0.5 if thresholds is None else thresholds)
-    if thresholds is not None:
+    """Of probabilities and true labels (rows, labels). With `predicted` (rows, labels), which were chosen by
+    other thresholds than 0.5, their metrics are there, too, under names that end in _tuned, and they decide
+    what is right."""
+    at_half = probabilities >= 0.5
+    counts = [statistics.multi_label(at_half, truth)]
+    if predicted is not None:
         tuned = statistics.multi_label(predicted, truth)
         metrics = tuned.metrics
-        found.append(replace(tuned, metrics=lambda s: {k + ending: v for k, v in metrics(s).items()}))
+        counts.append(replace(tuned, metrics=lambda s: {f"{k}{TUNED}": v for k, v in metrics(s).items()}))
+    given = at_half if predicted is None else predicted.astype(bool)
     area = ranks.auroc(probabilities, truth)
-    each = np.where(predicted, probabilities, 1 - probabilities)
+    each = np.where(given, probabilities, 1 - probabilities)
     return Predictions(
-        [*found, *([area] if area else [])], found, (predicted == truth).all(axis=1), each.prod(axis=1)
+        [*counts, *([area] if area else [])], counts, (given == truth).all(axis=1), each.prod(axis=1)
     )
 
 

@@ -157,6 +157,13 @@ def test_a_side_with_one_run_is_given_the_other_sides_spread():
     assert found["low"] <= found["difference"] <= found["high"]
 
 
+def test_two_seeds_say_little_but_nothing_impossible():
+    right = [np.arange(60) < count for count in (20, 40, 30, 59)]
+    one, other = [with_accuracy(right[0]), with_accuracy(right[1])], [with_accuracy(r) for r in right[2:]]
+    found = differences(one, other, 200)["accuracy"]
+    assert found["low"] == -1 and found["high"] == 1
+
+
 def test_runs_that_are_the_same_differ_by_nothing():
     right = np.ones(50, bool)
     found = differences([with_accuracy(right)] * 2, [with_accuracy(right)] * 2, 100)["accuracy"]

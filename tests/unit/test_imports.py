@@ -13,16 +13,17 @@ FLOORS = [
     floor.split()
     for floor in (
         "ft ft.errors",
-        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.watchdog ft.writer "
-        "ft.recipes ft.analysis ft.analysis.resampling ft.analysis.calibration ft.analysis.errors",
+        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.watchdog "
+        "ft.writer ft.recipes ft.analysis ft.analysis.resampling ft.analysis.calibration ft.analysis.errors",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.statistics ft.analysis.label_errors",
-        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.intervals ft.analysis.ranks",
+        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
+        "ft.analysis.intervals ft.analysis.ranks",
         "ft.data.encode ft.data.sources ft.runtime ft.tasks.text_classification ft.analysis.predictions",
-        "ft.data.loader ft.data.prepare ft.tasks ft.attempts ft.analysis.comparison",
+        "ft.data.loader ft.data.prepare ft.tasks ft.attempts ft.analysis.comparison ft.scored",
         "ft.evaluation ft.model ft.report",
         "ft.resume",
         "ft.finish",
-        "ft.run ft.verify ft.seeds",
+        "ft.run ft.verify ft.seeds ft.compare",
         "train eval",
     )
 ]

@@ -1,0 +1,165 @@
+"""`eval.py --compare RUN_A RUN_B`: two runs on the same rows, how far they are apart, and how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ft.analysis.comparison import differences, right_in_one
+from ft.cli import parse
+from ft.config import EvalConfig
+from ft.data.sources import choose_split, find_sources
+from ft.errors import EXIT_DONE, UserError, printable
+from ft.model import write_whole
+from ft.runtime import HostGroup, build_accelerator
+from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
+from ft.tracking import to_json
+
+SHOWN = {
+    SINGLE: ("accuracy", "f1_macro", "matthews_correlation", "auroc"),
+    MULTI: ("f1_micro", "f1_macro", "f1_micro_tuned", "f1_macro_tuned", "subset_accuracy"),
+    NUMBER: ("mse", "mae", "r2", "pearsonr", "spearmanr"),
+}
+MOST_ROWS = 100  # of those that only one side gets right, in comparison.json
+PREDICTIONS = "predictions.jsonl"
+
+
+def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
+    """Write comparison.json to output_dir and print the table; returns the exit code.
+
+    A run that was trained but not yet evaluated is scored first, by `score`. Raises `UserError` where the two
+    did not score the same rows for the same task."""
+    accelerator = build_accelerator(config)
+    hosts = HostGroup(accelerator)
+    sides = []
+    for name in config.compared:
+        folders = []
+        for run in hosts.from_main(lambda name=name: runs_in(Path(name))):  # type: ignore[misc]
+            place, missing = hosts.from_main(lambda run=run: find_predictions(run, config.split))  # type: ignore[misc]
+            if missing is not None:
+                score(_scoring(run, missing))
+            folders.append(place)
+        sides.append(folders)
+    if accelerator.is_main_process:
+        scored = [[Scored.read(folder / PREDICTIONS) for folder in side] for side in sides]
+        found = compared(scored, config.compared)
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "comparison.json", to_json(found, indent=1, ensure_ascii=False) + "\n")
+        print(printable(table(found)))
+        print(f"written to {folder}: comparison.json")
+    return EXIT_DONE
+
+
+# --- which predictions
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs that a folder holds: itself, or those of several seeds."""
+    if not folder.is_dir():
+        raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
+    seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
+    return sorted(seeds, key=lambda path: int(path.name[5:])) or [folder]
+
+
+def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
+    """The folder that has (or will have) the predictions of a run, and the split to score first, None where
+    they are there."""
+    if (run / PREDICTIONS).exists():
+        return run, None
+    if not (run / "config.yaml").exists() or not (run / "best" / "config.json").exists():
+        raise UserError(
+            f"compare: {str(run)!r} holds neither {PREDICTIONS} nor a finished run (config.yaml and best/); "
+            "expected the folder of an evaluation or of a run."
+        )
+    if split is None and (run / "evaluation-test" / PREDICTIONS).exists():
+        split = "test"
+    if split is None:
+        config = _scoring(run)
+        split = choose_split(config, find_sources(config))
+    place = run / f"evaluation-{split}"
+    there = place / PREDICTIONS
+    if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
+        return place, None
+    return place, split
+
+
+def _scoring(run: Path, split: str | None = None) -> EvalConfig:
+    """The evaluation of a run's best model, on the data of its own config."""
+    words = {"model_name_or_path": run / "best", "output_dir": run, "split": split or "null"}
+    flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    return parse(EvalConfig, [str(run / "config.yaml"), *flags])
+
+
+def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[str, Any]:
+    """What comparison.json holds: the two sides, each metric with difference, interval and test, and the rows
+    that only one side gets right (of a regression: those on which the errors differ most)."""
+    first, *rest = [scored for side in sides for scored in side]
+    for other in rest:
+        check_same(first, other)
+    judged = [[scored.judged(first.names) for scored in side] for side in sides]
+    found: dict[str, Any] = {
+        letter: {"run": name, "predictions": [str(scored.path) for scored in side]}
+        for letter, name, side in zip("ab", names, sides, strict=True)
+    }
+    found |= {"kind": first.kind, "rows": len(first.rows), "metrics": differences(judged[0], judged[1])}
+    if min(map(len, sides)) == 1:
+        found["note"] = (
+            "one run a side: the intervals speak of other rows, not of other seeds"
+            if max(map(len, sides)) == 1
+            else "one side has a single run, and is given the other side's spread over seeds"
+        )
+
+    def shown(rows: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {"row": first.rows[row], **first.texts[row], "label": first.labels[row]}
+            | {letter: [s.predicted[row] for s in side] for letter, side in zip("ab", sides, strict=True)}
+            for row in rows[:MOST_ROWS]
+        ]
+
+    if first.kind == NUMBER:
+        a, b = (np.mean([np.asarray(run.error) for run in side], axis=0) for side in judged)
+        order = np.argsort(b - a, kind="stable")
+        a_closer, b_closer = order[::-1][: int((b > a).sum())], order[: int((b < a).sum())]
+        found |= {"a_closer": len(a_closer), "b_closer": len(b_closer)}
+        found |= {"a_closer_rows": shown(a_closer), "b_closer_rows": shown(b_closer)}
+    else:
+        only_a, only_b = right_in_one(*([np.asarray(run.right) for run in side] for side in judged))
+        found |= {"only_a_right": len(only_a), "only_b_right": len(only_b)}
+        found |= {"only_a_right_rows": shown(only_a), "only_b_right_rows": shown(only_b)}
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The comparison for the terminal."""
+    lines = []
+    for letter in "ab":
+        runs = len(found[letter]["predictions"])
+        lines.append(f"{letter.upper()}: {found[letter]['run']}" + (f" ({runs} seeds)" if runs > 1 else ""))
+    lines.append(f"{found['rows']:,} rows; {found['kind']}")
+    cells = [["", "A", "B", "B - A", "95 % interval", "p", ""]]
+    for name in (name for name in SHOWN[found["kind"]] if name in found["metrics"]):
+        entry = found["metrics"][name]
+        interval = "" if entry["low"] is None else f"{entry['low']:+.4f} to {entry['high']:+.4f}"
+        p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}"
+        numbers = (f"{entry['a']:.4f}", f"{entry['b']:.4f}", f"{entry['difference']:+.4f}")
+        cells.append([name, *numbers, interval, p_value, entry["test"] or ""])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (
+            cell.rjust(w) if 0 < n < 6 else cell.ljust(w)
+            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(padded).rstrip())
+    if found["kind"] == NUMBER:
+        lines.append(f"closer to the number: A in {found['a_closer']:,} rows, B in {found['b_closer']:,}")
+    else:
+        lines.append(
+            f"right in one alone: A in {found['only_a_right']:,} rows, B in {found['only_b_right']:,}"
+        )
+    if "note" in found:
+        lines.append(f"note: {found['note']}")
+    return "\n".join(lines)

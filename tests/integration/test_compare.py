@@ -1,0 +1,221 @@
+"""`eval.py --compare`: two runs on the same rows, refused where they are not, scored first where need be."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from conftest import ONE, flags, launch, train_here, two_processes
+
+import eval as evaluation
+from ft.cli import parse
+from ft.config import EvalConfig
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+
+
+def write(folder, lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def one_label(right, label="yes"):
+    """Rows of two classes, predicted rightly or not."""
+    other = {"yes": "no", "no": "yes"}
+    return [
+        {"row": row, "text": f"text {row}", "label": label, "prediction": label if good else other[label]}
+        | {"probabilities": {"no": 0.1, "yes": 0.9} if (label == "yes") == good else {"no": 0.9, "yes": 0.1}}
+        for row, good in enumerate(right)
+    ]
+
+
+def several(predictions):
+    truth = ["a"]
+    return [
+        {"row": row, "text": f"text {row}", "label": truth, "prediction": found}
+        | {"probabilities": {name: 0.8 if name in found else 0.2 for name in "abc"}}
+        for row, found in enumerate(predictions)
+    ]
+
+
+def numbers(predictions):
+    return [
+        {"row": r, "text": f"t{r}", "label": float(r), "prediction": p} for r, p in enumerate(predictions)
+    ]
+
+
+def compare(one, other, output, **more):
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    words = ["--compare", str(one), str(other), *flags(output_dir=output, **more)]
+    assert evaluation.score(parse(EvalConfig, words)) == EXIT_DONE
+    return json.loads((output / "comparison.json").read_text())
+
+
+def test_one_label_by_hand(tmp_path, capsys):
+    a = write(tmp_path / "a", one_label([True] * 8 + [False] * 2 + [True] * 30))
+    b = write(tmp_path / "b", one_label([False] * 8 + [True] * 2 + [True] * 30))
+    found = compare(a, b, tmp_path / "out")
+    accuracy = found["metrics"]["accuracy"]
+    assert (accuracy["a"], accuracy["b"]) == (38 / 40, 32 / 40)
+    assert accuracy["difference"] == pytest.approx(-0.15) and accuracy["low"] < -0.15 < accuracy["high"]
+    assert accuracy["test"] == "McNemar, exact" and accuracy["p_value"] == pytest.approx(112 / 1024)
+    assert found["metrics"]["f1_macro"]["test"] == "permutation"
+    assert (found["only_a_right"], found["only_b_right"]) == (8, 2)
+    assert found["only_b_right_rows"] == [
+        {"row": row, "text": f"text {row}", "label": "yes", "a": ["no"], "b": ["yes"]} for row in (8, 9)
+    ]
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown and "0.9500" in shown and "-0.1500" in shown
+    assert "right in one alone: A in 8 rows, B in 2" in shown
+    assert "not of other seeds" in shown
+
+
+def test_several_labels_and_numbers(tmp_path):
+    a = write(tmp_path / "a", several([["a"]] * 30 + [["a", "b"]] * 10))
+    b = write(tmp_path / "b", several([["a"]] * 20 + [[]] * 20))
+    found = compare(a, b, tmp_path / "out")
+    assert found["metrics"]["f1_micro"]["a"] == pytest.approx(80 / 90)
+    assert found["metrics"]["f1_micro_tuned"]["b"] == pytest.approx(40 / 60)
+    assert found["metrics"]["f1_micro"]["test"] == "permutation" and (
+        found["only_a_right"],
+        found["only_b_right"],
+    ) == (10, 0)
+    generator = np.random.default_rng(0)
+    a = write(tmp_path / "c", numbers(np.arange(60) + generator.normal(size=60)))
+    b = write(tmp_path / "d", numbers(np.arange(60) + 4 * generator.normal(size=60)))
+    found = compare(a, b, tmp_path / "out")
+    assert found["metrics"]["mse"]["low"] > 0 and found["metrics"]["mse"]["p_value"] < 0.01
+    assert found["a_closer"] + found["b_closer"] == 60 and found["a_closer"] > found["b_closer"]
+    worst = found["a_closer_rows"][0]
+    assert abs(worst["b"][0] - worst["label"]) > abs(worst["a"][0] - worst["label"])
+
+
+def test_the_order_of_the_lines_and_of_the_labels_does_not_matter(tmp_path):
+    right = [True] * 15 + [False] * 5
+    a = write(tmp_path / "a", one_label(right))
+    turned = [
+        line | {"probabilities": dict(reversed(line["probabilities"].items()))}
+        for line in reversed(one_label(right))
+    ]
+    found = compare(a, write(tmp_path / "b", turned), tmp_path / "out")
+    assert all(entry["difference"] == 0 for entry in found["metrics"].values())
+    assert found["only_a_right"] == found["only_b_right"] == 0
+
+
+def changed(lines, row, **values):
+    return [line | (values if line["row"] == row else {}) for line in lines]
+
+
+LINES = one_label([True] * 9 + [False])
+REFUSED = {
+    "fewer rows": (LINES[:-1], r"the rows differ: .*scored 10 rows, .* 9; row 9 is in one of them alone"),
+    "other rows": ([line | {"row": line["row"] + 5} for line in LINES], "row 0 is in one of them alone"),
+    "a row twice": ([*LINES, LINES[3]], "some rows stand in them twice"),
+    "another text": (changed(LINES, 4, text="other"), "row 4 has other texts in"),
+    "another column": (
+        [{("title" if key == "text" else key): value for key, value in line.items()} for line in LINES],
+        "row 0 has other texts",
+    ),
+    "another label": (changed(LINES, 4, label="no"), r"row 4 has other labels in .* \('yes' and 'no'\)"),
+    "other labels": (
+        [line | {"probabilities": {**line["probabilities"], "perhaps": 0.0}} for line in LINES],
+        "the tasks differ: .* has 2 labels, .* 3; one of them alone has perhaps",
+    ),
+    "several labels": (several([["a"]] * 10), "the tasks differ: .* one label a row, .* any number of"),
+    "numbers": (numbers(range(10)), "the tasks differ: .* predicts one label a row, .* a number a row"),
+    "no labels": ([{k: v for k, v in line.items() if k != "label"} for line in LINES], "line 1 has no label"),
+    "an unknown label": (changed(LINES, 2, prediction="maybe"), "line 3 is no prediction of eval.py"),
+    "another format": ([{"id": 3}], "line 1 is no prediction of eval.py"),
+    "nothing": ([], "is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, case):
+    lines, message = REFUSED[case]
+    with pytest.raises(UserError, match=message) as error:
+        compare(write(tmp_path / "a", LINES), write(tmp_path / "b", lines), tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_that_is_cut_short_is_named(tmp_path):
+    b = write(tmp_path / "b", LINES)
+    (b / "predictions.jsonl").write_text((b / "predictions.jsonl").read_text()[:-9])
+    with pytest.raises(UserError, match="line 10 is no prediction"):
+        compare(write(tmp_path / "a", LINES), b, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare", "one"], "compare: found 1 runs (one), expected two"),
+        (["--compare", "one", "two", "three"], "compare: found 3 runs"),
+        (["--compare", "missing", "missing"], "compare: 'missing' is no folder"),
+        (["--compare", ".", "."], "compare: '.' holds neither predictions.jsonl nor a finished run"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message_and_exit_2(words, message):
+    done = launch(ONE, words, script="eval.py")
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stderr.count("\n") == 1 and message in done.stderr and done.stdout == ""
+
+
+# --- training runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model, reviews):
+    """Two recipes with two seeds each; `deep` learns well."""
+    root = tmp_path_factory.mktemp("trained")
+    for name, epochs in (("deep", 12), ("short", 1)):
+        values = {"model_name_or_path": tiny_model, "dataset_name": reviews, "num_train_epochs": epochs}
+        values |= {"learning_rate": 3e-3, "num_seeds": 2, "save_strategy": "no", "output_dir": root / name}
+        assert train_here(**values) == EXIT_DONE
+    return root
+
+
+def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys):
+    deep, short = trained / "deep" / "seed-43", trained / "short" / "seed-42"
+    found = compare(short, deep, tmp_path / "out")
+    assert capsys.readouterr().out.count("test: 47 rows") == 2
+    reported = [json.loads((run / "results.json").read_text())["test/accuracy"] for run in (short, deep)]
+    accuracy = found["metrics"]["accuracy"]
+    assert [accuracy["a"], accuracy["b"]] == pytest.approx(reported)
+    assert accuracy["low"] > 0 and accuracy["p_value"] < 0.01
+    again = compare(short, deep, tmp_path / "out")
+    assert "test: 47 rows" not in capsys.readouterr().out and again == found
+    later = time.time() + 100  # the run went on: its best model is another
+    os.utime(deep / "best" / "config.json", (later, later))
+    compare(short, deep, tmp_path / "out")
+    assert capsys.readouterr().out.count("test: 47 rows") == 1
+    found = compare(short, deep, tmp_path / "out", split="validation")
+    assert found["rows"] == 61
+
+
+def test_with_seeds_a_side_is_a_folder_of_runs(trained, tmp_path, capsys):
+    found = compare(trained / "short", trained / "deep", tmp_path / "out")
+    runs = found["metrics"]["accuracy"]
+    results = [json.loads((trained / side / "results.json").read_text()) for side in ("short", "deep")]
+    assert [runs["a"], runs["b"]] == pytest.approx([result["test/accuracy"] for result in results])
+    assert runs["a_runs"] == pytest.approx([run["test/accuracy"] for run in results[0]["runs"].values()])
+    assert "A: " in (shown := capsys.readouterr().out) and "(2 seeds)" in shown
+    assert runs["test"] == "Welch's t over seeds and rows" and "note" not in found
+
+
+def test_two_processes_compare_as_one_does(trained, tmp_path):
+    here = compare(trained / "short", trained / "deep", tmp_path / "here", split="validation")
+    words = ["--compare", str(trained / "short"), str(trained / "deep")]
+    for run in trained.glob("*/seed-*/evaluation-validation/predictions.jsonl"):
+        run.unlink()
+    words += flags(output_dir=tmp_path / "there", split="validation")
+    done = launch(two_processes(), words, script="eval.py")
+    assert done.returncode == EXIT_DONE, done.stderr
+    there = json.loads((tmp_path / "there" / "comparison.json").read_text())
+    for key in ("a", "b", "difference", "low", "high"):
+        assert there["metrics"]["accuracy"][key] == pytest.approx(here["metrics"]["accuracy"][key])
+    assert done.stdout.count("right in one alone") == 1
