@@ -17,12 +17,15 @@ def score(config: EvalConfig) -> int:
 
         return compare(config, score)
 
+    from ft.analysis.label_errors import check_cleanlab
+    from ft.assess import assess, write_label_errors
     from ft.data.loader import EvaluationSampler, RowDataset, build_loader
     from ft.data.prepare import prepare_data
+    from ft.data.slices import check_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text, write_whole
-    from ft.report import evaluation_folder, prediction_lines, progress_bar
+    from ft.report import evaluation_folder, prediction_lines, progress_bar, result_line
     from ft.runtime import build_accelerator
     from ft.tasks import task_named
     from ft.tracking import to_json
@@ -35,6 +38,9 @@ def score(config: EvalConfig) -> int:
     notes: list[str] = []
     model = build_model(config, task, model_config, tokenizer, notes)
     split = config.split or choose_split(config, find_sources(config))
+    check_slice_columns(config, (split,))
+    if config.suspected_label_errors:
+        check_cleanlab()
     named = load_named_metrics(config.metric_names, task, accelerator)
 
     def bar(**options):  # noqa: ANN003, ANN202
@@ -54,17 +60,21 @@ def score(config: EvalConfig) -> int:
         folder = evaluation_folder(config.output_dir, split)
         prefix = "eval" if split == "validation" else split
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path}
-        results |= {f"{prefix}/{key}": value for key, value in result.metrics.items()}
+        found = assess(config, task, data, split, result)
+        results["headline"] = list(task.headline)
+        results |= {f"{prefix}/{key}": value for key, value in found.items()}
         write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
-        lines = prediction_lines(rows, data.columns, task, result.scores)
+        predicted = prediction_lines(rows, data.columns, task, result.scores)
         write_whole(
             folder / "predictions.jsonl",
-            "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines),
+            "".join(to_json(line, ensure_ascii=False) + "\n" for line in predicted),
         )
-        for note in [*data.notes, *notes]:
-            print(printable(f"note: {note}"))
-        shown = ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items() if isinstance(v, float))
-        print(f"{split}: {len(rows):,} rows: {shown}")
+        lines = [f"note: {note}" for note in [*data.notes, *notes]]
+        if config.suspected_label_errors:
+            lines.append(write_label_errors(folder, task, data, split, result.scores))
+        for line in lines:
+            print(printable(line))
+        print(f"{split}: {len(rows):,} rows: {result_line(results, prefix, task)}")
         print(f"written to {folder}: results.json, predictions.jsonl")
     return EXIT_DONE
 

@@ -208,6 +208,9 @@ class RunOptions:
     """By how much the metric must improve to count as better for early stopping."""
     metrics: list[str] | str | None = None
     """Further validation metrics from the `evaluate` library, by name or folder ("accuracy,f1")."""
+    slice_columns: list[str] | str | None = None
+    """Columns of the data by whose values the results on validation and test rows are broken down, beside the
+    length of the texts ("department,country")."""
     report_to: list[str] | str = "none"
     """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, several of them, none, or all that are
     installed."""
@@ -322,6 +325,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         return split_names(self.metrics)
 
     @property
+    def slice_names(self) -> list[str]:
+        """The columns to slice by that the user named."""
+        return split_names(self.slice_columns)
+
+    @property
     def tracker_names(self) -> list[str]:
         """The trackers that the user named, as typed: "all" and "none" are still in it."""
         return split_names(self.report_to)
@@ -343,6 +351,8 @@ class EvalOptions:
 
     split: Literal["train", "validation", "test"] | None = None
     """The split to score. Default: test where there is one, else validation."""
+    suspected_label_errors: bool = False
+    """Write the rows whose label is likely wrong, found by cleanlab (an extra), to label_errors.jsonl."""
     compare: list[str] | str | None = None
     """Instead of scoring a model: two runs to hold against each other on the same rows ("RUN_A RUN_B"), each
     the folder of an evaluation, of a training run, or of the runs of several seeds."""

@@ -6,10 +6,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from ft.assess import assess
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
 from ft.report import draw_training, end_summary
-from ft.runtime import STARTED
 from ft.tracking import to_json
 
 if TYPE_CHECKING:
@@ -28,16 +28,18 @@ def finish(run: Run) -> None:
         )
     seconds = run.clock.seconds()
     if run.latest is None and config.eval_strategy != "no":
-        run.latest = _last_score(run, "validation").metrics  # a finished run was resumed
-    run.export("final", run.latest or {})
+        run.latest = _last_score(run, "validation")  # a finished run was resumed
+    last_metrics = run.latest.metrics if run.latest else {}
+    run.export("final", last_metrics)
     if progress.best_metric is None:
         progress.best_step = progress.step
-        run.export("best", run.latest or {})
+        run.export("best", last_metrics)
         if config.eval_strategy == "no":
             run.say(
                 "not evaluated (eval_strategy: no), so best/ is the model of the last update, as final/ is"
             )
     results: dict[str, Any] = {
+        "headline": list(run.task.headline),
         "train/total_steps": progress.step,
         "train/epochs": run.epoch,
         "train/nonfinite_updates": progress.health.nonfinite,
@@ -47,13 +49,19 @@ def finish(run: Run) -> None:
         "perf/train_seconds": seconds,
         "perf/examples_per_second": run.rows / seconds,
         "perf/tokens_per_second": run.tokens / seconds,
-        "perf/total_seconds": time.monotonic() - STARTED,
+        "perf/total_seconds": time.monotonic() - run.began,
     }
-    results |= {f"eval/{key}": value for key, value in (run.latest or {}).items()}
+    scored = {"validation": run.latest} if run.latest else {}
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
             load_weights(run.model, run.output_dir / "best", run.accelerator)
-        results |= {f"test/{key}": value for key, value in _last_score(run, "test").metrics.items()}
+        scored["test"] = _last_score(run, "test")
+    for split, result in scored.items():
+        prefix = "eval" if split == "validation" else split
+        found = (
+            assess(config, run.task, run.data, split, result) if result.scores is not None else result.metrics
+        )
+        results |= {f"{prefix}/{key}": value for key, value in found.items()}
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         draw_training(run.output_dir, config.best_metric)

@@ -78,9 +78,8 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         lines.append(
             f"best: validation {metric} {results[f'best/{metric}']:.4f} at update {results['best/step']}"
         )
-    test = {key: results.get(f"test/{key}") for key in (*task.headline, "loss")}
     if "test/loss" in results:
-        lines.append("test: " + ", ".join(f"{k} {v:.4f}" for k, v in test.items() if v is not None))
+        lines.append(f"test: {result_line(results, 'test', task)}")
     lines.append(
         f"trained {results['train/total_steps']:,} updates in {results['perf/train_seconds']:.1f} s "
         f"({results['perf/examples_per_second']:.1f} examples/s, "
@@ -90,6 +89,19 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         f"written to {output_dir}: best/ and final/ (models), results.json, metrics.jsonl, training.png"
     )
     return "\n".join(lines)
+
+
+def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:
+    """The headline metrics of a scored split with their intervals, and its loss."""
+    parts = []
+    for name in (*task.headline, "loss"):
+        key = f"{prefix}/{name}"
+        if results.get(key) is None:
+            continue
+        low, high = results.get(f"{key}_low"), results.get(f"{key}_high")
+        interval = "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
+        parts.append(f"{name} {results[key]:.4f}{interval}")
+    return ", ".join(parts)
 
 
 def environment(data: Any, world_size: int, device: Any) -> dict[str, Any]:
@@ -207,16 +219,19 @@ def evaluation_folder(output_dir: str, split: str) -> Path:
     return folder
 
 
-def prediction_lines(rows: Any, columns: Any, task: Task, scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One object a row, in the order of the source: row number, text (or both texts), label, prediction and
-    probabilities. `scores` is (rows, targets), in the order of the encoded split."""
+def prediction_lines(
+    rows: Any, columns: Any, task: Task, scores: np.ndarray, places: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
+    """One object a row: row number, text (or both texts), label, prediction and probabilities. `scores` is
+    (rows, targets), in the order of the encoded split, in which `places` names the rows; all of them, in the
+    order of the source, by default."""
     texts = [rows.table[name] for name in columns.texts]
-    for place in np.argsort(rows.row, kind="stable"):
+    for place in np.argsort(rows.row, kind="stable") if places is None else places:
         line = {"row": int(rows.row[place])}
         if len(texts) == 1:
-            line["text"] = texts[0][place].as_py()
+            line["text"] = texts[0][int(place)].as_py()
         else:
-            line |= {name: text[place].as_py() for name, text in zip(columns.texts, texts, strict=True)}
+            line |= {name: text[int(place)].as_py() for name, text in zip(columns.texts, texts, strict=True)}
         if rows.labels is not None:
-            line["label"] = task.describe_target(int(rows.labels[place]))
+            line["label"] = task.describe_target(rows.labels[place])
         yield line | task.describe_prediction(scores[place])

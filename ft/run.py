@@ -18,6 +18,7 @@ from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loader
 from ft.data.prepare import Data
+from ft.data.slices import check_slice_columns
 from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
@@ -25,7 +26,7 @@ from ft.model import export, write_whole
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir
 from ft.report import environment, model_card, progress_bar, start_summary
 from ft.resume import identity, resume
-from ft.runtime import STARTED, Clock, HostGroup
+from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.tracking import Tracker, scalars, to_json
@@ -49,11 +50,13 @@ class Run:
 
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
+        self.began = run_began()
         self.output_dir = Path(config.output_dir)
         self.hosts = HostGroup(accelerator)
         self.checkpoint, warnings = self.hosts.from_main(lambda: check_output_dir(config))
         for warning in warnings:
             self.say(f"warning: {warning}")
+        self.hosts.from_main(lambda: check_slice_columns(config))
         self.named = load_named_metrics(config.metric_names, task, accelerator)
         known = [*task.metric_names(), "loss", *(self.named.keys() if self.named else config.metric_names)]
         if config.best_metric not in known:
@@ -112,7 +115,7 @@ class Run:
         if accelerator.is_main_process:
             self._loss += self.progress.log_loss
         self.clock = Clock()
-        self.latest: dict[str, Any] | None = None  # the last evaluation of this process
+        self.latest: Evaluation | None = None  # the last evaluation of this process
         self.writer = BackgroundWriter()
         self._saved_step = self.progress.step if self.checkpoint else -1
         self._stop_reason = ""
@@ -205,12 +208,12 @@ class Run:
         progress, config = self.progress, self.config
         progress.evaluation_due = True
         with self.clock:
-            values = self.score("validation").metrics
+            self.latest = self.score("validation")
+            values = self.latest.metrics
             progress.evaluation_due = False
             self.tracker.log(
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
-            self.latest = values
             value = values[config.best_metric]
             sign = 1 if config.higher_is_better else -1
             if value is not None and not math.isnan(value):

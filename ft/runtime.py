@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=Config)
 ResultT = TypeVar("ResultT")
 STARTED = time.monotonic()
+_first_start = [STARTED]
 
 
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
@@ -279,6 +280,11 @@ class HostGroup:
         if answer[1] is not None:
             raise UserError(answer[1])
         return answer[0]
+
+
+def run_began() -> float:
+    """When a run that begins now began (of `time.monotonic`): the first of a process began with it."""
+    return _first_start.pop() if _first_start else time.monotonic()
 
 
 class Clock:

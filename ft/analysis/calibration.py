@@ -15,6 +15,19 @@ TEMPERATURES = (0.05, 20.0)  # searched between these
 POINTS = 100  # of a coverage curve, at most
 
 
+def decisions(
+    logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probability and outcome (decisions,) of logits (rows, targets), divided by a temperature, and of true
+    classes (rows,) or labels (rows, labels)."""
+    from scipy.special import expit, softmax
+
+    scaled = logits.astype(np.float64) / temperature
+    if targets.ndim == 2:
+        return expit(scaled).ravel(), targets.ravel() != 0
+    return softmax(scaled, axis=1).max(axis=1), scaled.argmax(axis=1) == targets
+
+
 # --- reliability
 
 
@@ -47,6 +60,12 @@ def reliability(probability: np.ndarray, happened: np.ndarray, bins: int = BINS)
 
 
 # --- proper scores, from logits
+
+
+def proper_scores(logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Brier score and log loss of logits (rows, targets) and of true classes (rows,) or labels (rows,
+    labels)."""
+    return (single_label_scores if targets.ndim == 1 else multi_label_scores)(logits, targets)
 
 
 def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -82,10 +101,8 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     at 0."""
     from scipy.optimize import minimize_scalar
 
-    scores = single_label_scores if targets.ndim == 1 else multi_label_scores
-
     def loss(log_temperature: float) -> float:
-        return scores(logits / np.exp(log_temperature), targets)["log_loss"]
+        return proper_scores(logits / np.exp(log_temperature), targets)["log_loss"]
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
     return float(np.exp(found.x))

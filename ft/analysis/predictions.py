@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,41 +15,53 @@ TUNED = "_tuned"  # ends the names of multi-label metrics at chosen thresholds
 
 @dataclass(frozen=True)
 class Predictions:
-    """`statistics` have the metrics; `swapped` those of them that a permutation test can exchange with
+    """truth and predicted: (rows,) classes or numbers, or (rows, labels) of 0 and 1. probabilities: (rows,
+    targets), None for a regression.
+
+    `statistics` have the metrics; `swapped` those of them that a permutation test can exchange with
     another run's, row by row.
 
     right (rows,) bool: whether a row is predicted rightly, in all its labels; confidence (rows,): the
     probability that the model gives to that. Of a regression there is neither, but error (rows,), the
-    absolute one. `one_label`: whether a row has one label out of several."""
+    absolute one. `one_label`: whether a row has one label out of several. `part` gives the predictions of
+    some rows."""
 
+    truth: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray | None
     statistics: Sequence[Statistic]
     swapped: Sequence[Sums]
     right: np.ndarray | None = None
     confidence: np.ndarray | None = None
     error: np.ndarray | None = None
     one_label: bool = False
+    part: Callable[[np.ndarray], Predictions] | None = None
 
 
 def single_label(
-    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None
+    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True
 ) -> Predictions:
     """Of probabilities (rows, classes) and true classes (rows,); `predicted` (rows,) is the most probable
-    class, unless given."""
+    class, unless given. `ranked`: with the metrics that compare rows with one another."""
     if predicted is None:
         predicted = probabilities.argmax(axis=1)
     counts = statistics.single_label(predicted, labels, probabilities.shape[1])
-    area = ranks.auroc(probabilities, labels)
+    area = ranks.auroc(probabilities, labels) if ranked else None
     return Predictions(
+        labels,
+        predicted,
+        probabilities,
         [counts, *([area] if area else [])],
         [counts],
         predicted == labels,
         probabilities[np.arange(len(labels)), predicted],
         one_label=True,
+        part=lambda rows: single_label(probabilities[rows], labels[rows], predicted[rows], False),
     )
 
 
 def multi_label(
-    probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray | None = None
+    probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True
 ) -> Predictions:
     """Of probabilities and true labels (rows, labels). With `predicted` (rows, labels), which were chosen by
     other thresholds than 0.5, their metrics are there, too, under names that end in _tuned, and they decide
@@ -61,18 +73,31 @@ def multi_label(
         metrics = tuned.metrics
         counts.append(replace(tuned, metrics=lambda s: {f"{k}{TUNED}": v for k, v in metrics(s).items()}))
     given = at_half if predicted is None else predicted.astype(bool)
-    area = ranks.auroc(probabilities, truth)
+    area = ranks.auroc(probabilities, truth) if ranked else None
     each = np.where(given, probabilities, 1 - probabilities)
     return Predictions(
-        [*counts, *([area] if area else [])], counts, (given == truth).all(axis=1), each.prod(axis=1)
+        truth,
+        given,
+        probabilities,
+        [*counts, *([area] if area else [])],
+        counts,
+        (given == truth).all(axis=1),
+        each.prod(axis=1),
+        part=lambda rows: multi_label(
+            probabilities[rows], truth[rows], None if predicted is None else predicted[rows], False
+        ),
     )
 
 
-def regression(predicted: np.ndarray, truth: np.ndarray) -> Predictions:
+def regression(predicted: np.ndarray, truth: np.ndarray, ranked: bool = True) -> Predictions:
     """Of predicted and true numbers (rows,)."""
     moments = statistics.regression(predicted, truth)
     return Predictions(
-        [moments, ranks.spearman(predicted, truth)],
-        [moments, ranks.rank_correlation(predicted, truth)],
+        truth,
+        predicted,
+        None,
+        [moments, *([ranks.spearman(predicted, truth)] if ranked else [])],
+        [moments, *([ranks.rank_correlation(predicted, truth)] if ranked else [])],
         error=np.abs(predicted.astype(np.float64) - truth),
+        part=lambda rows: regression(predicted[rows], truth[rows], False),
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from ft.analysis.predictions import Predictions
     from ft.data.loader import MicroBatch
 
 
@@ -79,6 +80,11 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Metrics over all rows of a split: numbers under flat keys, and tables under other keys."""
+
+    @abstractmethod
+    def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
+        """The predictions for scores (rows, targets), held against the targets, for intervals and tables of
+        errors."""
 
     @abstractmethod
     def metric_names(self) -> list[str]:

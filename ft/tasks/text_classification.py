@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from ft.analysis.predictions import Predictions
     from ft.data.loader import MicroBatch
 
 
@@ -132,6 +133,12 @@ class TextClassification(Task):
         from ft.metrics import classification_metrics
 
         return classification_metrics(softmax(scores), labels, self.label_names)
+
+    def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
+        """One label a row."""
+        from ft.analysis import predictions
+
+        return predictions.single_label(softmax(scores), labels)
 
     def metric_names(self) -> list[str]:
         """See `CLASSIFICATION_METRICS`."""

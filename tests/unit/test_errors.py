@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from ft.analysis import predictions
 from ft.analysis.errors import MOST_SLICES, OTHERS, confused_pairs, length_slices, slices, surest_errors
-from ft.analysis.label_errors import suspected_numbers, suspects
+from ft.analysis.label_errors import suspects
 from ft.errors import UserError
 
 
@@ -90,7 +91,7 @@ def test_flipped_labels_are_suspected():
     flipped = flipped_rows(generator, 1_000)
     given = labels.copy()
     given[flipped] = (labels[flipped] + 1) % 4
-    found, quality = suspects(probabilities, given)
+    found, quality = suspects(predictions.single_label(probabilities, given))
     assert np.isin(found, flipped).mean() > 0.9 and np.isin(flipped, found).mean() > 0.9
     assert (np.diff(quality[found]) >= 0).all() and quality.shape == (1_000,)
 
@@ -100,7 +101,7 @@ def test_a_class_that_no_row_has_is_no_obstacle():
     probabilities = np.full((40, 3), 0.05) + 0.85 * np.eye(3)[np.arange(40) % 2]
     given = np.arange(40) % 2
     given[7] = 0
-    assert suspects(probabilities, given)[0].tolist() == [7]
+    assert suspects(predictions.single_label(probabilities, given))[0].tolist() == [7]
 
 
 def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
@@ -113,16 +114,16 @@ def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
     flipped = flipped_rows(generator, 600)
     given = truth.copy()
     given[flipped, 0] ^= True
-    found, _ = suspects(probabilities, given)
+    found, _ = suspects(predictions.multi_label(probabilities, given))
     assert np.isin(found, flipped).mean() > 0.9 and len(found) > 20
     numbers = generator.normal(size=600)
     given = numbers.copy()
     given[flipped] += 4
-    found, _ = suspected_numbers(numbers + 0.1 * generator.normal(size=600), given)
+    found, _ = suspects(predictions.regression(numbers + 0.1 * generator.normal(size=600), given))
     assert set(found) == set(flipped)
 
 
 def test_without_cleanlab_one_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(UserError, match=r"suspected_label_errors: cleanlab is not installed; pip install"):
-        suspects(np.eye(2), np.arange(2))
+        suspects(predictions.single_label(np.eye(2), np.arange(2)))

@@ -12,16 +12,16 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     floor.split()
     for floor in (
-        "ft ft.errors",
+        "ft ft.errors ft.analysis ft.analysis.resampling",
         "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.watchdog "
-        "ft.writer ft.recipes ft.analysis ft.analysis.resampling ft.analysis.calibration ft.analysis.errors",
-        "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.statistics ft.analysis.label_errors",
-        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
-        "ft.analysis.intervals ft.analysis.ranks",
-        "ft.data.encode ft.data.sources ft.runtime ft.tasks.text_classification ft.analysis.predictions",
-        "ft.data.loader ft.data.prepare ft.tasks ft.attempts ft.analysis.comparison ft.scored",
+        "ft.writer ft.recipes ft.analysis.statistics ft.analysis.calibration ft.analysis.errors",
+        "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks",
+        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions",
+        "ft.data.encode ft.data.sources ft.runtime ft.tasks.text_classification ft.scored "
+        "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
+        "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume",
+        "ft.resume ft.assess",
         "ft.finish",
         "ft.run ft.verify ft.seeds ft.compare",
         "train eval",

@@ -1,0 +1,76 @@
+"""What a scored split says beyond its metrics: how sure they are, whether probabilities hold, where it fails.
+
+Used by train.py and eval.py, on the main process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ft.analysis.errors import confused_pairs, surest_errors
+from ft.analysis.summary import calibration_summary, interval_numbers, slice_tables
+from ft.config import Config
+from ft.data.prepare import Data
+from ft.data.slices import slice_values
+from ft.evaluation import Evaluation
+from ft.model import write_whole
+from ft.report import prediction_lines
+from ft.tasks.base import Task
+from ft.tracking import to_json
+
+WORST = 20  # rows with their texts in results.json
+LONGEST = 500  # characters of a text there
+
+
+def assess(config: Config, task: Task, data: Data, split: str, result: Evaluation) -> dict[str, Any]:
+    """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each;
+    calibration and coverage; the slices; confused_pairs; worst_errors, the surest of them first (of a
+    regression, the largest)."""
+    rows, scores = data.splits[split], result.scores
+    assert scores is not None and rows.labels is not None
+    judged = task.judge(scores, rows.labels)
+    # The temperature was fitted on the validation rows: there it would be no news.
+    temperature = None if split == "validation" else getattr(task, "calibration", {}).get("temperature")
+    found = {**result.metrics, **interval_numbers(judged)}
+    found |= calibration_summary(judged, scores, rows.labels, temperature)
+    found |= slice_tables(judged, task.headline, rows.full_lengths, slice_values(config, split, rows.row))
+    if judged.one_label:
+        found["confused_pairs"] = confused_pairs(
+            result.metrics["confusion_matrix"], list(result.metrics["per_class"])
+        )
+    if judged.right is not None and judged.confidence is not None:
+        key, measured = "confidence", judged.confidence
+        worst = surest_errors(judged.confidence, judged.right, WORST)
+    else:
+        assert judged.error is not None
+        key, measured = "error", judged.error
+        worst = np.argsort(-judged.error, kind="stable")[:WORST]
+    lines = prediction_lines(rows, data.columns, task, scores, worst)
+    found["worst_errors"] = [
+        {name: _shortened(value) for name, value in line.items() if name != "probabilities"}
+        | {key: float(measured[place])}
+        for line, place in zip(lines, worst, strict=True)
+    ]
+    return found
+
+
+def _shortened(value: Any) -> Any:
+    return value[:LONGEST] + "..." if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores: np.ndarray) -> str:
+    """Write label_errors.jsonl, rows whose label is likely wrong, the worst first; returns what to say."""
+    from ft.analysis.label_errors import suspects
+
+    rows = data.splits[split]
+    assert rows.labels is not None
+    found, quality = suspects(task.judge(scores, rows.labels))
+    lines = prediction_lines(rows, data.columns, task, scores, found)
+    text = "".join(
+        to_json({**line, "label_quality": round(float(quality[place]), 6)}, ensure_ascii=False) + "\n"
+        for line, place in zip(lines, found, strict=True)
+    )
+    write_whole(folder / "label_errors.jsonl", text)
+    return f"suspected label errors: {len(found):,} of {len(rows):,} rows, in label_errors.jsonl"

@@ -1,0 +1,51 @@
+"""The values of the columns by which results are sliced, read from the source of a split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ft.config import Config
+from ft.data.sources import Source, find_sources
+from ft.errors import UserError
+
+
+def check_slice_columns(options: Config, splits: tuple[str, ...] = ("validation", "test")) -> None:
+    """Raise `UserError` where a column of `slice_columns` is not in the data of a split that is scored."""
+    if not options.slice_names:
+        return
+    sources = find_sources(options)
+    for split in splits:
+        source = _source_of(split, sources)
+        if source is None:
+            continue
+        there = source.read().column_names
+        for name in options.slice_names:
+            if there.count(name) != 1:
+                found = "no column" if name not in there else "more than one column"
+                raise UserError(
+                    f"slice_columns: the {split} data has {found} {name!r}; its columns: "
+                    f"{', '.join(map(repr, there))}."
+                )
+
+
+def slice_values(options: Config, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
+    """For each column of `slice_columns` its values in some rows (rows,) of a split, which are named by their
+    numbers in the source."""
+    if not options.slice_names:
+        return {}
+    source = _source_of(split, find_sources(options))
+    assert source is not None
+    table = source.read()
+    found = {}
+    for name in options.slice_names:
+        values = table[name].take(rows).to_pylist()
+        classes = source.class_names.get(name)
+        found[name] = [classes[v] if classes and v is not None and v >= 0 else v for v in values]
+    return found
+
+
+def _source_of(split: str, sources: dict[str, Source]) -> Source | None:
+    """Where the rows of a split come from: what was not given was set aside from the training rows."""
+    return sources.get(split) or sources.get("train")

@@ -1,0 +1,203 @@
+"""What results.json says beyond the metrics: intervals, calibration, slices, worst errors, suspects."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import ONE, flags, launch, make_rows, train_here, write_csv
+from sklearn.metrics import log_loss
+
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+
+SHOPS = ["north", "south", "", "east"]  # in csv, nothing is an empty text
+
+
+@pytest.fixture(scope="module")
+def shops(tmp_path_factory):
+    """Reviews with a column that no model reads."""
+    folder = tmp_path_factory.mktemp("shops")
+    for seed, (name, count) in enumerate({"train": 203, "validation": 61, "test": 147}.items()):
+        rows = make_rows(count, seed)
+        write_csv(
+            folder / f"{name}.csv",
+            [row | {"shop": SHOPS[n % 4 if n % 3 else 0]} for n, row in enumerate(rows)],
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model, shops):
+    """A run that gets some rows wrong, scored again by eval.py."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    values = {"model_name_or_path": tiny_model, "dataset_name": shops, "learning_rate": 3e-3}
+    values |= {"num_train_epochs": 5, "output_dir": folder, "slice_columns": "shop", "seed": 5}
+    assert train_here(**values) == EXIT_DONE
+    words = [
+        str(folder / "config.yaml"),
+        *flags(model_name_or_path=folder / "best", suspected_label_errors="true"),
+    ]
+    done = launch(ONE, words, script="eval.py")
+    assert done.returncode == EXIT_DONE, done.stderr
+    return folder
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def predictions_of(folder):
+    lines = (folder / "evaluation-test" / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_eval_says_what_training_said(trained):
+    ours, again = results_of(trained), results_of(trained / "evaluation-test")
+    theirs = {key: value for key, value in again.items() if key.startswith("test/")}
+    assert theirs == {key: value for key, value in ours.items() if key.startswith("test/")}
+    assert again["headline"] == ours["headline"] == ["accuracy", "f1_macro"]
+
+
+def test_each_metric_has_an_interval_around_it(trained):
+    results = results_of(trained)
+    for split in ("eval", "test"):
+        for name in ("accuracy", "f1_macro", "f1_weighted", "matthews_correlation", "auroc"):
+            low, value, high = (results[f"{split}/{name}{end}"] for end in ("_low", "", "_high"))
+            assert low <= value <= high and 0 < high - low < 0.4, name
+    right = np.array([line["prediction"] == line["label"] for line in predictions_of(trained)])
+    drawn = right[np.random.default_rng(1).integers(0, len(right), size=(10_000, len(right)))].mean(axis=1)
+    interval = [results["test/accuracy_low"], results["test/accuracy_high"]]
+    assert interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.01)
+
+
+def test_the_end_of_a_run_shows_them(trained, capsys, base_flags):
+    assert train_here(**base_flags) == EXIT_DONE
+    results = results_of(base_flags["output_dir"])
+    low, high = results["test/accuracy_low"], results["test/accuracy_high"]
+    assert f"accuracy {results['test/accuracy']:.4f} ({low:.4f} to {high:.4f})" in capsys.readouterr().out
+
+
+def test_calibration_and_coverage(trained):
+    results, lines = results_of(trained), predictions_of(trained)
+    table = results["test/reliability"]
+    assert sum(row["count"] for row in table) == len(lines) == 147
+    share = sum(row["count"] * row["share"] for row in table) / 147
+    assert share == pytest.approx(results["test/accuracy"])
+    gaps = sum(row["count"] * abs(row["share"] - row["probability"]) for row in table) / 147
+    assert gaps == pytest.approx(results["test/ece"])
+    names = sorted(lines[0]["probabilities"])
+    given = [[line["probabilities"][name] for name in names] for line in lines]
+    assert results["test/log_loss"] == pytest.approx(log_loss([x["label"] for x in lines], given), abs=1e-4)
+    assert results["test/log_loss"] == pytest.approx(results["test/loss"], abs=1e-5)
+    curve = results["test/coverage"]
+    assert curve[-1]["coverage"] == 1 and curve[-1]["accuracy"] == pytest.approx(results["test/accuracy"])
+    surest = results["test/surest"]["0.9"]
+    confident = [x for x in lines if max(x["probabilities"].values()) >= surest["confidence"] - 1e-6]
+    assert len(confident) / 147 == pytest.approx(surest["coverage"])
+    right = np.mean([line["prediction"] == line["label"] for line in confident])
+    assert right == pytest.approx(surest["accuracy"]) and right >= 0.9
+
+
+def test_slices_by_a_column_and_by_length(trained, shops):
+    results, lines = results_of(trained), predictions_of(trained)
+    with open(shops / "test.csv", newline="") as file:
+        shop_of = [row["shop"] for row in csv.DictReader(file)]
+    slices = {one["value"]: one for one in results["test/slices"]["shop"]}
+    assert set(slices) == set(SHOPS)
+    for shop, one in slices.items():
+        right = [x["prediction"] == x["label"] for x in lines if shop_of[x["row"]] == shop]
+        assert one["rows"] == len(right) and one["accuracy"] == pytest.approx(np.mean(right))
+        assert one["accuracy_low"] < one["accuracy"] <= one["accuracy_high"] and "f1_macro_low" in one
+    assert [one["rows"] for one in results["test/slices"]["shop"]] == sorted(
+        (one["rows"] for one in slices.values()), reverse=True
+    )
+    lengths = results["test/length_slices"]
+    assert sum(one["rows"] for one in lengths) == 147 and len(lengths) == 5
+    assert results["eval/slices"]["shop"]
+
+
+def test_worst_errors_and_confused_pairs(trained):
+    results, lines = results_of(trained), predictions_of(trained)
+    wrong = [line for line in lines if line["prediction"] != line["label"]]
+    wrong.sort(key=lambda line: -line["probabilities"][line["prediction"]])
+    worst = results["test/worst_errors"]
+    assert 0 < len(worst) == min(20, len(wrong))
+    for one, line in zip(worst, wrong, strict=False):
+        assert one["confidence"] == pytest.approx(line["probabilities"][line["prediction"]], abs=1e-6)
+    by_row = {line["row"]: line for line in wrong}
+    for one in worst:
+        line = by_row[one["row"]]
+        assert (one["text"], one["label"], one["prediction"]) == (
+            line["text"],
+            line["label"],
+            line["prediction"],
+        )
+    pairs = results["test/confused_pairs"]
+    assert sum(pair["rows"] for pair in pairs) == len(wrong)
+    first = pairs[0]
+    assert first["rows"] == sum(
+        (x["label"], x["prediction"]) == (first["label"], first["prediction"]) for x in wrong
+    )
+
+
+def test_suspected_label_errors_are_rows_of_the_split(trained):
+    lines = {line["row"]: line for line in predictions_of(trained)}
+    text = (trained / "evaluation-test" / "label_errors.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert found and all({**lines[one["row"]], "label_quality": one["label_quality"]} == one for one in found)
+    quality = [one["label_quality"] for one in found]
+    assert quality == sorted(quality)
+    assert all(
+        one["label_quality"] == pytest.approx(one["probabilities"][one["label"]], abs=1e-5) for one in found
+    )
+
+
+def test_rows_that_were_set_aside_keep_their_column(tiny_model, shops, tmp_path):
+    """They are rows of the training file; those that were dropped are counted."""
+    with open(shops / "train.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[3]["text"] = ""
+    for row in rows:
+        row["shop"] = row["label"]  # so that each slice holds one label
+    path = write_csv(tmp_path / "all.csv", rows)
+    assert train_here(
+        model_name_or_path=tiny_model, train_file=path, output_dir=tmp_path / "run", on_bad_rows="drop",
+        max_train_steps=2, slice_columns="shop", validation_split_percentage=30,
+    ) == EXIT_DONE  # fmt: skip
+    results = results_of(tmp_path / "run")
+    slices = {one["value"]: one["rows"] for one in results["eval/slices"]["shop"]}
+    assert slices == {name: row["support"] for name, row in results["eval/per_class"].items()}
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_a_slice_column_that_is_not_there_is_one_message_before_training(
+    trained, base_flags, tmp_path, script
+):
+    base_flags |= {"slice_columns": "shop", "output_dir": tmp_path / "out"}
+    if script == "eval.py":
+        base_flags |= {"model_name_or_path": trained / "best"}
+    done = launch(ONE, flags(**base_flags), script=script)
+    assert done.returncode == EXIT_USER_ERROR and done.stderr.count("\n") == 1
+    split = "validation" if script == "train.py" else "test"
+    assert (
+        f"slice_columns: the {split} data has no column 'shop'; its columns: 'text', 'label'" in done.stderr
+    )
+    assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_without_cleanlab_it_is_said_before_anything_is_scored(trained, tmp_path, monkeypatch):
+    import importlib.util
+
+    import eval as evaluation
+    from ft.cli import parse
+    from ft.config import EvalConfig
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cleanlab" else real(name))
+    words = [
+        str(trained / "config.yaml"),
+        *flags(model_name_or_path=trained / "best", output_dir=tmp_path / "out"),
+    ]
+    with pytest.raises(UserError, match=r"cleanlab is not installed; pip install '\.\[cleanlab\]'"):
+        evaluation.score(parse(EvalConfig, [*words, "--suspected_label_errors"]))
+    assert not (tmp_path / "out").exists()
