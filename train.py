@@ -32,9 +32,9 @@ def train(config: Config) -> int:
     from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
-    from ft.dropout import key_dropout
     from ft.finish import finish
     from ft.health import skip_if_nonfinite
+    from ft.invariance import key_dropout
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text
     from ft.optim import build_optimizer, build_scheduler
     from ft.run import Run

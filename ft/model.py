@@ -209,9 +209,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
     if options.gradient_checkpointing:
-        # Its new name since Transformers 5.2x, or the one before.
-        new_name = getattr(model, "activation_checkpointing_enable", None)
-        (new_name or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        checkpoint_activations(model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(
             f"tokenizer_name: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for "
@@ -252,6 +250,14 @@ def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config
             f"WARNING model: {len(missing)} of {total} pretrained weights are not in {path!r} and start at "
             f"random: {', '.join(missing[:3])}{more}"
         )
+
+
+def checkpoint_activations(model: Any, **options: Any) -> None:
+    """Have the model compute activations again in the backward pass; `options` go to
+    torch.utils.checkpoint."""
+    # Its new name since Transformers 5.2x, or the one before.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, **options})
 
 
 def export(

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ft.dropout import RowKeyedDropout, RowKeys, _install_attention, key_dropout
+from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys, _install_attention
+from ft.invariance import key_dropout
 
 P = 0.1
 
@@ -66,6 +67,7 @@ def test_a_longer_batch_after_a_shorter_one_gives_the_same_masks():
     keys.set(3, torch.arange(4))
     device, threshold = torch.device("cpu"), round(P * 2**32) - 2**31
     short = keys.mask(5, (4, 6, 8), threshold, device)
+    keys.set(3, torch.arange(4))
     long = keys.mask(5, (4, 30, 8), threshold, device)
     fresh = mask(range(4), shape=(30, 8), update=3, layer=5)
     assert torch.equal(long[:, :6], short) and torch.equal(long, fresh)
@@ -177,28 +179,9 @@ def test_dropout_on_a_tensor_that_all_rows_share_is_the_same_for_every_cut():
     )
     keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
     assert unkeyed == []
-    shared = [n for n, m in model.named_modules() if isinstance(m, RowKeyedDropout) and not m.per_row]
-    assert len(shared) == 2 and all(name.endswith("pos_dropout") for name in shared)
+    assert list(keys.axes.values()) == [ROWLESS] * 2
     one, eight = (gradients(model, keys, *batch(), pieces) for pieces in (1, 8))
     assert (one - eight).norm() / one.norm() < 2e-6
-
-
-@pytest.mark.parametrize("kind, options", [("albert", {"embedding_size": 16}), ("llama", {})])
-def test_attention_without_dropout_draws_nothing(kind, options):
-    model = small(kind, **options)
-    assert getattr(model.config, "attention_probs_dropout_prob", 0) == 0
-    assert key_dropout(model, "row_keyed", 42, compiled=False)[1] == []
-
-
-def test_a_classifier_that_reads_the_end_of_a_text_can_be_looked_at():
-    from transformers import BartConfig, BartForSequenceClassification
-
-    config = BartConfig(
-        vocab_size=40, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=0, eos_token_id=3,
-    )  # fmt: skip
-    _, unkeyed = key_dropout(BartForSequenceClassification(config), "row_keyed", 42, compiled=False)
-    assert len(unkeyed) == 1 and "random numbers" in unkeyed[0]  # it calls dropout as a function
 
 
 def test_every_dropout_of_the_model_is_replaced_and_evaluation_is_unchanged(model):
@@ -229,23 +212,46 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     assert torch.allclose(tiny, none, atol=1e-6)
 
 
+class Small(nn.Module):
+    """A model that drops units of its embeddings (rows, tokens, units) in a way of its own."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.embed, self.drop, self.how = nn.Embedding(40, 8), nn.Dropout(0.3), drop
+
+    def forward(self, input_ids, attention_mask):
+        x = self.how(self.drop, self.embed(input_ids))
+        return (x * attention_mask[:, :, None]).sum(dim=1)
+
+
+def test_dropout_is_keyed_wherever_the_rows_are():
+    positions_first = Small(lambda drop, x: drop(x.transpose(0, 1)).transpose(0, 1))
+    no_rows = Small(lambda drop, x: x * drop(torch.ones(8)))
+    for model in (positions_first, no_rows):
+        assert key_dropout(model, "row_keyed", 0, compiled=False)[1] == []
+
+
 def test_what_cannot_be_keyed_is_named():
-    class Sideways(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.drop = nn.Embedding(40, 8), nn.Dropout(0.1)
+    flat = Small(lambda drop, x: drop(x.flatten(0, 1)).view(x.shape))
+    _, unkeyed = key_dropout(flat, "row_keyed", 0, compiled=False)
+    assert unkeyed == ["the input of the dropout in drop has no dimension of rows"]
+    functional = Small(lambda drop, x: nn.functional.dropout(x, 0.1))
+    _, unkeyed = key_dropout(functional, "row_keyed", 0, compiled=False)
+    assert len(unkeyed) == 1 and "random numbers are drawn" in unkeyed[0]
+    neighbours = Small(lambda drop, x: drop(x) - x.mean(dim=0))
+    _, unkeyed = key_dropout(neighbours, "row_keyed", 0, compiled=False)
+    assert len(unkeyed) == 1 and "the rows beside it" in unkeyed[0]
 
-        def forward(self, input_ids, attention_mask):
-            return self.drop(self.embed(input_ids).transpose(0, 1))  # positions first
 
-    class Functional(Sideways):
-        def forward(self, input_ids, attention_mask):
-            return nn.functional.dropout(self.embed(input_ids), 0.1, self.training)
-
-    _, unkeyed = key_dropout(Sideways(), "row_keyed", 0, compiled=False)
-    assert len(unkeyed) == 1 and "drop" in unkeyed[0] and "first dimension" in unkeyed[0]
-    _, unkeyed = key_dropout(Functional(), "row_keyed", 0, compiled=False)
-    assert len(unkeyed) == 1 and "random numbers" in unkeyed[0]
+def test_a_layer_that_is_used_again_in_a_pass_drops_others_and_the_next_pass_the_same():
+    keys, device, threshold = RowKeys(42), torch.device("cpu"), round(P * 2**32) - 2**31
+    passes = []
+    for _ in range(2):
+        keys.set(0, torch.arange(100))
+        passes.append([keys.mask(3, (100, 64, 128), threshold, device) for _ in range(2)])
+    assert torch.equal(passes[0][0], passes[1][0]) and torch.equal(passes[0][1], passes[1][1])
+    assert torch.equal(passes[0][0], mask(range(100), layer=3))
+    assert abs(correlation(*passes[0])) < 4 / (100 * 64 * 128) ** 0.5
 
 
 def test_dropout_mode_torch_leaves_the_model_alone_and_says_so(model):

@@ -23,7 +23,7 @@ FLOORS = [
         "ft.evaluation ft.model ft.report",
         "ft.resume ft.assess",
         "ft.finish",
-        "ft.run ft.verify ft.seeds ft.compare",
+        "ft.run ft.verify ft.invariance ft.seeds ft.compare",
         "train eval",
     )
 ]

@@ -1,0 +1,132 @@
+"""Does what a model gives for a row depend on that row alone? Tried on short rows, before training."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
+
+from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
+from ft.model import checkpoint_activations
+
+ROWS, TOKENS, PADDING = 3, 5, 2
+TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or neighbours do is far above
+
+
+def key_dropout(model: nn.Module, mode: str, seed: int, compiled: bool) -> tuple[RowKeys, list[str]]:
+    """Install what `dropout_mode` asks for, before the model is moved or wrapped.
+
+    Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
+    with torch's own dropout the keys are there, but nothing reads them."""
+    if mode == "torch":
+        return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
+    rows = RowKeys(seed)
+    notes = find_rows(model, rows, install(model, rows))
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        checkpoint_activations(model, context_fn=rows.recomputed)
+    if compiled:
+        rows.mask = torch.compiler.disable(rows.mask)  # type: ignore[method-assign]  # the update's number is no constant
+    return rows, notes
+
+
+def find_rows(model: nn.Module, rows: RowKeys, names: dict[int, str]) -> list[str]:
+    """Learn where each dropout's input has its rows, by trials; and say what is not a function of the row.
+
+    Three rows are tried alone, and once more in another order, padded, and beside a fourth. `names` are those
+    of the layers with dropout."""
+    few, more = list(range(ROWS)), list(range(ROWS, -1, -1))
+    try:
+        trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
+        shapes, others = (trial.shapes for trial in trials)
+        rows.axes = {
+            place: _row_axis(shapes[place], others[place])
+            for place in shapes.keys() & others.keys()
+            if _row_axis(shapes[place], others[place]) != 0
+        }
+        if rows.axes:
+            trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
+        alone, beside = trials[0].outputs, trials[1].outputs[[more.index(row) for row in few]]
+        apart = float((alone - beside).abs().max() / alone.abs().max().clamp_min(1e-12))
+    except Exception as error:  # of the model's own code, which may want more than texts
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return [f"the model could not be tried on short rows ({first})"]
+    unkeyed = [names[layer] for (layer, _), axis in sorted(rows.axes.items()) if axis == UNKEYED]
+    if unkeyed:
+        return [f"the input of the dropout in {_places(unkeyed)} has no dimension of rows"]
+    drawing = [*trials[0].drawing, *trials[1].drawing]
+    if drawing:
+        return [f"random numbers are drawn, not keyed by row, in {_places(drawing)}"]
+    if not apart <= TOLERANCE:
+        return [
+            f"what the model gives for a row changes with padding or with the rows beside it, by {apart:.0e}"
+        ]
+    return []
+
+
+def _row_axis(few: tuple[int, ...], more: tuple[int, ...]) -> int:
+    """The dimension that grew with the rows from one trial to the other."""
+    if few == more:
+        return ROWLESS
+    grown = [axis for axis, sizes in enumerate(zip(few, more, strict=True)) if sizes == (ROWS, ROWS + 1)]
+    return grown[0] if grown else UNKEYED
+
+
+def _places(paths: list[str]) -> str:
+    """Names of modules, those that differ in a number only once."""
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in paths))
+
+
+class _Trial(TorchDispatchMode):
+    """One training pass over short rows: outputs (rows, ...), the shapes of the dropouts' inputs, and the
+    modules that drew random numbers."""
+
+    def __init__(self, model: nn.Module, rows: RowKeys, row_ids: list[int], padding: int) -> None:
+        super().__init__()
+        self.drawing: list[str] = []
+        self.tracker = ModuleTracker()
+        device = next(model.parameters()).device
+        rows.set(0, torch.tensor(row_ids, device=device))
+        rows.shapes.clear()
+        was_training = model.training
+        model.train()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self.tracker, self:
+                outputs = model(**_short_rows(model, row_ids, padding, device))
+        finally:
+            model.train(was_training)
+        self.outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        self.shapes = dict(rows.shapes)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        before = torch.get_rng_state()  # attention without dropout has the tag, but draws nothing
+        result = func(*args, **(kwargs or {}))
+        if not torch.equal(before, torch.get_rng_state()):
+            path = max(self.tracker.parents, key=len)
+            self.drawing.append(path.partition(".")[2] or path)  # without the model's own class
+        return result
+
+
+def _short_rows(
+    model: nn.Module, row_ids: list[int], padding: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Rows of words from the middle of the vocabulary; they end with its end-of-text token, if any."""
+    config = getattr(model, "config", None)
+    size = getattr(config, "vocab_size", 0)
+    ids = torch.tensor(
+        [[size // 2 + row + place for place in range(TOKENS)] for row in row_ids], device=device
+    )
+    end = getattr(config, "eos_token_id", None)
+    if end is not None:
+        ids[:, -1] = end if isinstance(end, int) else end[0]
+    ids %= max(size, 2 * TOKENS)
+    pad = nn.functional.pad
+    return {
+        "input_ids": pad(ids, (0, padding), value=getattr(config, "pad_token_id", None) or 0),
+        "attention_mask": pad(torch.ones_like(ids), (0, padding)),
+    }

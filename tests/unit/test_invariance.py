@@ -1,0 +1,201 @@
+"""What a model gives for a row, the row alone decides, dropout included; or the run says what does not."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ft import dropout
+from ft.invariance import key_dropout
+from ft.model import checkpoint_activations
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+WORDS = {"vocab_size": 40, "pad_token_id": 0, "num_labels": 3}
+END = {"bos_token_id": 1, "eos_token_id": 2}
+RELATIVE = {**SIZES, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+DECODER = {**SIZES, "num_key_value_heads": 1, "attention_dropout": 0.1}  # which is 0 by default
+OPT = {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}
+KEYED = {
+    "bert": SIZES,
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "roberta": SIZES,  # its head uses one dropout twice
+    "electra": {**SIZES, "embedding_size": 16},
+    "albert": {  # uses one layer at both depths
+        **SIZES, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    },
+    "mpnet": SIZES,
+    "deberta": RELATIVE,  # drops units of a tensor without rows, as does the next
+    "deberta-v2": {**RELATIVE, "position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"},
+    "modernbert": {
+        **SIZES, **END, "attention_dropout": 0.1, "embedding_dropout": 0.1, "mlp_dropout": 0.1,
+        "local_attention": 8, "cls_token_id": 1, "sep_token_id": 2,
+    },
+    "gpt2": {**END, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "llama": DECODER,
+    "mistral": {**DECODER, "sliding_window": 4},
+    "qwen3": {**DECODER, "head_dim": 16},
+    "t5": {  # hands a bias of positions to its attention
+        **END, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+        "classifier_dropout": 0.1, "decoder_start_token_id": 0,
+    },
+}  # fmt: skip
+UNKEYED = {
+    "bart": (
+        {
+            **END, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+        },
+        r"random numbers are drawn, .* model\.encoder\.layers\.\*",
+    ),
+    "opt": (OPT, r"random numbers are drawn, .* model\.decoder\.layers\.\*$"),
+    "opt, layerdrop": (
+        {**OPT, "dropout": 0.0, "layerdrop": 0.5},
+        r"random numbers are drawn, .* model\.decoder$",
+    ),
+    "funnel": (
+        {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64},
+        r"attention_structure\.sin_dropout, .* has no dimension of rows",
+    ),
+    "xlnet": ({"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}, "changes with padding"),  # last
+    "fnet": (SIZES, "changes with padding"),  # has no attention mask
+}  # fmt: skip
+
+
+def build(kind, options):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **WORDS, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that a mask makes a difference
+            parameter.mul_(3 if parameter.ndim > 1 else 1)
+    return model
+
+
+def texts(model, count=24):
+    """Rows of 3 to 17 tokens, padded; the last one ends a text, where the model has such a token."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(3, 18, (count,), generator=generator)
+    mask = (torch.arange(24) < lengths[:, None]).long()
+    ids = torch.randint(4, 39, mask.shape, generator=generator) * mask
+    end = getattr(model.config, "eos_token_id", None)
+    if end is not None:
+        ids[torch.arange(count), lengths - 1] = end
+    return ids, mask, torch.randperm(1000, generator=generator)[:count]
+
+
+def gradient(model, keys, parts, padding=0):
+    """Of the summed loss over all rows, given to the model in these parts."""
+    ids, mask, rows = texts(model)
+    model.zero_grad()
+    model.train()
+    for part in parts:
+        longest = int(mask[part].sum(dim=1).max()) + padding
+        keys.set(7, rows[part])
+        logits = model(input_ids=ids[part, :longest], attention_mask=mask[part, :longest]).logits
+        nn.functional.cross_entropy(logits, torch.as_tensor(part) % 3, reduction="sum").backward()
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()]
+    )
+
+
+def apart(one, other):
+    return float(((one - other).norm() / one.norm()).detach())
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_gradients_do_not_depend_on_the_cut_the_order_or_the_padding(kind):
+    model = build(kind, KEYED[kind])
+    keys, notes = key_dropout(model, "row_keyed", 42, compiled=False)
+    assert notes == []
+    rows = np.arange(24)
+    whole = gradient(model, keys, [rows])
+    cut = gradient(model, keys, np.array_split(np.random.default_rng(0).permutation(rows), 6))
+    padded = gradient(model, keys, [rows], padding=6)
+    assert apart(whole, cut) < 5e-5 and apart(whole, padded) < 5e-5  # random T5 rounds most; others 1e-6
+    keys.seed = 43
+    assert apart(whole, gradient(model, keys, [rows])) > 0.02  # the masks matter
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, monkeypatch):
+    """The attention function leaves nothing out: masks, causality, windows, biases of positions."""
+    model = build(kind, KEYED[kind])
+    ids, mask, rows = texts(model)
+    own = model.eval()(input_ids=ids, attention_mask=mask).logits
+    keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+    monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
+    keys.set(0, rows)
+    assert apart(own, model.train()(input_ids=ids, attention_mask=mask).logits) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_no_two_dropouts_of_a_pass_have_the_same_mask(kind):
+    """ALBERT uses one layer at every depth, RoBERTa's head one dropout twice."""
+    model = build(kind, KEYED[kind])
+    keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+    masks, original = [], keys.mask
+    keys.mask = lambda *args: masks.append(original(*args)) or masks[-1]
+    gradient(model, keys, [np.arange(24)])
+    assert len(masks) >= 2
+    corners = [mask.expand(mask.shape).flatten()[:500] for mask in masks]
+    for number, corner in enumerate(corners):
+        for other in corners[:number]:
+            size = min(len(corner), len(other))
+            assert not torch.equal(corner[:size], other[:size])
+
+
+@pytest.mark.parametrize("kind", UNKEYED)
+def test_what_depends_on_more_than_the_row_is_named_in_one_line(kind):
+    options, message = UNKEYED[kind]
+    model = build(kind.partition(",")[0], options)
+    torch.manual_seed(3)
+    keys, notes = key_dropout(model, "row_keyed", 42, compiled=False)
+    assert len(notes) == 1
+    assert re.search(message, notes[0]), notes
+    rows = np.arange(24)
+    cut = gradient(model, keys, np.array_split(rows, 6))
+    assert apart(gradient(model, keys, [rows]), cut) > 1e-3  # it was right
+
+
+@pytest.mark.parametrize("kind", ["albert", "llama", "modernbert"])
+def test_attention_without_dropout_is_not_said_to_draw(kind):
+    options = {key: value for key, value in KEYED[kind].items() if "dropout" not in key}
+    assert key_dropout(build(kind, options), "row_keyed", 42, compiled=False)[1] == []
+
+
+def test_activations_that_are_computed_again_get_their_masks_again():
+    gradients = []
+    for again in (False, True):
+        model = build("roberta", SIZES)
+        # The same layer at two depths, as ALBERT has it, which cannot compute activations again.
+        model.roberta.encoder.layer[1] = model.roberta.encoder.layer[0]
+        if again:
+            checkpoint_activations(model)
+        keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+        gradients.append(gradient(model, keys, [np.arange(24)]))
+    assert torch.equal(*gradients)
+
+
+def test_a_second_model_of_one_config_is_keyed_too():
+    from transformers import AutoModelForSequenceClassification
+
+    first = build("bert", SIZES)
+    key_dropout(first, "row_keyed", 42, compiled=False)
+    second = AutoModelForSequenceClassification.from_config(first.config)
+    assert key_dropout(second, "row_keyed", 42, compiled=False)[1] == []
+
+
+def test_a_model_that_cannot_be_tried_is_said_to_be_so():
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, pixels):
+            return self.layer(pixels)
+
+    _, notes = key_dropout(Picky(), "row_keyed", 0, compiled=False)
+    assert len(notes) == 1 and "could not be tried on short rows" in notes[0] and "input_ids" in notes[0]
