@@ -25,7 +25,13 @@ def score(config: EvalConfig) -> int:
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text, write_whole
-    from ft.report import evaluation_folder, prediction_lines, progress_bar, result_line
+    from ft.report import (
+        evaluation_folder,
+        evaluation_notes,
+        prediction_lines,
+        progress_bar,
+        result_line,
+    )
     from ft.runtime import build_accelerator
     from ft.tasks import task_named
     from ft.tracking import to_json
@@ -69,7 +75,8 @@ def score(config: EvalConfig) -> int:
             folder / "predictions.jsonl",
             "".join(to_json(line, ensure_ascii=False) + "\n" for line in predicted),
         )
-        lines = [f"note: {note}" for note in [*data.notes, *notes]]
+        notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]
+        lines = [f"note: {note}" for note in notes]
         if config.suspected_label_errors:
             lines.append(write_label_errors(folder, task, data, split, result.scores))
         for line in lines:

@@ -38,11 +38,47 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
     return 1 - real / max(padded, 1)
 
 
+def truncation_notes(splits: dict[str, Any]) -> list[str]:
+    """How many texts of each split of encoded rows are cut; nothing for a split without any."""
+    cut = {name: int((rows.full_lengths > rows.lengths).sum()) for name, rows in splits.items()}
+    return [
+        f"{name}: {count:,} of {len(splits[name]):,} texts are cut at {splits[name].lengths.max()} tokens"
+        for name, count in cut.items()
+        if count
+    ]
+
+
+def device_name(device: Any) -> str:
+    """The kind of a device as its maker calls it; cpu for the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def device_warning(device: Any) -> list[str]:
+    """A line where `accelerate launch` was not told to use the CPU, and the run is on it all the same."""
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower()
+    if device.type != "cpu" or told not in ("0", "false"):
+        return []
+    return [
+        "WARNING device: no GPU was found, so this launch, which is not for a CPU, runs on the CPU; "
+        "accelerate_configs/cpu.yaml and multi_cpu.yaml are for CPUs"
+    ]
+
+
+def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
+    """What an evaluation of some splits has to say of them and of its device."""
+    return [*truncation_notes(splits), *device_warning(device)]
+
+
 def start_summary(
-    data: Any, task: Task, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str]
-) -> str:
+    data: Any, task: Task, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str],
+    accelerator: Any,
+) -> str:  # fmt: skip
     """What will be trained on what, in a few lines; `notes` are said first."""
-    lines = [f"note: {note}" for note in [*data.notes, *notes]]
+    held_out = {name: rows for name, rows in data.splits.items() if name != "train"}
+    said = [*data.notes, *notes, *evaluation_notes(held_out, accelerator.device)]
+    lines = [f"note: {note}" for note in said]
     rows = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     lines.append(f"data: {rows} rows; {task.describe()}")
     lengths = data.splits["train"].full_lengths
@@ -67,6 +103,10 @@ def start_summary(
     lines.append(
         f"model: {type(model).__name__}, {count / 1e6:.1f} million parameters, {trained / count:.0%} trained"
     )
+    precision = {"no": "fp32"}.get(
+        accelerator.mixed_precision, f"{accelerator.mixed_precision} mixed precision"
+    )
+    lines.append(f"device: {device_name(accelerator.device)}, {precision}")
     return "\n".join(lines)
 
 
@@ -85,9 +125,10 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         f"({results['perf/examples_per_second']:.1f} examples/s, "
         f"{results['perf/tokens_per_second']:,.0f} tokens/s)"
     )
-    lines.append(
-        f"written to {output_dir}: best/ and final/ (models), results.json, metrics.jsonl, training.png"
-    )
+    names = [
+        name for name in ("results.json", "metrics.jsonl", "training.png") if (output_dir / name).exists()
+    ]
+    lines.append(f"written to {output_dir}: best/ and final/ (models), {', '.join(names)}")
     return "\n".join(lines)
 
 
@@ -104,7 +145,7 @@ def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:
     return ", ".join(parts)
 
 
-def environment(data: Any, world_size: int, device: Any) -> dict[str, Any]:
+def environment(data: Any, accelerator: Any) -> dict[str, Any]:
     """What the run ran on, and the command to run it again. No environment variable is written: some are
     secret."""
     from importlib.metadata import PackageNotFoundError, version
@@ -117,13 +158,15 @@ def environment(data: Any, world_size: int, device: Any) -> dict[str, Any]:
             pass
     import torch
 
-    accelerator = torch.cuda.get_device_name() if device.type == "cuda" else None
+    device = accelerator.device
+    name = device_name(device) if device.type != "cpu" else None
     return {
         "versions": versions,
         "git_commit": _git_commit(),
-        "world_size": world_size,
+        "world_size": accelerator.num_processes,
         "device": device.type,
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": accelerator},
+        "mixed_precision": accelerator.mixed_precision,
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": name},
         "threads": torch.get_num_threads(),
         "data_fingerprint": data.fingerprint,
         "data": data.facts,
@@ -147,12 +190,8 @@ def _git_commit() -> str | None:
 
 
 def draw_training(output_dir: Path, metric: str) -> None:
-    """training.png: loss, learning rate and the validation metric over updates, from metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """training.png: loss, learning rate and the validation metric over updates, from metrics.jsonl; none
+    where nothing was logged, as when a finished run is taken up in another folder."""
     rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     panels = [("loss", ["train/loss", "eval/loss"]), ("learning rate", ["train/learning_rate"])]
     panels.append((f"validation {metric}", [f"eval/{metric}"]))
@@ -161,6 +200,13 @@ def draw_training(output_dir: Path, metric: str) -> None:
         for t, keys in panels
         if t != "validation loss" and any(k in row for row in rows for k in keys)
     ]
+    if not panels:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels)), sharex=True, squeeze=False)
     for axis, (title, keys) in zip(axes[:, 0], panels, strict=True):
         for key in keys:

@@ -4,36 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft import checkpoint
 from ft.checkpoint import Progress
+from ft.config import DataOptions, ModelOptions, RunOptions
 from ft.errors import UserError
 from ft.health import Health
 from ft.optim import set_learning_rate
 
 if TYPE_CHECKING:
+    import torch
+
     from ft.run import Run
 
 
+# Options that may change when a run is taken up again: where it runs, what it watches, when it stops. Those
+# of the data stand in the data's fingerprint, and what the model is in its weights.
+MAY_CHANGE = {
+    *RunOptions.__annotations__,
+    *DataOptions.__annotations__,
+    *(name for name in ModelOptions.__annotations__ if name != "config_overrides"),
+    "task", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "num_train_epochs", "max_train_steps", "max_time", "gradient_checkpointing", "torch_compile",
+    "on_nonfinite", "deterministic",
+}  # fmt: skip
+
+
 def identity(run: Run) -> dict[str, Any]:
-    """What a checkpoint and the run that resumes it must share. What is not in it may change: processes,
-    micro-batches, logging, evaluation and saving, and the number of updates."""
+    """What a checkpoint and the run that resumes it must share: the model before training, its targets, the
+    data, and every option but those that `MAY_CHANGE`."""
     config = run.config
     model = run.accelerator.unwrap_model(run.model)
-    steps, ratio = config.warmup_steps, config.warmup_ratio
-    warmup = f"{ratio:g} of the updates for" if steps is None else f"{steps} updates of"
     shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
     return {
         "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
+        "pretrained model": run.pretrained,
         "labels": run.task.state(),
         "data": run.data.fingerprint,
-        "global_batch_size": config.global_batch_size,
-        "seed": config.seed,
-        "dropout_mode": config.dropout_mode,
-        "schedule": f"{config.lr_scheduler_type}, rate {config.learning_rate:g}, {warmup} warmup",
+        **{
+            field.name: getattr(config, field.name)
+            for field in fields(config)
+            if field.name not in MAY_CHANGE
+        },
+        "metric_for_best_model": config.best_metric,
+        "greater_is_better": config.higher_is_better,
     }
+
+
+def weights_mark(model: torch.nn.Module) -> str:
+    """A hash of some weights of a pretrained model, by which it is known again where its place has changed;
+    the head is new and left out."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
+            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def resume(run: Run, path: Path, notes: list[str]) -> Progress:

@@ -25,7 +25,7 @@ from ft.health import HealthWatch
 from ft.model import export, write_whole
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir
 from ft.report import environment, model_card, progress_bar, start_summary
-from ft.resume import identity, resume
+from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.signals import StopSignals
 from ft.tasks.base import Task
@@ -88,13 +88,13 @@ class Run:
             config.eval_strategy = "no"
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
+        self.pretrained = weights_mark(accelerator.unwrap_model(model))
         if self.checkpoint is not None:
             self.progress = resume(self, self.checkpoint, notes)
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
-        self.say(
-            start_summary(data, self.task, accelerator.unwrap_model(model), sampler, config, total, notes)
-        )
+        plain = accelerator.unwrap_model(model)
+        self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
@@ -105,7 +105,7 @@ class Run:
             # removes.
             repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
             write_whole(self.output_dir / "config.yaml", dump(repeat))
-            facts = environment(data, accelerator.num_processes, accelerator.device)
+            facts = environment(data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
         self.tracker = Tracker(
             accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows

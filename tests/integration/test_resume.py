@@ -126,8 +126,20 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
     [
         ({"seed": 7}, ("seed", "42", "7")),
         ({"global_batch_size": 16}, ("global_batch_size", "32", "16")),
-        ({"learning_rate": 1e-4}, ("schedule", "0.003", "0.0001")),
-        ({"warmup_ratio": 0.2}, ("schedule", "0 of the updates", "0.2 of the updates")),
+        ({"learning_rate": 1e-4}, ("learning_rate", "0.003", "0.0001")),
+        ({"warmup_ratio": 0.2}, ("warmup_ratio", "0.0", "0.2")),
+        ({"weight_decay": 0.1}, ("weight_decay", "0.0", "0.1")),  # else it would come from the checkpoint
+        ({"adam_beta2": 0.99}, ("adam_beta2", "0.999", "0.99")),
+        ({"max_grad_norm": 0.5}, ("max_grad_norm", "1.0", "0.5")),
+        ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "0.0", "0.1")),
+        ({"dropout_mode": "torch"}, ("dropout_mode", "row_keyed", "torch")),
+        (
+            {"config_overrides": "hidden_dropout_prob=0"},
+            ("config_overrides", "None", "hidden_dropout_prob=0"),
+        ),
+        # What stands in best/ was chosen by it.
+        ({"metric_for_best_model": "f1_macro"}, ("metric_for_best_model", "accuracy", "f1_macro")),
+        ({"greater_is_better": "false"}, ("greater_is_better", "True", "False")),
         ({"max_train_samples": 100}, ("data",)),
         ({"config_overrides": "num_hidden_layers=1"}, ("model",)),
     ],
@@ -136,6 +148,26 @@ def test_a_checkpoint_of_another_run_is_refused(config, whole, change, names):
     with pytest.raises(UserError) as caught:
         train_here(**{**config, **change}, resume_from_checkpoint="latest")
     assert all(name in str(caught.value) for name in ("resume_from_checkpoint", *names))
+
+
+def test_a_checkpoint_of_another_pretrained_model_is_refused_wherever_it_lies(config, whole, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    moved = shutil.copytree(config["model_name_or_path"], tmp_path / "moved")
+    words = {**config, "resume_from_checkpoint": "latest", "model_name_or_path": moved}
+    assert train_here(**words) == 0
+    weights = load_file(moved / "model.safetensors")
+    save_file(
+        {k: v + 0.01 for k, v in weights.items()}, moved / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(UserError, match="was made with another pretrained model"):
+        train_here(**words)
+
+
+def test_a_finished_run_resumed_elsewhere_has_no_picture_to_draw(config, whole, tmp_path, capsys):
+    assert train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole) == 0
+    assert (tmp_path / "new/results.json").exists() and not (tmp_path / "new/training.png").exists()
+    assert "training.png" not in capsys.readouterr().out
 
 
 def test_what_may_change_may_change(config, whole, tmp_path):
