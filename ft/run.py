@@ -50,6 +50,7 @@ class Run:
 
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
+        self.say = partial(_say, accelerator)
         self.began = run_began()
         self.output_dir = Path(config.output_dir)
         self.hosts = HostGroup(accelerator)
@@ -67,11 +68,6 @@ class Run:
     def bar(self, **options: Any) -> Any:
         """A progress bar, shown by the main process on a terminal."""
         return progress_bar(self.accelerator.is_local_main_process, leave=False, **options)
-
-    def say(self, text: str) -> None:
-        """A line for the user, once."""
-        if self.accelerator.is_main_process:
-            print(printable(text), flush=True)
 
     def start(
         self, model: Any, optimizer: Any, scheduler: Any, sampler: PlanSampler, data: Data, tokenizer: Any,
@@ -120,7 +116,7 @@ class Run:
         self._saved_step = self.progress.step if self.checkpoint else -1
         self._stop_reason = ""
         self.health = HealthWatch(
-            self.progress.health, self.hosts.sum, self._rows_of, self.say, config.on_nonfinite
+            self.progress.health, self.hosts.sum, partial(_rows_of, sampler), self.say, config.on_nonfinite
         )
         self.max_seconds = parse_duration("max_time", config.max_time)
         self.watchdog = Watchdog(
@@ -281,12 +277,6 @@ class Run:
             self._stop_reason = self.signals.received or ("max_time" if timeouts else "a signal")
             raise StopAsked
 
-    def _rows_of(self, step: int) -> str:
-        """The rows of the update that made `step` updates, as the user numbers them."""
-        epoch, update = divmod(step - 1, self.sampler.updates_per_epoch)
-        rows = self.sampler.dataset.rows.row[self.sampler.plan(epoch).rows(update)]
-        return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"
-
     # --- evaluate, stop, export
 
     def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
@@ -369,3 +359,19 @@ class Run:
     def _fold_loss(self) -> float:
         """The summed loss since the last log, over all processes."""
         return float(self.accelerator.reduce(self._loss, reduction="sum"))
+
+
+# Not methods: who keeps a bound one keeps the run, and with it the lock of its folder after an error.
+
+
+def _say(accelerator: Accelerator, text: str) -> None:
+    """A line for the user, once."""
+    if accelerator.is_main_process:
+        print(printable(text), flush=True)
+
+
+def _rows_of(sampler: PlanSampler, step: int) -> str:
+    """The rows of the update that made `step` updates, as the user numbers them."""
+    epoch, update = divmod(step - 1, sampler.updates_per_epoch)
+    rows = sampler.dataset.rows.row[sampler.plan(epoch).rows(update)]
+    return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"
