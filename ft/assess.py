@@ -32,7 +32,7 @@ def assess(config: Config, task: Task, data: Data, split: str, result: Evaluatio
     assert scores is not None and rows.labels is not None
     judged = task.judge(scores, rows.labels)
     # The temperature was fitted on the validation rows: there it would be no news.
-    temperature = None if split == "validation" else getattr(task, "calibration", {}).get("temperature")
+    temperature = None if split == "validation" else task.calibration.get("temperature")
     found = {**result.metrics, **interval_numbers(judged)}
     found |= calibration_summary(judged, scores, rows.labels, temperature)
     found |= slice_tables(judged, task.headline, rows.full_lengths, slice_values(config, split, rows.row))

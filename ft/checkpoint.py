@@ -32,6 +32,7 @@ class Progress:
     step: int = 0
     best_metric: float | None = None
     best_step: int = 0
+    best_calibration: dict[str, Any] = field(default_factory=dict)  # the task's, at the best step
     evaluations_without_gain: int = 0
     patience_metric: float | None = None
     log_loss: float = 0.0

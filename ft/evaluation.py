@@ -35,12 +35,15 @@ def evaluate(
     rows: EncodedRows,
     named: NamedMetrics | None,
     after_batch: Callable[[int], object],
+    calibrate: bool = False,
 ) -> Evaluation:
     """Score every row of a split once, over all processes.
 
     `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called with the rows
-    that were scored, as often on every process; what it raises ends the evaluation. The loss is the mean over
-    rows. Raises `RuntimeError` if the rows that came together are not the rows of the split, each once."""
+    that were scored, as often on every process; what it raises ends the evaluation. With `calibrate` the task
+    chooses its calibration on these rows (the validation rows, never others) before the metrics are computed.
+    The loss is the mean over rows. Raises `RuntimeError` if the rows that came together are not the rows of
+    the split, each once."""
     was_training = model.training
     model.eval()
     parts = []
@@ -72,18 +75,20 @@ def evaluate(
             "Lower learning_rate, add warmup, or resume from a checkpoint before it."
         )
     assert rows.labels is not None
-    found: list[dict[str, Any] | None] = [None]
+    found: list[Any] = [None, task.calibration]
     if accelerator.is_main_process:
         scores_all = scores_all[order]
+        if calibrate:
+            task.calibration = task.calibrate(scores_all, rows.labels)
         ours = task.metrics(scores_all, rows.labels)
         metrics = {"rows": len(rows), "loss": float(losses_all[order].astype(np.float64).mean()), **ours}
         if named is not None:
             metrics |= named.compute(task.predictions(scores_all), rows.labels, ours, scores_all.shape[1])
-        found = [metrics]
+        found = [metrics, task.calibration]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(found, src=0)
-    assert found[0] is not None
-    return Evaluation(found[0], scores_all if accelerator.is_main_process else None)
+    metrics, task.calibration = found
+    return Evaluation(metrics, scores_all if accelerator.is_main_process else None)
 
 
 def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:

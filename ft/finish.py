@@ -32,7 +32,7 @@ def finish(run: Run) -> None:
     last_metrics = run.latest.metrics if run.latest else {}
     run.export("final", last_metrics)
     if progress.best_metric is None:
-        progress.best_step = progress.step
+        progress.best_step, progress.best_calibration = progress.step, run.task.calibration
         run.export("best", last_metrics)
         if config.eval_strategy == "no":
             run.say(
@@ -55,6 +55,7 @@ def finish(run: Run) -> None:
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
             load_weights(run.model, run.output_dir / "best", run.accelerator)
+        run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
     for split, result in scored.items():
         prefix = "eval" if split == "validation" else split

@@ -215,6 +215,7 @@ class Run:
             if value is not None and not math.isnan(value):
                 if progress.best_metric is None or sign * (value - progress.best_metric) > 0:
                     progress.best_metric, progress.best_step = value, progress.step
+                    progress.best_calibration = self.task.calibration
                     self.export("best", values)
                 anchor = progress.patience_metric
                 if anchor is None or sign * (value - anchor) > config.early_stopping_threshold:
@@ -296,7 +297,7 @@ class Run:
             with self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as bar:
                 return evaluate(
                     self.accelerator, self.task, self.model, self._loaders[split], rows, self.named,
-                    lambda count: self._after_batch(bar, count),
+                    lambda count: self._after_batch(bar, count), calibrate=split == "validation",
                 )  # fmt: skip
         except StopAsked:
             if before_stop is not None:
@@ -354,6 +355,7 @@ class Run:
         if self.accelerator.is_main_process:
             card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
             model = self.accelerator.unwrap_model(self.model)
+            state = self.task.export_weights(state, model.config)
             export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card)
 
     def _fold_loss(self) -> float:

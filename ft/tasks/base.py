@@ -77,6 +77,18 @@ class Task(ABC):
     def predict(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (rows, targets) and the unsmoothed loss of each row (rows,), both float32 on the device."""
 
+    def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:
+        """The weights of a model as others use it, from those that are trained; `model_config`, that of the
+        model, gets what goes along. The same, here."""
+        return state
+
+    calibration: dict[str, Any] = {}  # noqa: RUF012  (replaced whole, never changed)
+
+    def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """What is chosen on validation rows beside the weights, such as a temperature, as JSON; the main
+        process calls it, and all take the result as `calibration`. Nothing, here."""
+        return {}
+
     @abstractmethod
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Metrics over all rows of a split: numbers under flat keys, and tables under other keys."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ft.data.loader import MicroBatch
 
 
+# In the config of an exported model; its own "temperature" is about generating texts.
+TEMPERATURE = "calibration_temperature"
 WHOLE = re.compile(r"-?[0-9]{1,18}")  # in 64 bits; a longer row of digits is a name
 NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")
 
@@ -87,8 +89,10 @@ class TextClassification(Task):
         self.label_names = state["label_names"]
 
     def load_from_model(self, model_config: Any) -> None:
-        """The names of the classes are the model's `id2label`."""
+        """The names of the classes are the model's `id2label`; a temperature comes along from training."""
         self.label_names = [model_config.id2label[number] for number in range(model_config.num_labels)]
+        temperature = getattr(model_config, TEMPERATURE, None)
+        self.calibration = {} if temperature is None else {"temperature": temperature}
 
     def describe(self) -> str:
         """Number and names of the classes."""
@@ -109,6 +113,7 @@ class TextClassification(Task):
         model_config.id2label = dict(enumerate(self.label_names))
         model_config.label2id = {name: number for number, name in enumerate(self.label_names)}
         model_config.problem_type = "single_label_classification"
+        vars(model_config).pop(TEMPERATURE, None)  # of the model that is trained on
         return AutoModelForSequenceClassification.from_pretrained(path, config=model_config, **options)
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
@@ -126,7 +131,19 @@ class TextClassification(Task):
         logits = model(**batch.inputs).logits.float()
         return logits, cross_entropy(logits, batch.labels, reduction="none")
 
+    def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:
+        """The same; the model's config gets the temperature."""
+        if "temperature" in self.calibration:
+            setattr(model_config, TEMPERATURE, self.calibration["temperature"])
+        return state
+
     # --- results
+
+    def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The temperature that fits the probabilities to these rows, see `fit_temperature`."""
+        from ft.analysis.calibration import fit_temperature
+
+        return {"temperature": fit_temperature(scores, labels)}
 
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """See `classification_metrics`."""

@@ -1,0 +1,96 @@
+"""The temperature is fitted on validation rows alone, and goes along with the model."""
+
+import csv
+import hashlib
+import json
+import random
+
+import pytest
+from conftest import flags, train_here, write_csv
+
+import eval as evaluation
+from ft.cli import parse
+from ft.config import EvalConfig
+from ft.errors import EXIT_DONE
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def temperature_of(folder):
+    return json.loads((folder / "config.json").read_text()).get("calibration_temperature")
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def config(base_flags):
+    """A run whose best model is not its last."""
+    return {**base_flags, "learning_rate": 3e-3, "num_train_epochs": 6, "seed": 5}
+
+
+def test_shuffling_the_test_labels_changes_no_byte_of_best(config, reviews, tmp_path):
+    """Nothing is chosen on the test rows: not the step, the weights, the temperature or the card."""
+    assert train_here(**config) == EXIT_DONE
+    other = tmp_path / "other"
+    for name in ("train", "validation", "test"):
+        with open(reviews / f"{name}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if name == "test":
+            labels = [row["label"] for row in rows]
+            random.Random(0).shuffle(labels)
+            rows = [{**row, "label": label} for row, label in zip(rows, labels, strict=True)]
+        write_csv(other / f"{name}.csv", rows)
+    again = tmp_path / "again" / "run"  # of the same name, which the card has
+    assert train_here(**{**config, "dataset_name": other, "output_dir": again}) == EXIT_DONE
+    before, after = results_of(tmp_path / "run"), results_of(again)
+    assert before["test/accuracy"] != after["test/accuracy"]
+    differing = [
+        name
+        for name, value in hashes(tmp_path / "run" / "best").items()
+        if hashes(again / "best")[name] != value
+    ]
+    # The card says which data the model was trained on.
+    assert differing in ([], ["README.md"])
+    card, other_card = ((run / "best" / "README.md").read_text() for run in (tmp_path / "run", again))
+    assert card.replace(str(reviews), str(other)) == other_card
+
+
+def test_it_goes_along_with_the_model(config, tmp_path):
+    assert train_here(**config) == EXIT_DONE
+    run = tmp_path / "run"
+    results = results_of(run)
+    assert temperature_of(run / "best") == results["test/temperature"]
+    assert results["best/step"] != results["train/total_steps"]
+    assert temperature_of(run / "final") != temperature_of(run / "best")
+    assert "eval/temperature" not in results and "eval/ece_scaled" not in results  # they chose it
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    words = [str(run / "config.yaml"), *flags(model_name_or_path=run / "best")]
+    assert evaluation.score(parse(EvalConfig, words)) == EXIT_DONE
+    again = results_of(run / "evaluation-test")
+    for key in ("temperature", "ece_scaled", "log_loss_scaled", "brier_scaled"):
+        assert again[f"test/{key}"] == results[f"test/{key}"]
+
+
+def test_a_model_that_is_trained_on_brings_no_temperature_of_its_own(config, tmp_path):
+    assert train_here(**config) == EXIT_DONE
+    more = {**config, "model_name_or_path": tmp_path / "run" / "best", "output_dir": tmp_path / "more"}
+    assert train_here(**more, eval_strategy="no", max_train_steps=2) == EXIT_DONE
+    assert temperature_of(tmp_path / "more" / "best") is None
+    assert "test/temperature" not in results_of(tmp_path / "more")
+
+
+def test_a_resumed_run_keeps_that_of_its_best_step(config, tmp_path):
+    assert train_here(**config) == EXIT_DONE
+    before = results_of(tmp_path / "run")
+    assert train_here(**config, resume_from_checkpoint="latest") == EXIT_DONE
+    after = results_of(tmp_path / "run")
+    assert (
+        after["test/temperature"] == before["test/temperature"] == temperature_of(tmp_path / "run" / "best")
+    )
