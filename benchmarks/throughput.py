@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
                 steps = peer(
                     arm, model=model_folder(options.model), train=train, batch=TUTORIAL_BATCH, epochs=1,
                     rows=options.updates * TUTORIAL_BATCH, updates=options.updates, seed=seed,
-                    learning_rate=LEARNING_RATE,
+                    learning_rate=LEARNING_RATE, padding="max_length",
                 )["steps"]  # fmt: skip
             else:
                 steps = peer(
