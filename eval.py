@@ -33,11 +33,11 @@ def score(config: EvalConfig) -> int:
         result_line,
     )
     from ft.runtime import build_accelerator
-    from ft.tasks import task_named
+    from ft.tasks import build_task
     from ft.tracking import to_json
 
     accelerator = build_accelerator(config)
-    task = task_named(config.task)()
+    task = build_task(config)
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)
     task.load_from_model(model_config)
     max_length = longest_text(config.max_length, tokenizer, model_config)

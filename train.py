@@ -39,12 +39,12 @@ def train(config: Config) -> int:
     from ft.optim import build_optimizer, build_scheduler
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
-    from ft.tasks import task_named
+    from ft.tasks import build_task
 
     # --- accelerator, task, data ----------------------------------------------------------------------------
     accelerator = build_accelerator(config)
     notes = resolve_batch_size(config, accelerator.num_processes)
-    task = task_named(config.task)(label_smoothing=config.label_smoothing_factor)
+    task = build_task(config)
     run = Run(config, accelerator, task)
 
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)

@@ -89,6 +89,9 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
     given = {name: word for file in files for name, word in _read_yaml(file, kinds).items()} | words
+    given |= {
+        name: _Text(word) for name, word in given.items() if _is_mapping(kinds.get(name)) and word != "null"
+    }
     print_it = given.pop("print_config", "false") != "false"
     values = {name: str(word) for name, word in given.items() if isinstance(word, _Text)}
     typed = {name: f"--{name}={word}" for name, word in given.items() if name not in values}
@@ -138,11 +141,16 @@ def _is_list(annotation: Any) -> bool:
     return any(typing.get_origin(member) is list for member in _members(annotation))
 
 
+def _is_mapping(annotation: Any) -> bool:
+    return any(typing.get_origin(member) is dict for member in _members(annotation))
+
+
 def _words(annotation: Any) -> str:
     """The type of a field for a message: "a whole number or null"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     choices = ", ".join(map(str, _choices(annotation)))
     kind = names.get(_members(annotation)[0], f"one of {choices}" if choices else "names separated by commas")
+    kind = "none, balanced, or weights by label" if _is_mapping(annotation) else kind
     return kind + (" or null" if _takes_null(annotation) else "")
 
 
@@ -208,14 +216,22 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
 def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
     """A value of YAML as it would be typed: what stands in the file, and not what YAML 1.1 makes of it, for
     which no is false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
-    entries = node.value if isinstance(node, yaml.SequenceNode) and _is_list(annotation) else [node]
+    is_mapping = isinstance(node, yaml.MappingNode) and _is_mapping(annotation)
+    entries = [node]
+    if is_mapping:
+        entries = [entry for pair in node.value for entry in pair]
+    elif isinstance(node, yaml.SequenceNode) and _is_list(annotation):
+        entries = node.value
     for entry in entries:
-        is_null = entry.tag.endswith(":null") and entry is not node
+        is_null = entry.tag.endswith(":null") and entry is not node and not is_mapping
         if not isinstance(entry, yaml.ScalarNode) or entry.tag.endswith(":binary") or is_null:
             raise UserError(
                 f"{name}: found {' '.join(yaml.serialize(entry).split())} ({path}), expected "
                 f"{_words(annotation)}."
             )
+    if is_mapping:  # a key may stand twice: whoever reads the text refuses it
+        pairs = (f"{json.dumps(key.value)}: {json.dumps(value.value)}" for key, value in node.value)
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(node, yaml.SequenceNode):
         return json.dumps([entry.value for entry in entries])
     if node.tag.endswith(":null"):

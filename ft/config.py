@@ -5,11 +5,11 @@ model."""
 
 import math
 import os
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ft.errors import UserError
+from ft.values import parse_duration, parse_weights, split_names
 
 DEFAULT_GLOBAL_BATCH_SIZE = 32
 
@@ -65,7 +65,15 @@ class DataOptions:
     """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: found by its name or
     type."""
     label_column_name: str | None = None
-    """The label column. Default: label, labels, target, class or category, where there is one."""
+    """The label column. Default: label, labels, target, class, category or score, where there is one."""
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    """What kind of label the column holds. Default: found in the training data (lists: multi-label; numbers
+    that are not all whole: regression; else a single label) and said at the start."""
+    label_delimiter: str | None = None
+    """What stands between the labels of a row, for multi-label data without lists: "|" for "a|b". An empty
+    text is a row without any label."""
     max_length: int | None = None
     """Longest text in tokens; what is cut is counted and said. Default: the model's own limit."""
     max_train_samples: int | None = None
@@ -149,7 +157,18 @@ class OptimOptions:
     warmup_steps: int | None = None
     """Number of those updates; takes the place of warmup_ratio."""
     label_smoothing_factor: float = 0.0
-    """Weight of the uniform distribution that is mixed into the training labels."""
+    """Weight of the uniform distribution that is mixed into the training labels (of one label a row)."""
+    class_weights: dict[str, float] | str | None = None
+    """What a training row counts, by its label: none, balanced (rows / (classes * rows of the class)), or
+    weights by label ("a=2,b=0.5", JSON, or a mapping in YAML; 1 for the others). The loss of an update is the
+    weighted mean, as in torch's CrossEntropyLoss. Evaluations are not weighted."""
+    pos_weight: dict[str, float] | str | None = None
+    """Multi-label: what a label that a row has counts against one that it has not: none, balanced (rows
+    without the label / rows with it), or weights by label, as for class_weights; see torch's
+    BCEWithLogitsLoss."""
+    focal_gamma: float = 0.0
+    """Focusing of the focal loss, for training on labels: terms are multiplied by (1 - p) to this power, so
+    that what is right already counts little. 0 is the plain cross-entropy."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     torch_compile: bool = False
@@ -198,10 +217,15 @@ class RunOptions:
     verify: bool = False
     """Instead of a training run: try this config on a matrix of launches, killed and resumed, too, a few
     updates each, and say in a table whether they give the same."""
-    metric_for_best_model: str = "accuracy"
-    """Validation metric that chooses the model in best/; loss is one, too."""
+    metric_for_best_model: str | None = None
+    """Validation metric that chooses the model in best/; loss is one, too. Default: accuracy, for multi-label
+    f1_micro, for regression spearmanr."""
     greater_is_better: bool | None = None
-    """Whether a higher value of that metric is better. Default: yes, unless it is a loss."""
+    """Whether a higher value of that metric is better. Default: yes, unless it is a loss or an error."""
+    threshold_mode: Literal["none", "global", "per_label"] | None = None
+    """Multi-label: the probability from which on a label counts as predicted: 0.5 (none), the best for micro
+    F1 (global), or the best for each label's F1 (per_label), chosen on the validation rows and kept in the
+    exported model. Default: global."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row without a better metric. Default: never."""
     early_stopping_threshold: float = 0.0
@@ -262,6 +286,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"resume_from_checkpoint: found {self.resume_from_checkpoint!r}, but num_seeds is "
                 f"{self.num_seeds}: each seed has checkpoints of its own; expected latest."
             )
+        for name in ("class_weights", "pos_weight"):
+            self.weights(name)
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
 
@@ -313,6 +339,10 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 "test_split_name."
             )
         texts = self.text_columns
+        if self.label_delimiter == "":
+            raise UserError(
+                'label_delimiter: found an empty text; expected what stands between labels, as "|".'
+            )
         if len(texts) > 2 or len(set(texts)) < len(texts):
             raise UserError(
                 f"text_column_names: found {len(texts)} columns ({', '.join(texts)}), expected one or two "
@@ -323,6 +353,10 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
     def metric_names(self) -> list[str]:
         """The further metrics that the user named."""
         return split_names(self.metrics)
+
+    def weights(self, name: str) -> str | dict[str, float]:
+        """The weights by label of an option: "none", "balanced", or a weight by label."""
+        return parse_weights(name, getattr(self, name))
 
     @property
     def slice_names(self) -> list[str]:
@@ -336,13 +370,15 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 
     @property
     def best_metric(self) -> str:
-        """Name of the metric that chooses the best model, without a leading eval/ or eval_."""
-        return self.metric_for_best_model.removeprefix("eval/").removeprefix("eval_")
+        """Name of the metric that chooses the best model, without a leading eval/ or eval_; empty where the
+        task is to choose it."""
+        return (self.metric_for_best_model or "").removeprefix("eval/").removeprefix("eval_")
 
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher value of `best_metric` is better."""
-        return self.best_metric != "loss" if self.greater_is_better is None else self.greater_is_better
+        lower = ("loss", "mse", "mae", "rmse", "hamming_loss", "brier_score", "log_loss")
+        return self.best_metric not in lower if self.greater_is_better is None else self.greater_is_better
 
 
 @dataclass(kw_only=True)
@@ -390,26 +426,8 @@ POSITIVE = (
 ).split()
 NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
-    "warmup_steps early_stopping_threshold seed"
+    "warmup_steps early_stopping_threshold seed focal_gamma"
 ).split()
 LARGEST = 2**31 - 1  # of the numbers that count rows, updates or processes
 SEEDS = 2**32  # numpy's and torch's generators take these
 BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
-
-
-def split_names(value: list[str] | str | None) -> list[str]:
-    """A list of names from a list or from a comma-separated string."""
-    parts = value.split(",") if isinstance(value, str) else (value or [])
-    return [part.strip() for part in parts if part.strip()]
-
-
-def parse_duration(key: str, text: str | None) -> float | None:
-    """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None. `key` names it in an
-    error."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
-    hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
-    if not hours + minutes + seconds:
-        raise UserError(f'{key}: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
-    return 3600.0 * hours + 60 * minutes + seconds

@@ -94,4 +94,6 @@ def evaluate(
 def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:
     """The metrics that the user named, on the main process, which computes them; None elsewhere or without
     names."""
-    return NamedMetrics(names, task.metric_names()) if names and accelerator.is_main_process else None
+    if not names or not accelerator.is_main_process:
+        return None
+    return NamedMetrics(names, task.metric_names(), task.metric_style)

@@ -54,7 +54,7 @@ def finish(run: Run) -> None:
     scored = {"validation": run.latest} if run.latest else {}
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
-            load_weights(run.model, run.output_dir / "best", run.accelerator)
+            load_weights(run.model, run.output_dir / "best", run.accelerator, run.task)
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
     for split, result in scored.items():
@@ -75,6 +75,6 @@ def _last_score(run: Run, split: str) -> Evaluation:
 
     def restore_last_update() -> None:
         if not run.saved:
-            load_weights(run.model, run.output_dir / "final", run.accelerator)  # best/ may be in it
+            load_weights(run.model, run.output_dir / "final", run.accelerator, run.task)  # best/ may be in it
 
     return run.score(split, before_stop=restore_last_update)

@@ -1,6 +1,6 @@
 """Exact metrics over all rows of a split, computed by scikit-learn in one place and without a network."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +8,27 @@ import numpy as np
 CLASSIFICATION_METRICS = (
     "accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "matthews_correlation", "auroc",
 )  # fmt: skip
+
+
+MULTILABEL_METRICS = (
+    "f1_micro", "f1_macro", "f1_samples", "precision_micro", "recall_micro", "precision_macro",
+    "recall_macro", "subset_accuracy", "auroc",
+)  # fmt: skip
+AT_HALF = "_at_0.5"  # ends the names of the multi-label metrics at 0.5, where thresholds were chosen
+REGRESSION_METRICS = ("mse", "mae", "r2", "pearsonr", "spearmanr")
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities (rows, classes) of logits, in float64."""
+    shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of logits of any shape, each by itself, in float64."""
+    from scipy.special import expit
+
+    return expit(scores.astype(np.float64))
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
@@ -48,42 +69,148 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
     }
 
 
+def multilabel_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, names: list[str], thresholds: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Metrics of `probabilities` (rows, labels) against `labels` (rows, labels) of 0 and 1.
+
+    Numbers, at `thresholds` (labels,) or at 0.5: F1, precision and recall over all decisions (micro) and as a
+    mean over the labels that occur in rows or predictions (macro); F1 as a mean over rows, where a row that
+    has no label and is given none is right (f1_samples); the share of rows that are right in every label
+    (subset_accuracy). With thresholds the same at 0.5, too, under names that end in _at_0.5. auroc: the mean
+    over the labels that some rows have and some have not, None without any. Table: per_label (threshold,
+    precision, recall, f1, support)."""
+    from sklearn.metrics import roc_auc_score
+
+    used = np.full(len(names), 0.5) if thresholds is None else thresholds
+    numbers, each = _at(probabilities >= used, labels.astype(bool))
+    found: dict[str, Any] = dict(numbers)
+    if thresholds is not None:
+        at_half, _ = _at(probabilities >= 0.5, labels.astype(bool))
+        found |= {name + AT_HALF: value for name, value in at_half.items()}
+    both = np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0))
+    areas = [roc_auc_score(labels[:, label], probabilities[:, label]) for label in both]
+    found["auroc"] = float(np.mean(areas)) if areas else None
+    columns = ("threshold", "precision", "recall", "f1", "support")
+    found["per_label"] = {
+        name: dict(zip(columns, (value.item() for value in values), strict=True))
+        for name, *values in zip(names, used, *each, strict=True)
+    }
+    return found
+
+
+def _at(predicted: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The numbers of `multilabel_metrics`, and precision, recall, F1 and support of each label (labels,).
+
+    Counted here, because scikit-learn takes a matrix of one label for one of two classes."""
+    hits = predicted & labels
+
+    def scores(axis: int | None) -> list[np.ndarray]:
+        right, said, true = (part.sum(axis=axis) for part in (hits, predicted, labels))
+        return [_share(right, said), _share(right, true), _share(2 * right, said + true)]
+
+    micro, each = scores(None), scores(0)
+    seen = labels.any(axis=0) | predicted.any(axis=0)
+    macro = [float(values[seen].mean()) if seen.any() else 0.0 for values in each]
+    nothing = ~(labels.any(axis=1) | predicted.any(axis=1))
+    return {
+        "f1_micro": float(micro[2]), "f1_macro": macro[2],
+        "f1_samples": float(np.where(nothing, 1.0, scores(1)[2]).mean()),
+        "precision_micro": float(micro[0]), "recall_micro": float(micro[1]),
+        "precision_macro": macro[0], "recall_macro": macro[1],
+        "subset_accuracy": float((labels == predicted).all(axis=1).mean()),
+    }, [*each, labels.sum(axis=0)]  # fmt: skip
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, and 0 where there is no whole."""
+    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
+
+
+def regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+    """Metrics of `predicted` (rows,) against `targets` (rows,), in their own unit: mse, mae, r2, and
+    Pearson's and Spearman's correlation; None where the targets (for a correlation: or the predictions) are
+    all the same."""
+    from scipy import stats
+    from sklearn import metrics
+
+    spread = bool(np.ptp(targets))
+    both = spread and bool(np.ptp(predicted))
+    return {
+        "mse": float(metrics.mean_squared_error(targets, predicted)),
+        "mae": float(metrics.mean_absolute_error(targets, predicted)),
+        "r2": float(metrics.r2_score(targets, predicted)) if spread else None,
+        "pearsonr": float(stats.pearsonr(targets, predicted).statistic) if both else None,
+        "spearmanr": float(stats.spearmanr(targets, predicted).statistic) if both else None,
+    }
+
+
+# Names of the `evaluate` library and ours, by the style of predictions: a class number a row (rows,), 0 and 1
+# for each label (rows, labels), a number a row (rows,).
+STYLES = {
+    "classes": {
+        "accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro",
+        "roc_auc": "auroc", "matthews_correlation": "matthews_correlation",
+    },
+    "labels": {
+        "accuracy": "subset_accuracy", "f1": "f1_micro", "precision": "precision_micro",
+        "recall": "recall_micro", "roc_auc": "auroc",
+    },
+    "numbers": {
+        "mse": "mse", "mae": "mae", "r_squared": "r2", "pearsonr": "pearsonr", "spearmanr": "spearmanr",
+    },
+}  # fmt: skip
+TRIAL = {
+    "labels": (np.array([[0, 1], [1, 1], [1, 0]]), np.array([[0, 1], [1, 0], [0, 1]])),
+    "numbers": (np.array([0.5, 2.0, 1.5]), np.array([1.0, 2.5, 0.0])),
+}
+
+
 class NamedMetrics:
     """Metrics that the user named: from the `evaluate` library where it has them, else ours of the same name.
 
-    `load` raises `UserError` for a name that neither knows, before any training.
+    F1, precision and recall are macro for classes and micro for labels. Raises `UserError` for a name that
+    neither knows or that is for another style of predictions (a key of `STYLES`), before any training.
     """
 
-    OURS: ClassVar = {
-        "f1": "f1_macro",
-        "precision": "precision_macro",
-        "recall": "recall_macro",
-        "roc_auc": "auroc",
-    }
     AVERAGED = ("f1", "precision", "recall")
 
-    def __init__(self, names: list[str], ours: list[str]) -> None:
+    def __init__(self, names: list[str], ours: list[str], style: str = "classes") -> None:
         from ft.errors import UserError
 
-        self.names = names
+        self.names, self.style = names, style
         self.loaded: dict[str, Any] = {}
         self.notes: list[str] = []
+        same = STYLES[style]
+        elsewhere = {name for each in STYLES.values() for name in (*each, *each.values())}
         for name in names:
-            metric, reason = _load(name)
+            metric, reason = (None, "") if name == "roc_auc" else _load(name, style)
             key = name.rstrip("/").split("/")[-1]
+            if name in elsewhere and name not in same and name not in ours:
+                expected = f"{', '.join([*same, *ours])}"
+                raise UserError(
+                    f"metrics: {name!r} is not for this kind of label; expected one of {expected}."
+                )
             if metric is not None:
                 self.loaded[key] = metric
-            elif self.OURS.get(name, name) in ours:
-                self.notes.append(
-                    f"metric {name!r}: computed here, because `evaluate` cannot load it ({reason})"
-                )
-                self.loaded[key] = self.OURS.get(name, name)
+            elif same.get(name, name) in ours:
+                why = f", because `evaluate` cannot load it ({reason})" if reason else ""
+                self.notes.append(f"metric {name!r}: computed here{why}")
+                self.loaded[key] = same.get(name, name)
             else:
                 raise UserError(
                     f"metrics: {name!r} is not known here and `evaluate` cannot load it ({reason}); "
                     "expected one of "
                     f"{', '.join(ours)}, a metric of `evaluate`, or a folder with one."
                 )
+            if metric is not None and style in TRIAL:
+                try:
+                    self._of_evaluate(key, metric, *TRIAL[style], classes=2)
+                except Exception as error:  # whatever the metric's own code raises
+                    raise UserError(
+                        f"metrics: {name!r} does not take the predictions of this kind of label: "
+                        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    ) from None
 
     def keys(self) -> list[str]:
         """The names under which the values will stand, as far as they are known before."""
@@ -92,18 +219,29 @@ class NamedMetrics:
     def compute(
         self, predictions: np.ndarray, labels: np.ndarray, ours: dict[str, Any], classes: int
     ) -> dict[str, Any]:
-        """The named metrics of predicted and true class numbers (rows,); `ours` are those computed here."""
+        """The named metrics of predictions and labels in the style that was named; `ours` are those computed
+        here, `classes` is the number of scores a row."""
         found: dict[str, Any] = {}
         for key, metric in self.loaded.items():
             if isinstance(metric, str):
                 found[key] = ours[metric]
-                continue
-            options = {"average": "macro"} if key in self.AVERAGED and classes > 2 else {}
-            found |= metric.compute(predictions=predictions, references=labels, **options)
+            else:
+                found |= self._of_evaluate(key, metric, predictions, labels, classes)
         return found
 
+    def _of_evaluate(
+        self, key: str, metric: Any, predictions: np.ndarray, labels: np.ndarray, classes: int
+    ) -> dict[str, Any]:
+        options = {}
+        if key in self.AVERAGED and self.style == "labels":
+            options = {"average": "micro"}
+        elif key in self.AVERAGED and classes > 2:
+            options = {"average": "macro"}
+        value = metric.compute(predictions=predictions, references=labels, **options)
+        return value if isinstance(value, dict) else {key: value}
 
-def _load(name: str) -> tuple[Any, str]:
+
+def _load(name: str, style: str) -> tuple[Any, str]:
     import logging
     import os
 
@@ -114,7 +252,8 @@ def _load(name: str) -> tuple[Any, str]:
     logging.getLogger("evaluate").setLevel(logging.ERROR)
     try:
         # One process alone computes, so a file of its own keeps concurrent runs out of each other's locks.
-        return evaluate.load(name, experiment_id=f"ft-{os.getpid()}"), ""
+        config = "multilabel" if style == "labels" else None
+        return evaluate.load(name, config, experiment_id=f"ft-{os.getpid()}"), ""
     except Exception as error:  # the hub client raises many unrelated types
         return (
             None,

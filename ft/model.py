@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import shutil
 from pathlib import Path
@@ -193,12 +194,11 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         model_config.pad_token_id = tokenizer.pad_token_id
     path = find_model(options.model_name_or_path)
     try:
-        built: Any = task.build_model(
+        model, loaded = task.build_model(
             path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
-            dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True,
+            dtype=torch.float32, ignore_mismatched_sizes=True,
             use_safetensors=None if options.allow_pickle else True, weights_only=True,
         )  # fmt: skip
-        model, loaded = built  # a pair, as output_loading_info asks
     except Exception as error:  # whatever a model's code raises for a config that cannot be
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         is_file = isinstance(error, OSError | SafetensorError | UnpicklingError)
@@ -282,7 +282,7 @@ def export(
     replace_folder(temporary, folder)
 
 
-def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any) -> None:
+def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: Task) -> None:
     """Give the prepared model the weights of an exported folder. The main process reads; the others, which
     may stand on hosts that do not see the folder, are sent them."""
     from accelerate.utils import broadcast
@@ -291,6 +291,7 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any) -> None
     plain = accelerator.unwrap_model(model)
     if accelerator.is_main_process:
         load_model(plain, str(folder / "model.safetensors"))
+        task.import_weights(plain, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if accelerator.num_processes > 1:
         for tensor in plain.state_dict().values():
             broadcast(tensor, from_process=0)

@@ -49,6 +49,9 @@ def identity(run: Run) -> dict[str, Any]:
             for field in fields(config)
             if field.name not in MAY_CHANGE
         },
+        "class_weights": config.weights("class_weights"),
+        "pos_weight": config.weights("pos_weight"),
+        "threshold_mode": config.threshold_mode,
         "metric_for_best_model": config.best_metric,
         "greater_is_better": config.higher_is_better,
     }

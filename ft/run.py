@@ -58,9 +58,19 @@ class Run:
         for warning in warnings:
             self.say(f"warning: {warning}")
         self.hosts.from_main(lambda: check_slice_columns(config))
-        self.named = load_named_metrics(config.metric_names, task, accelerator)
-        known = [*task.metric_names(), "loss", *(self.named.keys() if self.named else config.metric_names)]
-        if config.best_metric not in known:
+        self._check_metrics()
+
+    def _check_metrics(self) -> None:
+        """Raise `UserError` for a metric that the task does not give; once what the task learns is known,
+        load those that the user named."""
+        config, task = self.config, self.task
+        named = config.metric_names
+        if task.has_targets:
+            self.named = load_named_metrics(named, task, self.accelerator)
+            named = self.named.keys() if self.named else named
+            config.metric_for_best_model = config.best_metric or task.default_metric
+        known = [*task.metric_names(), "loss", *named]
+        if config.best_metric and config.best_metric not in known:
             raise UserError(
                 f"metric_for_best_model: found {config.best_metric!r}, expected one of {', '.join(known)}."
             )
@@ -79,6 +89,7 @@ class Run:
         self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
+        self._check_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
             notes.append("no validation rows (validation_split_percentage: 0): not evaluated on the way")
             config.eval_strategy = "no"

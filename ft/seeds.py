@@ -62,7 +62,7 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
                 continue
             _stop_if_asked(config, hosts, say)
             say(f"--- seed {run.seed} ({number} of {len(runs)})")
-            train(run)
+            train(replace(run))  # a copy: what the run resolves for itself is not what was asked for
             hosts.from_main(partial(record.add, run))
             _forget(config)
         if accelerator.is_main_process:

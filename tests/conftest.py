@@ -106,6 +106,38 @@ def make_reviews(folder: Path) -> Path:
     return folder
 
 
+def make_kinds(folder: Path) -> Path:
+    """A folder with a data set for each kind of label, made of the reviews: tags (any number of labels a row,
+    as jsonl), scores (numbers about 50, as csv) and pairs (whether two reviews have the same label)."""
+    for seed, (name, count) in enumerate({"train": 203, "validation": 61, "test": 47}.items()):
+        rows, others = make_rows(count, seed), make_rows(count, seed + 10)
+        pairs = [
+            {"one": a["text"], "two": b["text"], "label": "same" if a["label"] == b["label"] else "other"}
+            for a, b in zip(rows, others, strict=True)
+        ]
+        write_csv(folder / "pairs" / f"{name}.csv", pairs)
+        generator = random.Random(seed)
+        level = {"bad": 20.0, "fine": 50.0, "good": 80.0}
+        scores = [
+            {"text": row["text"], "score": round(generator.gauss(level[row["label"]], 9), 2)} for row in rows
+        ]
+        write_csv(folder / "scores" / f"{name}.csv", scores)
+        (folder / "tags").mkdir(exist_ok=True)
+        with open(folder / "tags" / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            for row in rows:
+                words = row["text"].split()
+                labels = [row["label"]] * (row["label"] != "fine") + ["long"] * (len(words) > 24)
+                labels += ["rare"] * ("phone" in words and len(words) < 12)
+                file.write(json.dumps({"text": row["text"], "labels": labels}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `make_kinds`."""
+    return make_kinds(tmp_path_factory.mktemp("kinds"))
+
+
 def flags(**values: Any) -> list[str]:
     """Command-line words: `flags(seed=1)` is ["--seed", "1"]."""
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
@@ -126,16 +158,13 @@ def base_flags(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any
 
 def train_here(**values: Any) -> int:
     """Run train.py's own function in this process, on the flags given; returns the exit code."""
-    from accelerate.state import AcceleratorState, GradientState
-
     import train
     from ft.cli import parse
     from ft.config import Config
     from ft.errors import EXIT_STOPPED, Stopped
     from ft.signals import LAUNCHER_DIED, STOP_SIGNALS
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    _forget_accelerator()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, LAUNCHER_DIED)}
     try:
         return train.train(parse(Config, flags(**values)))
@@ -144,6 +173,23 @@ def train_here(**values: Any) -> int:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def score_here(**values: Any) -> int:
+    """The same for eval.py."""
+    import eval as script
+    from ft.cli import parse
+    from ft.config import EvalConfig
+
+    _forget_accelerator()
+    return script.score(parse(EvalConfig, flags(**values)))
+
+
+def _forget_accelerator() -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 ONE = [sys.executable]

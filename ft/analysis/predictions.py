@@ -9,8 +9,7 @@ import numpy as np
 
 from ft.analysis import ranks, statistics
 from ft.analysis.statistics import Statistic, Sums
-
-TUNED = "_tuned"  # ends the names of multi-label metrics at chosen thresholds
+from ft.metrics import AT_HALF
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,16 @@ def single_label(
 def multi_label(
     probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True
 ) -> Predictions:
-    """Of probabilities and true labels (rows, labels). With `predicted` (rows, labels), which were chosen by
-    other thresholds than 0.5, their metrics are there, too, under names that end in _tuned, and they decide
-    what is right."""
-    at_half = probabilities >= 0.5
-    counts = [statistics.multi_label(at_half, truth)]
+    """Of probabilities and true labels (rows, labels). `predicted` (rows, labels) are those from 0.5 on,
+    unless given, as chosen by other thresholds: the metrics at 0.5 are then there, too, under names that end
+    in _at_0.5."""
+    half = probabilities >= 0.5
+    given = half if predicted is None else predicted.astype(bool)
+    counts = [statistics.multi_label(given, truth)]
     if predicted is not None:
-        tuned = statistics.multi_label(predicted, truth)
-        metrics = tuned.metrics
-        counts.append(replace(tuned, metrics=lambda s: {f"{k}{TUNED}": v for k, v in metrics(s).items()}))
-    given = at_half if predicted is None else predicted.astype(bool)
+        at_half = statistics.multi_label(half, truth)
+        metrics = at_half.metrics
+        counts.append(replace(at_half, metrics=lambda s: {k + AT_HALF: v for k, v in metrics(s).items()}))
     area = ranks.auroc(probabilities, truth) if ranked else None
     each = np.where(given, probabilities, 1 - probabilities)
     return Predictions(

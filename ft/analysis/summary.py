@@ -12,7 +12,7 @@ from ft.analysis.errors import length_slices, slices
 from ft.analysis.intervals import intervals, proportion
 from ft.analysis.predictions import Predictions
 
-SHARES = ("accuracy", "subset_accuracy", "subset_accuracy_tuned")  # of rows
+SHARES = ("accuracy", "subset_accuracy")  # of rows
 ASKED = (0.9, 0.95, 0.99)  # accuracies on the surest rows
 
 

@@ -13,7 +13,7 @@ from ft.data.files import LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
 from ft.errors import UserError
 
 TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "question"]
-LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars"]
+LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars", "score"]
 
 
 SHOWN = 10  # rows in a message
@@ -126,9 +126,9 @@ def has_labels(table: pa.Table, label: str) -> bool:
     return label in table.column_names and not pc.all(_is_missing(table[label])).as_py()
 
 
-def _is_missing(label: pa.ChunkedArray) -> pa.ChunkedArray:
+def _is_missing(label: pa.ChunkedArray, blank_is_a_label: bool = False) -> pa.ChunkedArray:
     missing = pc.is_null(label, nan_is_null=True)
-    return pc.or_(missing, _is_blank(label)) if _is_string(label.type) else missing
+    return pc.or_(missing, _is_blank(label)) if _is_string(label.type) and not blank_is_a_label else missing
 
 
 def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -137,7 +137,7 @@ def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0).fill_null(False)
 
 
-def find_bad_rows(table: pa.Table, columns: Columns) -> dict[str, np.ndarray]:
+def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = False) -> dict[str, np.ndarray]:
     """Row numbers (from 0) of the rows that cannot be used, under the reason."""
     bad = {}
     for name in columns.texts:
@@ -149,7 +149,13 @@ def find_bad_rows(table: pa.Table, columns: Columns) -> dict[str, np.ndarray]:
         bad[f"{name} is only white space"] = _rows(pc.and_not(blank, empty))
         long = pc.greater(pc.utf8_length(table[name]), LONGEST_TEXT).fill_null(False)
         bad[f"{name} is longer than {LONGEST_TEXT:,} characters"] = _rows(long)
-    bad[f"{columns.label} is missing"] = _rows(_is_missing(table[columns.label]))
+    label = table[columns.label]
+    missing = _is_missing(label, blank_is_a_label)
+    if pa.types.is_floating(label.type):
+        null = pc.is_null(label)
+        bad[f"{columns.label} is nan"] = _rows(pc.and_not(missing, null))
+        missing = null
+    bad[f"{columns.label} is missing"] = _rows(missing)
     return {reason: rows for reason, rows in bad.items() if len(rows)}
 
 

@@ -99,13 +99,13 @@ class EncodedRows:
     """The encoded rows of one split, mapped from their Arrow file: a few bytes a row are in memory.
 
     `lengths` (rows,) holds tokens after truncation, `full_lengths` before it, `row` the row number in the
-    source."""
+    source. `labels` is (rows,), or (rows, labels) of 0 and 1; None without any."""
 
     def __init__(self, path: Path) -> None:
         self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self.full_lengths = _numbers(self.table["full_length"].chunks)
         self.row = _numbers(self.table["row"].chunks)
-        self.labels = _numbers(self.table["label"].chunks) if "label" in self.table.column_names else None
+        self.labels = labels_of(self.table) if "label" in self.table.column_names else None
         ids = self.table["input_ids"].chunks
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
         self._offsets = [np.from_dlpack(chunk.offsets) for chunk in ids]
@@ -136,6 +136,14 @@ class EncodedRows:
                 out[name][place, : end - begin] = lists[chunk][begin:end]
             out["attention_mask"][place, : end - begin] = 1
         return out
+
+
+def labels_of(table: pa.Table) -> np.ndarray:
+    """The encoded labels of a table: (rows,), or (rows, labels) of 0 and 1."""
+    chunks, kind = table["label"].chunks, table["label"].type
+    if not pa.types.is_fixed_size_list(kind):
+        return _numbers(chunks)
+    return _numbers([chunk.flatten() for chunk in chunks]).reshape(-1, kind.list_size)
 
 
 def _numbers(chunks: list[pa.Array]) -> np.ndarray:

@@ -246,6 +246,8 @@ def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
     for name in names or dict.fromkeys(name for chunk in chunks for name in chunk):
         parts = [chunk.get(name, pa.nulls(size)) for chunk, size in zip(chunks, sizes, strict=True)]
         types = {part.type for part in parts if isinstance(part, pa.Array)} - {pa.null()}
+        if len(types) > 1:
+            types -= {pa.list_(pa.null())}  # a chunk of empty lists
         if name in mixed or not (len(types) <= 1 or types == {pa.int64(), pa.float64()}):
             lists = (part.to_pylist() if isinstance(part, pa.Array) else part for part in parts)
             texts = ([None if v is None else json.dumps(v) for v in values] for values in lists)

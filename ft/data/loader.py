@@ -32,8 +32,9 @@ class Slot:
 class MicroBatch:
     """Tensors of some rows, and what the host knows of their update.
 
-    inputs: input_ids, attention_mask (and token_type_ids), each (rows, tokens) int64. labels, row_ids (the
-    numbers of the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
+    inputs: input_ids, attention_mask (and token_type_ids), each (rows, tokens) int64. labels: (rows,) int64
+    or float32, or (rows, labels) uint8. row_ids (the numbers of the rows in the encoded split): (rows,)
+    int64. weights: (rows,) float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -66,6 +67,9 @@ class MicroBatch:
         return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights)
 
 
+LABEL_TYPES = {"i": np.int64, "u": np.uint8, "f": np.float32}
+
+
 class RowDataset(Dataset):
     """Makes the micro-batch of a `Slot`; it stands where a DataLoader expects a map-style data set."""
 
@@ -84,7 +88,7 @@ class RowDataset(Dataset):
         assert self.rows.labels is not None
         return MicroBatch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
-            labels=torch.from_numpy(self.rows.labels[rows].astype(np.int64)),
+            labels=torch.from_numpy(self.rows.labels[rows].astype(LABEL_TYPES[self.rows.labels.dtype.kind])),
             row_ids=torch.from_numpy(rows.astype(np.int64)),
             weights=torch.from_numpy(weights.astype(np.float32)),
             slot=slot,

@@ -26,14 +26,14 @@ from ft.data.audit import (
     shared_rows,
     unused_texts,
 )
-from ft.data.encode import EncodedRows, encode
+from ft.data.encode import EncodedRows, encode, labels_of
 from ft.data.files import ONE_FILE_A_ROW
 from ft.data.sources import Source, find_sources
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.base import Task
 
-CACHE_VERSION = 3  # part of every key: raise it when what is written changes
+CACHE_VERSION = 4  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -200,6 +200,7 @@ def _audited(
     options: DataOptions, task: Task, sources: dict[str, Source], splits: tuple[str, ...]
 ) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
     """The usable rows of every split, with the columns row, label (as numbers) and the texts."""
+    learns = not task.has_targets
     notes: list[str] = []
     facts: dict[str, Any] = {}
     tables: dict[str, pa.Table] = {}
@@ -221,17 +222,19 @@ def _audited(
                 "text_column_names chooses another, or two for a pair"
             )
         raw = plain(raw, columns)
-        keep, facts[split] = _usable_rows(options, raw, columns, split, notes)
-        targets = raw[columns.label].take(keep)
         field, names = raw.schema.field(columns.label), source.class_names.get(columns.label)
-        if split == "train" and not task.has_targets:
-            task.learn_targets(targets, field, keep, names)
+        if split == "train" and learns:
+            notes += task.choose_kind(raw[columns.label], field, names)
+        keep, facts[split] = _usable_rows(options, raw, columns, split, notes, task.blank_is_a_target)
+        targets = raw[columns.label].take(keep)
+        if split == "train" and learns:
+            notes += task.learn_targets(targets, field, keep, names)
         tables[split] = pa.table(
             {name: raw[name].take(keep) for name in columns.texts}
             | {"row": keep, "label": task.encode_targets(targets, field, keep, split, names)}
         )
     assert columns is not None
-    _set_aside(options, tables, facts, notes)
+    _set_aside(options, task, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
     _drop_shared(options, tables, columns, facts, notes)
     for split in splits:
@@ -247,15 +250,22 @@ def _audited(
             notes.append(f"{split}: a sample of {most:,} of {tables[split].num_rows:,} rows")
             tables[split] = tables[split].take(sample(tables[split].num_rows, most))
         facts[split]["rows"] = tables[split].num_rows
+    if learns:
+        task.fit(labels_of(tables["train"]))
     return tables, columns, facts, notes
 
 
 def _usable_rows(
-    options: DataOptions, raw: pa.Table, columns: Columns, split: str, notes: list[str]
+    options: DataOptions,
+    raw: pa.Table,
+    columns: Columns,
+    split: str,
+    notes: list[str],
+    blank_is_a_label: bool,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Numbers of the rows that can be used, and how many cannot for which reason. Raises `UserError` for bad
     rows, unless they are to be dropped."""
-    bad = find_bad_rows(raw, columns)
+    bad = find_bad_rows(raw, columns, blank_is_a_label)
     rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
     if len(rows) and options.on_bad_rows == "error":
         files = raw["file"] if raw.schema.metadata == ONE_FILE_A_ROW else None
@@ -273,14 +283,16 @@ def _usable_rows(
     return np.setdiff1d(np.arange(raw.num_rows), rows), {"dropped": dropped}
 
 
-def _set_aside(options: DataOptions, tables: dict[str, pa.Table], facts: dict, notes: list[str]) -> None:
+def _set_aside(
+    options: DataOptions, task: Task, tables: dict[str, pa.Table], facts: dict, notes: list[str]
+) -> None:
     """Draw a validation split, and a test split if asked for, from the training rows, where there is none."""
     percentages = {"validation": options.validation_split_percentage, "test": options.test_split_percentage}
     percentages = {split: share for split, share in percentages.items() if share and split not in tables}
     if "train" not in tables or not percentages:
         return
     train = tables.pop("train")
-    for split, rows in stratified(train["label"].to_numpy(), percentages).items():
+    for split, rows in stratified(task.strata(labels_of(train)), percentages).items():
         tables[split] = train.take(rows)
         if split != "train":
             facts.setdefault(split, {})

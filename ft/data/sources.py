@@ -27,7 +27,9 @@ class Source:
     name: str
     files: list[Path]
     read: Callable[[], pa.Table]
-    class_names: dict[str, list[str]] = field(default_factory=dict)  # of `datasets` ClassLabel columns
+    class_names: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # of ClassLabel columns, lists of them too
     root: Path | None = None  # of a folder of texts, where the names below it are part of the data
     identity: str = ""  # stands for the bytes where there are no files
 
@@ -244,9 +246,15 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
             continue
         dataset = splits[name]
         files = [Path(entry["filename"]) for entry in dataset.cache_files]
-        labels = {k: list(v.names) for k, v in dataset.features.items() if isinstance(v, datasets.ClassLabel)}
+        labels, lists = {}, set()
+        for column, kind in dataset.features.items():
+            inner = getattr(kind, "feature", kind)  # of a list
+            if isinstance(inner, datasets.ClassLabel):
+                labels[column] = list(inner.names)
+                lists |= {column} if inner is not kind else set()
         identity = "" if files else dataset._fingerprint
-        found[split] = Source(split, files, _table_of(dataset, labels), labels, identity=identity)
+        single = labels.keys() - lists
+        found[split] = Source(split, files, _table_of(dataset, single), labels, identity=identity)
     _require(found, options, list(splits), where)
     return found
 

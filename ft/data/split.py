@@ -17,18 +17,19 @@ def sample(count: int, most: int | None) -> np.ndarray:
     return np.random.default_rng(DRAW_SEED).permutation(count)[:most]
 
 
-def stratified(labels: np.ndarray, percentages: dict[str, float]) -> dict[str, np.ndarray]:
+def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, np.ndarray]:
     """Row numbers of each named part, and under "train" of the rest, every class cut in the same proportions.
 
-    `labels` is (rows,) of class numbers. The parts of a class are rounded so that the sizes of the parts add
-    up; a class with one row stays in training. Row numbers are in rising order."""
+    `strata` is (rows,) of class numbers, or what a task gives in their place. The parts of a class are
+    rounded so that the sizes of the parts add up; a class with one row stays in training. Row numbers are
+    in rising order."""
     generator = np.random.default_rng(DRAW_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
     owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class
-    for value in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == value))
+    for value in np.unique(strata):
+        rows = generator.permutation(np.flatnonzero(strata == value))
         for name, percentage in percentages.items():
-            owed[name] += np.count_nonzero(labels == value) * percentage / 100
+            owed[name] += np.count_nonzero(strata == value) * percentage / 100
             take = min(round(owed[name]), max(len(rows) - 1, 0))
             owed[name] -= take
             parts[name].append(rows[:take])

@@ -1,12 +1,21 @@
-"""What can be learned: one file a task, found here by name."""
+"""What can be learned: found here by name, and given the options that are for it."""
 
+from ft.config import Config
 from ft.tasks.base import Task
 
 
-def task_named(name: str) -> type[Task]:
-    """The class of a task, imported when it is asked for."""
-    if name == "text_classification":
+def build_task(config: Config) -> Task:
+    """The task that the config names; its code is imported when it is asked for."""
+    if config.task == "text_classification":
         from ft.tasks.text_classification import TextClassification
 
-        return TextClassification
-    raise ValueError(f"unknown task {name!r}")
+        return TextClassification(
+            problem_type=config.problem_type,
+            label_delimiter=config.label_delimiter,
+            class_weights=config.weights("class_weights"),
+            pos_weight=config.weights("pos_weight"),
+            focal_gamma=config.focal_gamma,
+            label_smoothing=config.label_smoothing_factor,
+            threshold_mode=config.threshold_mode,
+        )
+    raise ValueError(f"unknown task {config.task!r}")

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
 class Task(ABC):
     """Targets, loss, weights and metrics of one kind of learning.
 
-    A task first learns what the targets are from the training rows (`learn_targets`), or takes it from an
-    earlier run (`load_state`); from then on it turns targets into numbers, and rows into a loss."""
+    A task first learns what the targets are from the training rows (`choose_kind`, `learn_targets`, `fit`),
+    or takes it from an earlier run (`load_state`) or a model (`load_from_model`); from then on it turns
+    targets into numbers, (rows,) or (rows, targets), and rows into a loss."""
 
     pipeline_tag: ClassVar[str]  # what the Hub and `pipeline` call it
-    headline: ClassVar[tuple[str, ...]]  # the metrics that a summary shows
+
+    def choose_kind(self, values: pa.ChunkedArray, field: pa.Field, names: list[str] | None) -> list[str]:
+        """Look at the whole training column, bad rows and all, before anything is learned from it, where that
+        decides what is to be learned; returns what to tell the user."""
+        return []
+
+    @property
+    def blank_is_a_target(self) -> bool:
+        """Whether an empty text is a target, not a missing one."""
+        return False
 
     @abstractmethod
     def learn_targets(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
-    ) -> None:
+    ) -> list[str]:
         """Learn the targets from the training column; `rows` are its row numbers, `names` those of a
-        ClassLabel."""
+        ClassLabel. Returns what to tell the user."""
 
     @abstractmethod
     def encode_targets(
@@ -38,6 +48,15 @@ class Task(ABC):
     ) -> pa.Array:
         """The targets of a split as the numbers that `loss` takes; `UserError` names the row of an unknown
         one."""
+
+    def fit(self, labels: np.ndarray) -> None:  # noqa: B027
+        """Learn what depends on the rows that are trained on alone, from their encoded targets: no row of
+        another split, set aside from the training data, is among them. Nothing, here."""
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """(rows,) what to hold in proportion when rows are set aside, from encoded targets. The targets,
+        here."""
+        return labels
 
     @property
     @abstractmethod
@@ -57,16 +76,17 @@ class Task(ABC):
         """Take the targets from the config of a model that was trained for this task."""
 
     @abstractmethod
-    def build_model(self, path: str, model_config: Any, **options: Any) -> torch.nn.Module:
-        """The pretrained model with a head for the targets; `options` go to `from_pretrained`."""
+    def build_model(self, path: str, model_config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """The pretrained model with a head for the targets, and what was missing in its files
+        (`output_loading_info` of `from_pretrained`, to which `options` go)."""
 
     @abstractmethod
     def describe(self) -> str:
         """The targets in a few words, for the summary."""
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:
-        """(rows,) float64: what each training row counts in the mean loss of an update. One for each,
-        here."""
+        """(rows,) float64 above 0: what each training row counts in the mean loss of an update. Called once,
+        before training, with the encoded targets of all training rows. One for each, here."""
         return np.ones(len(labels))
 
     @abstractmethod
@@ -82,12 +102,31 @@ class Task(ABC):
         model, gets what goes along. The same, here."""
         return state
 
+    def import_weights(self, model: torch.nn.Module, model_config: dict[str, Any]) -> None:  # noqa: B027
+        """Undo `export_weights` in a model that was just given exported weights, in place."""
+
     calibration: dict[str, Any] = {}  # noqa: RUF012  (replaced whole, never changed)
 
     def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """What is chosen on validation rows beside the weights, such as a temperature, as JSON; the main
-        process calls it, and all take the result as `calibration`. Nothing, here."""
+        """What is chosen on validation rows beside the weights, such as thresholds, as JSON. The main process
+        calls it at every evaluation of the validation rows, and all take the result as `calibration`: a model
+        that is exported then carries what was chosen for its own weights. Nothing, here."""
         return {}
+
+    @property
+    @abstractmethod
+    def headline(self) -> tuple[str, ...]:
+        """The metrics that a summary shows."""
+
+    @property
+    @abstractmethod
+    def default_metric(self) -> str:
+        """The metric that chooses the best model where the user names none."""
+
+    @property
+    def metric_style(self) -> str:
+        """How a metric that the user names takes predictions, see `ft.metrics.NamedMetrics`."""
+        return "classes"
 
     @abstractmethod
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -104,15 +143,16 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, scores: np.ndarray) -> np.ndarray:
-        """(rows,) the predicted targets, as the numbers that `encode_targets` gives."""
+        """The predicted targets, as the numbers that `encode_targets` gives."""
 
     @abstractmethod
     def describe_prediction(self, scores: np.ndarray) -> dict[str, Any]:
-        """One row's prediction and probabilities, for predictions.jsonl; `scores` is (targets,)."""
+        """One row's prediction, and probabilities where there are some, for predictions.jsonl; `scores` is
+        (targets,)."""
 
     @abstractmethod
-    def describe_target(self, label: int) -> Any:
-        """The target as it stands in the user's data."""
+    def describe_target(self, label: Any) -> Any:
+        """An encoded target as it stands in the user's data."""
 
     @abstractmethod
     def card_labels(self) -> str:

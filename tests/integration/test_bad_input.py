@@ -131,12 +131,16 @@ FILES = {
         (HEADER + ROWS + "so so,3\n").encode(),
         ["'label'", "row 20", "'3'", "one type"],
     ),
-    "float labels": (
+    "a name among float labels": (
         "t.jsonl",
-        lines(*[{"text": "a", "label": 1.0}, {"text": "b", "label": 2.5}] * 9),
-        ["'label'", "row 1", r"2\.5", "whole numbers"],
+        lines(*[{"text": "a", "label": 1.0}, {"text": "b", "label": 2.5}] * 9, {"text": "c", "label": "n/a"}),
+        ["'label'", "row 18", "'n/a'", "no finite number"],
     ),
-    "lists as labels": ("t.jsonl", lines(*[{"text": "a", "label": [1]}] * 9), ["'label'", "list", "names"]),
+    "the same list everywhere": (
+        "t.jsonl",
+        lines(*[{"text": "a", "label": [1]}] * 9),
+        ["'label'", "same labels", "nothing to tell apart"],
+    ),
     "numbers as text": (
         "t.jsonl",
         lines(*[{"text": 1, "label": "a"}] * 9),

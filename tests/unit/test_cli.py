@@ -259,3 +259,74 @@ def test_neither_help_nor_a_mistake_imports_torch():
             [sys.executable, "-c", code.format(word=word)], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+# --- weights by label
+
+
+@pytest.mark.parametrize(
+    "word, weights",
+    [
+        ("none", "none"),
+        ("null", "none"),
+        ("balanced", "balanced"),
+        ("good=2,bad = 0.5", {"good": 2, "bad": 0.5}),
+        ("a=b=2", {"a=b": 2}),
+        ('{"a, b": 2, "1": 3e-1}', {"a, b": 2, "1": 0.3}),
+    ],
+)
+def test_weights_by_label_on_the_command_line(word, weights):
+    config = config_of(*NEEDED, "--class_weights", word)
+    assert config.weights("class_weights") == weights and config.weights("pos_weight") == "none"
+
+
+@pytest.mark.parametrize("content", ["{good: 2, bad: 0.5}", '\n  good: 2\n  bad: "0.5"', "good=2,bad=0.5"])
+def test_weights_by_label_in_yaml(tmp_path, content):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"model_name_or_path: m\ntrain_file: t.csv\nclass_weights: {content}\n")
+    config = config_of(str(path))
+    assert config.weights("class_weights") == {"good": 2, "bad": 0.5}
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(config))
+    assert config_of(str(again)) == config
+
+
+def test_labels_that_yaml_would_read_as_something_else_keep_their_names(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model_name_or_path: m\ntrain_file: t.csv\nclass_weights: {yes: 2, 01: 3, 1.0: 4, null: 5}\n"
+    )
+    assert config_of(str(path)).weights("class_weights") == {"yes": 2, "01": 3, "1.0": 4, "null": 5}
+
+
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("ballanced", "found 'ballanced', expected none, balanced, or weights by label"),
+        ("good:2", "expected none, balanced"),
+        ("good=2,", "expected none, balanced"),
+        ("good=much", "'good' has the weight 'much', expected a finite number above 0"),
+        ("good=0", "'good' has the weight '0'"),
+        ("good=-1", "above 0"),
+        ("good=nan", "finite"),
+        ("good=inf", "finite"),
+        ("good=1,good=2", "'good' has two weights"),
+        ('{"good": 1, "good": 2}', "'good' has two weights"),
+        ('{"good": [1]}', "'good' has the weight [1]"),
+        ('{"good": 1', "not whole JSON"),
+    ],
+)
+def test_weights_that_are_none(capsys, word, said):
+    for key in ("class_weights", "pos_weight"):
+        message = refused(capsys, *NEEDED, f"--{key}", word)
+        assert message.startswith(f"error: {key}: ") and said in message
+
+
+def test_a_label_twice_in_a_mapping_of_yaml_is_refused(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("model_name_or_path: m\ntrain_file: t.csv\nclass_weights: {good: 2, good: 3}\n")
+    assert "'good' has two weights" in refused(capsys, str(path))
+
+
+def test_an_empty_delimiter_is_refused(capsys):
+    assert "label_delimiter" in refused(capsys, *NEEDED, "--label_delimiter", "")

@@ -13,12 +13,17 @@ FLOORS = [
     floor.split()
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling",
-        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.watchdog "
-        "ft.writer ft.recipes ft.analysis.statistics ft.analysis.calibration ft.analysis.errors",
+        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.values "
+        "ft.watchdog ft.writer ft.recipes ft.analysis.statistics ft.analysis.calibration ft.analysis.errors",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks",
         "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions",
-        "ft.data.encode ft.data.sources ft.runtime ft.tasks.text_classification ft.scored "
+        "ft.data.encode ft.data.sources ft.runtime ft.scored ft.tasks.text_classification.kind "
+        "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
+        "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
         "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
+        "ft.tasks.text_classification.multi_label ft.tasks.text_classification.regression "
+        "ft.tasks.text_classification.single_label",
+        "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
         "ft.resume ft.assess",
@@ -110,18 +115,35 @@ def test_one_file_knows_each_tracker():
 
 
 def concrete_tasks():
-    return {name for name in FILES if name.startswith("ft.tasks.")} - {"ft.tasks.base"}
+    """The files of each task: one module, or a package."""
+    tasks = {}
+    for name in FILES:
+        if name.startswith("ft.tasks.") and name != "ft.tasks.base":
+            tasks.setdefault(".".join(name.split(".")[:3]), set()).add(name)
+    return tasks
+
+
+KINDS = {f"ft.tasks.text_classification.{kind}" for kind in ("single_label", "multi_label", "regression")}
 
 
 def test_a_task_knows_neither_the_config_nor_another_task():
     tasks = concrete_tasks()
     assert tasks
-    for name in tasks:
-        assert not ({"ft.config", "ft.cli", "ft.tasks"} | tasks) & imports_of(TREES[name]), name
+    for task, files in tasks.items():
+        others = set().union(*(tasks[other] for other in tasks if other != task))
+        for name in files:
+            assert not ({"ft.config", "ft.cli", "ft.tasks"} | others) & imports_of(TREES[name]), name
+
+
+def test_a_kind_of_text_classification_knows_no_other():
+    assert KINDS < FILES.keys()
+    for name in KINDS:
+        assert not (KINDS | {"ft.tasks.text_classification"}) & imports_of(TREES[name]), name
+    assert KINDS < imports_of(TREES["ft.tasks.text_classification"])
 
 
 def test_the_loop_and_the_evaluation_name_no_task():
-    names = {name.rpartition(".")[2] for name in concrete_tasks()}
+    names = {name.rpartition(".")[2] for name in [*concrete_tasks(), *KINDS]}
     words = names | {name.title().replace("_", "") for name in names} | {"classification", "label_names"}
     for script in ("train", "eval", "ft.run", "ft.evaluation"):
         text = FILES[script].read_text(encoding="utf-8")

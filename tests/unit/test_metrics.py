@@ -5,8 +5,19 @@ import pytest
 from sklearn import metrics as sk
 
 from ft.errors import UserError
-from ft.metrics import CLASSIFICATION_METRICS, NamedMetrics, classification_metrics
-from ft.tasks.text_classification import TextClassification, softmax
+from ft.metrics import (
+    AT_HALF,
+    CLASSIFICATION_METRICS,
+    MULTILABEL_METRICS,
+    REGRESSION_METRICS,
+    NamedMetrics,
+    classification_metrics,
+    multilabel_metrics,
+    regression_metrics,
+    sigmoid,
+    softmax,
+)  # fmt: skip
+from ft.tasks.text_classification import TextClassification
 
 
 def certain(predicted, classes):
@@ -92,6 +103,79 @@ def test_logits_far_apart_are_no_nan():
     assert np.array_equal(found, [[1, 0], [0, 1]])
 
 
+# --- several labels
+
+
+def test_several_labels_by_hand():
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
+    scores = np.array([[0.9, 0.2, 0.1], [0.6, 0.7, 0.1], [0.1, 0.2, 0.3], [0.1, 0.1, 0.5]])
+    found = multilabel_metrics(scores, labels, ["a", "b", "c"])
+    # Said: a in rows 0 and 1, b in row 1, c in row 3. Right: a in row 0, b in row 1. True: a, b, b.
+    assert found["precision_micro"] == 2 / 4 and found["recall_micro"] == 2 / 3
+    assert found["f1_micro"] == pytest.approx(4 / 7)
+    assert found["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    # Rows: one said, two true; two said, one true; nothing said and nothing true; one said that is wrong.
+    assert found["f1_samples"] == pytest.approx((2 / 3 + 2 / 3 + 1 + 0) / 4)
+    assert found["subset_accuracy"] == 1 / 4
+    assert found["per_label"]["c"] == {"threshold": 0.5, "precision": 0, "recall": 0, "f1": 0, "support": 0}
+    assert found["auroc"] == pytest.approx(
+        (1 + 3.5 / 4) / 2
+    )  # of a, and of b, where one pair of four is a tie
+    assert set(found) == {*MULTILABEL_METRICS, "per_label"}
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_several_labels_equal_scikit_learn(width):
+    generator = np.random.default_rng(width)
+    labels = generator.integers(0, 2, (200, width))
+    probabilities = sigmoid(generator.normal(size=labels.shape) + labels)
+    limits = generator.uniform(0.3, 0.7, width)
+    found = multilabel_metrics(probabilities, labels, [f"label {i}" for i in range(width)], limits)
+    for ending, used in (("", limits), (AT_HALF, np.full(width, 0.5))):
+        predicted = (probabilities >= used).astype(int)
+        for average in ("micro", "macro", "samples"):
+            expected = sk.f1_score(labels, predicted, average=average, zero_division=1)
+            assert found[f"f1_{average}{ending}"] == pytest.approx(expected)
+        for average in ("micro", "macro"):
+            for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score)):
+                assert found[f"{name}_{average}{ending}"] == pytest.approx(
+                    score(labels, predicted, average=average)
+                )
+        assert found[f"subset_accuracy{ending}"] == sk.accuracy_score(labels, predicted)
+    assert found["auroc"] == pytest.approx(sk.roc_auc_score(labels, probabilities, average="macro"))
+    assert [row["threshold"] for row in found["per_label"].values()] == limits.tolist()
+
+
+def test_one_label_of_several_is_no_pair_of_classes():
+    labels, scores = np.array([[1], [0], [0]]), np.array([[0.9], [0.8], [0.1]])
+    found = multilabel_metrics(scores, labels, ["spam"])
+    assert found["f1_micro"] == found["f1_macro"] == pytest.approx(2 / 3) and found["auroc"] == 1
+
+
+def test_a_label_without_rows_or_without_other_rows_has_no_auroc():
+    labels = np.array([[1, 0, 1], [1, 0, 0]])
+    assert multilabel_metrics(np.full((2, 3), 0.4), labels, list("abc"))["auroc"] == 0.5
+    assert multilabel_metrics(np.full((2, 2), 0.4), labels[:, :2], list("ab"))["auroc"] is None
+
+
+# --- numbers
+
+
+def test_numbers_by_hand():
+    found = regression_metrics(np.array([1.0, 2.0, 6.0]), np.array([1.0, 3.0, 5.0]))
+    assert found["mse"] == pytest.approx(2 / 3) and found["mae"] == pytest.approx(2 / 3)
+    assert found["r2"] == pytest.approx(1 - 2 / 8) and found["spearmanr"] == 1
+    assert found["pearsonr"] == pytest.approx(np.corrcoef([1, 2, 6], [1, 3, 5])[0, 1])
+    assert set(found) == set(REGRESSION_METRICS)
+
+
+def test_without_spread_there_is_no_correlation():
+    found = regression_metrics(np.array([1.0, 2.0]), np.array([3.0, 3.0]))
+    assert found["r2"] is found["pearsonr"] is found["spearmanr"] is None and found["mae"] == 1.5
+    found = regression_metrics(np.array([3.0, 3.0]), np.array([1.0, 2.0]))
+    assert found["pearsonr"] is found["spearmanr"] is None and found["r2"] == -9
+
+
 # --- the metrics that a user names
 
 
@@ -141,11 +225,71 @@ def test_a_metric_of_evaluate_in_a_folder(tmp_path):
     assert named.compute(LABELS, LABELS, {}, 3) == {"errors": 0}  # and again
 
 
-def test_the_task_gives_the_metrics_that_it_names():
+def test_the_names_of_evaluate_stand_for_ours_of_the_kind():
+    labels, scores = np.eye(3, dtype=int), np.full((3, 3), 0.6)
+    ours = multilabel_metrics(scores, labels, list("abc"))
+    named = NamedMetrics(["f1", "accuracy", "roc_auc"], list(MULTILABEL_METRICS), "labels")
+    assert named.compute(scores > 0.5, labels, ours, 3) == {
+        "f1": ours["f1_micro"], "accuracy": ours["subset_accuracy"], "roc_auc": ours["auroc"],
+    }  # fmt: skip
+    ours = regression_metrics(np.arange(3.0), np.arange(3.0) + 1)
+    named = NamedMetrics(["mse", "r_squared", "spearmanr"], list(REGRESSION_METRICS), "numbers")
+    found = named.compute(np.arange(3.0), np.arange(3.0) + 1, ours, 1)
+    assert found == {"mse": ours["mse"], "r_squared": ours["r2"], "spearmanr": ours["spearmanr"]}
+
+
+@pytest.mark.parametrize(
+    "name, style", [("f1", "numbers"), ("accuracy", "numbers"), ("mse", "labels"), ("spearmanr", "classes")]
+)
+def test_a_metric_of_another_kind_of_label_is_refused(name, style):
+    with pytest.raises(UserError, match=f"metrics: '{name}' is not for this kind of label; expected one of"):
+        NamedMetrics([name], [], style)
+
+
+def test_a_folder_whose_metric_cannot_take_the_labels_is_refused_before_training(tmp_path):
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "errors.py").write_text(METRIC)
+    with pytest.raises(UserError, match=r"metrics: .*errors' does not take the predictions of this kind"):
+        NamedMetrics([str(tmp_path / "errors")], [], "labels")
+    floats = METRIC.replace('"int32"', '"float32"').replace(
+        '{"errors": sum(p != r for p, r in zip(', "abs(sum("
+    )
+    floats = floats.replace("predictions, references))}", "predictions) - sum(references))")
+    (tmp_path / "bias").mkdir()
+    (tmp_path / "bias" / "bias.py").write_text(floats)  # gives a bare number, as r_squared does
+    named = NamedMetrics([str(tmp_path / "bias")], [], "numbers")
+    assert named.compute(np.array([1.5, 2.0]), np.array([1.0, 1.0]), {}, 1) == {"bias": 1.5}
+
+
+STATES = {
+    "single_label_classification": (certain(PREDICTED, 3), LABELS, {}),
+    "multi_label_classification": (np.eye(3)[PREDICTED] * 4 - 2, np.eye(3, dtype=np.uint8)[LABELS], {}),
+    "regression": (PREDICTED[:, None] - 1.0, LABELS * 0.5, {"mean": 1.0, "std": 2.0}),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_the_task_gives_the_metrics_that_it_names(kind):
+    scores, labels, learned = STATES[kind]
     task = TextClassification()
-    task.load_state({"label_names": ["a", "b", "c"]})
-    found = task.metrics(certain(PREDICTED, 3).astype(np.float32), LABELS)
+    task.load_state({"problem_type": kind, "label_names": ["a", "b", "c"], **learned})
+    task.calibration = task.calibrate(scores, labels)
+    found = task.metrics(scores.astype(np.float32), labels)
     assert set(task.metric_names()) == {
         key for key, value in found.items() if not isinstance(value, dict | list)
     }
-    assert task.predictions(certain(PREDICTED, 3)).tolist() == PREDICTED.tolist()
+    assert task.default_metric in found and set(task.headline) <= set(found)
+    undecided = TextClassification().metric_names()  # before the kind is known
+    assert set(task.metric_names()) <= set(undecided)
+
+
+def test_predictions_are_in_the_form_of_the_labels():
+    for kind, (scores, _, learned) in STATES.items():
+        task = TextClassification()
+        task.load_state({"problem_type": kind, "label_names": ["a", "b", "c"], **learned})
+        expected = {
+            "single_label_classification": PREDICTED.tolist(),
+            "multi_label_classification": np.eye(3)[PREDICTED].tolist(),
+            "regression": (scores[:, 0] * 2 + 1).tolist(),
+        }
+        assert task.predictions(scores).tolist() == expected[kind]

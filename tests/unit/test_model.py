@@ -16,7 +16,7 @@ from ft.tasks.text_classification import TextClassification
 def built(path, notes=None, config_class=Config, **options):
     config = config_class(model_name_or_path=str(path), **options)
     task = TextClassification()
-    task.load_state({"label_names": ["bad", "fine", "good"]})
+    task.load_state({"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]})
     return build_model(
         config, task, load_model_config(config), load_tokenizer(config), [] if notes is None else notes
     )

@@ -2,17 +2,15 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from conftest import make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import Prepared, jsonl
 
-from ft.config import DataOptions
 from ft.data import encode
-from ft.data.prepare import prepare_data
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -28,40 +26,6 @@ def tokenizer(tiny_model):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_model)
-
-
-class Prepared:
-    """The data of some options; `encoded` counts the rows that were encoded for it."""
-
-    def __init__(self, tokenizer, max_length=64, splits=(), task=None, **options):
-        self.task = task or TextClassification()
-        self.encoded = 0
-        options = {
-            key: str(value) if key.endswith(("file", "name")) else value for key, value in options.items()
-        }
-        self.data = prepare_data(
-            DataOptions(**options), self.task, tokenizer, max_length, self.progress, splits
-        )
-        self.notes, self.facts, self.splits = self.data.notes, self.data.facts, self.data.splits
-        self.names = self.task.label_names
-
-    @contextmanager
-    def progress(self, **options):
-        yield self
-
-    def update(self, count):
-        self.encoded += count
-
-    def texts(self, split):
-        return self.splits[split].table["text"].to_pylist()
-
-    def labels(self, split):
-        return [self.names[number] for number in self.splits[split].labels]
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 # --- encoding
@@ -306,7 +270,7 @@ def test_a_test_split_without_labels_is_not_scored_and_that_is_said(tokenizer, r
 
 def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenizer, reviews):
     task = TextClassification()
-    task.load_state({"label_names": ["good", "fine", "bad"]})
+    task.load_state({"problem_type": "single_label_classification", "label_names": ["good", "fine", "bad"]})
     made = Prepared(tokenizer, dataset_name=reviews, splits=("test",), task=task)
     assert set(made.splits) == {"test"} and made.names == ["good", "fine", "bad"]
     assert made.labels("test") == [row["label"] for row in make_rows(47, seed=2)]

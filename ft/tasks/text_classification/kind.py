@@ -1,0 +1,153 @@
+"""What differs between the kinds of text classification: targets, losses of the rows, results."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ft.errors import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from ft.analysis.predictions import Predictions
+
+# In the config of an exported model; its own "temperature" is about generating texts.
+TEMPERATURE = "calibration_temperature"
+OURS = (TEMPERATURE, "thresholds", "target_mean", "target_std", "target_head_bias")  # in such a config
+
+
+class Kind(ABC):
+    """One kind of text classification. It knows neither the model nor the run: rows come as columns and
+    arrays, scores are what the model's head gives."""
+
+    problem_type: ClassVar[str]  # Transformers' name
+    headline: ClassVar[tuple[str, ...]]
+    default_metric: ClassVar[str]
+    metric_style: ClassVar[str]  # see `ft.metrics.NamedMetrics`
+    blank_is_a_target: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.label_names: list[str] = []
+        self.calibration: dict[str, Any] = {}
+
+    # --- targets
+
+    @abstractmethod
+    def learn(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
+    ) -> list[str]:
+        """See `Task.learn_targets`."""
+
+    @abstractmethod
+    def encode(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
+    ) -> pa.Array:
+        """See `Task.encode_targets`."""
+
+    def fit(self, labels: np.ndarray) -> None:  # noqa: B027
+        """See `Task.fit`."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Task.state`."""
+        return {"label_names": self.label_names}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+        self.label_names = state["label_names"]
+
+    def load_from_model(self, model_config: Any) -> None:
+        """The names of the labels are the model's `id2label`; a temperature comes along from training."""
+        self.label_names = [model_config.id2label[number] for number in range(model_config.num_labels)]
+        temperature = getattr(model_config, TEMPERATURE, None)
+        self.calibration = {} if temperature is None else {"temperature": temperature}
+
+    def configure(self, model_config: Any) -> None:
+        """Write into a model's config what `load_from_model` reads: the export carries it."""
+        model_config.num_labels = len(self.label_names)
+        model_config.id2label = dict(enumerate(self.label_names))
+        model_config.label2id = {name: number for number, name in enumerate(self.label_names)}
+        model_config.problem_type = self.problem_type
+        for name in OURS:
+            vars(model_config).pop(name, None)  # of the model that was trained on
+        if "temperature" in self.calibration:
+            setattr(model_config, TEMPERATURE, self.calibration["temperature"])
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """See `Task.strata`."""
+        return labels
+
+    @abstractmethod
+    def describe(self) -> str:
+        """See `Task.describe`."""
+
+    @abstractmethod
+    def describe_target(self, label: Any) -> Any:
+        """See `Task.describe_target`."""
+
+    # --- loss
+
+    def row_weights(self, labels: np.ndarray) -> np.ndarray:
+        """See `Task.row_weights`."""
+        return np.ones(len(labels))
+
+    @abstractmethod
+    def training_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(rows,) of logits (rows, head) float32: what is learned from; weights of rows are not in it."""
+
+    @abstractmethod
+    def plain_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(rows,) of logits (rows, head) float32: what an evaluation reports, the same for any weights,
+        focusing or smoothing."""
+
+    # --- weights of the model
+
+    def head_loaded(self, model: torch.nn.Module, new: set[str]) -> None:  # noqa: B027
+        """Look at a model that was just built; `new` are the names of the parameters that no file gave."""
+
+    def export_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See `Task.export_weights`."""
+        return state
+
+    def import_weights(self, model: torch.nn.Module, model_config: dict[str, Any]) -> None:  # noqa: B027
+        """See `Task.import_weights`."""
+
+    # --- results
+
+    @abstractmethod
+    def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """See `Task.metrics`."""
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """See `Task.metric_names`."""
+
+    def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """See `Task.calibrate`."""
+        return {}
+
+    @abstractmethod
+    def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
+        """See `Task.judge`."""
+
+    @abstractmethod
+    def predictions(self, scores: np.ndarray) -> np.ndarray:
+        """See `Task.predictions`."""
+
+    @abstractmethod
+    def describe_prediction(self, scores: np.ndarray) -> dict[str, Any]:
+        """See `Task.describe_prediction`."""
+
+    def card_labels(self) -> str:
+        """One name a line, quoted, in a block of code: shown as it is, whatever it means to Markdown or
+        HTML."""
+        names = "\n".join(json.dumps(printable(name), ensure_ascii=False) for name in self.label_names)
+        return f"```text\n{names}\n```"
+
+    @abstractmethod
+    def card_usage(self) -> str:
+        """The lines of Python that follow `classify = pipeline(...)` and `text = ...` in the model card."""

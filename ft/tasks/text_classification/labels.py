@@ -1,0 +1,291 @@
+"""A label column of any type as the names of its labels, and the kind of learning that it asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ft.data.audit import describe_rows
+from ft.data.files import MIXED
+from ft.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+WHOLE = re.compile(r"-?[0-9]{1,18}")  # in 64 bits; a longer row of digits is a name
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+DELIMITERS = "|;,"  # that a column of several names a row may have
+
+
+def choose_problem_type(
+    values: pa.ChunkedArray, field: pa.Field, names: list[str] | None, delimiter: str | None
+) -> tuple[str, str]:
+    """What a label column asks for, under Transformers' name, and why: lists (or a delimiter) are
+    multi-label, numbers that are not all whole are regression, everything else is single-label."""
+    import pyarrow as pa
+
+    where = f"the label column {field.name!r} holds"
+    if is_list(values.type):
+        return MULTI, f"{where} lists"
+    if delimiter is not None:
+        return MULTI, "label_delimiter is set"
+    if names is not None:
+        return SINGLE, f"{where} classes"
+    if is_mixed(field):
+        plain = [json.loads(value) for value in values.to_pylist() if value is not None]
+        numbers = [v for v in plain if isinstance(v, int | float) and not isinstance(v, bool)]
+        if any(isinstance(value, list) for value in plain):
+            return MULTI, f"{where} lists"
+        fractions = any(number != number // 1 for number in numbers)
+        is_regression = fractions and 2 * len(numbers) > len(plain)
+    elif pa.types.is_large_string(values.type):
+        is_regression = _mostly_fractions(values)
+    elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        array = np.asarray(values.drop_null().cast(pa.float64()))
+        is_regression = bool((array[np.isfinite(array)] % 1 != 0).any())
+    else:
+        is_regression = False
+    if is_regression:
+        return REGRESSION, f"{where} numbers that are not all whole"
+    return SINGLE, f"{where} one name or whole number a row"
+
+
+def _mostly_fractions(values: pa.ChunkedArray) -> bool:
+    """Whether most of the texts are numbers, and not all of these whole."""
+    import pyarrow.compute as pc
+
+    counts = pc.value_counts(pc.utf8_trim_whitespace(values.drop_null())).to_pylist()
+    numbers = [entry for entry in counts if DECIMAL.fullmatch(entry["values"])]
+    fractions = any(float(entry["values"]) % 1 for entry in numbers)
+    return fractions and 2 * sum(e["counts"] for e in numbers) > sum(
+        e["counts"] for e in counts if e["values"]
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds a list a row."""
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_mixed(field: pa.Field) -> bool:
+    """Whether a column holds values of several types, as JSON texts."""
+    return bool(field.metadata) and MIXED.items() <= field.metadata.items()
+
+
+def in_order(found: Sequence[str], names: list[str] | None) -> list[str]:
+    """The labels of a column in the order of their numbers: that of a ClassLabel where there is one; else
+    whole numbers in numerical and names in alphabetical (code point) order."""
+    whole = all(map(WHOLE.fullmatch, found))
+    return list(names) if names else sorted(found, key=int if whole else None)
+
+
+def numbers_of(names: Any, label_names: list[str], rows: np.ndarray, split: str) -> np.ndarray:
+    """(names,) int32: the number of each name. `rows` are the row numbers of `names`, for the `UserError`
+    that an unknown one is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbers = pc.index_in(names, value_set=pa.array(label_names, pa.large_string()))
+    unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
+    if len(unknown):
+        raise UserError(
+            f"{split} data: {describe_rows(np.unique(rows[unknown]))}: found the label "
+            f"{names[int(unknown[0])].as_py()!r}, which training lacks; rows count from 0. Expected one "
+            f"of {', '.join(label_names[:20])}{', ...' if len(label_names) > 20 else ''}. "
+            "Mend the label, or add training rows that have it."
+        )
+    return np.asarray(numbers).astype(np.int32)
+
+
+def joined_by(names: Sequence[str]) -> str | None:
+    """The delimiter that seems to join several labels into one name ("a|b" beside "a" and "b"), if any."""
+    for delimiter in DELIMITERS:
+        parts = [name.split(delimiter) for name in names]
+        joined = [pieces for pieces in parts if len(pieces) > 1]
+        single = {pieces[0].strip() for pieces in parts if len(pieces) == 1}
+        if joined and any(all(piece.strip() in single for piece in pieces) for pieces in joined):
+            return delimiter
+    return None
+
+
+def names_of(
+    values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
+) -> pa.ChunkedArray:
+    """One label a row, of any type, as its name. Raises `UserError` for a column that mixes types."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    where = f"{split} data: the label column {field.name!r}"
+    if names is not None:
+        return _class_names(values, names, rows, where)
+    if is_mixed(field):
+        plain = [json.loads(value) for value in values.to_pylist()]
+        if {type(value) for value in plain} == {
+            int
+        }:  # some beyond 64 bits; in a csv file, too, they are names
+            return pa.chunked_array([pa.array(map(str, plain), pa.large_string())])
+        raise _mixed(plain, rows, where, "labels of one type")
+    if pa.types.is_boolean(values.type):
+        return pc.if_else(values, "true", "false").cast(pa.large_string())
+    if pa.types.is_integer(values.type):
+        return values.cast(pa.large_string())
+    if pa.types.is_large_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        number = {name: bool(NUMBER.fullmatch(name)) for name in values.unique().to_pylist()}
+        if not any(number.values()):
+            return values
+        if not all(number.values()):
+            listed = values.to_pylist()
+            # Whichever kind is rarer is the odd one.
+            few = sum(number[name] for name in listed) * 2 < len(listed)
+            odd = next(i for i, name in enumerate(listed) if number[name] == few)
+            raise UserError(
+                f"{where} mixes numbers and names: row {rows[odd]} holds {listed[odd]!r}, unlike most "
+                "others; rows count from 0. Expected labels of one type."
+            )
+        if all(map(WHOLE.fullmatch, number)):
+            return values.cast(pa.int64()).cast(pa.large_string())  # "01" and "1" are one class
+        values = values.cast(pa.float64())
+    if is_list(values.type):
+        raise UserError(
+            f"{where} holds {values.type}, expected one whole number or name a row; for lists of labels, set "
+            f"problem_type: {MULTI}."
+        )
+    if not pa.types.is_floating(values.type):
+        raise UserError(f"{where} holds {values.type}, expected whole numbers or names.")
+    numbers = np.asarray(values, np.float64)
+    broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
+    if len(broken):
+        raise UserError(
+            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no class; rows count "
+            "from 0. Expected whole numbers or names; for numbers to predict, set problem_type: "
+            f"{REGRESSION}."
+        )
+    return pa.chunked_array([pa.array(numbers.astype(np.int64)).cast(pa.large_string())])
+
+
+def name_lists_of(
+    values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
+    delimiter: str | None,
+) -> tuple[pa.Array, np.ndarray]:  # fmt: skip
+    """Any number of labels a row, as their names one after another, and the place in `rows` of each.
+
+    Takes lists of names, whole numbers or classes, and texts of names with a delimiter between them, whose
+    empty parts are no labels. Raises `UserError` for anything else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    where = f"{split} data: the label column {field.name!r}"
+    if is_mixed(field):
+        plain = [json.loads(value) for value in values.to_pylist()]
+        raise _mixed(plain, rows, where, "a list of labels in every row")
+    values = pa.chunked_array([values.combine_chunks()]) if values.num_chunks != 1 else values
+    are_texts = pa.types.is_large_string(values.type)
+    if are_texts:
+        _refuse_written_lists(values, rows, where)
+        if delimiter is None:
+            raise UserError(
+                f"{where} holds texts ({values[0].as_py()!r} in row {rows[0]}); set label_delimiter to what "
+                'stands between the labels of a row, for example "|".'
+            )
+        values = pc.split_pattern(values, delimiter)
+    elif not is_list(values.type):
+        raise UserError(
+            f"{where} holds {values.type}; multi-label expects a list of labels a row, or texts with a "
+            f"label_delimiter. For one label a row, set problem_type: {SINGLE}."
+        )
+    flat = pc.list_flatten(values).combine_chunks()
+    places = np.asarray(pc.list_parent_indices(values)).astype(np.int64)
+    if pa.types.is_dictionary(flat.type):
+        flat = flat.cast(flat.type.value_type)
+    missing = np.flatnonzero(np.asarray(pc.is_null(flat, nan_is_null=True)))
+    if pa.types.is_null(flat.type):  # empty lists alone
+        flat = flat.cast(pa.large_string())
+    if len(missing):
+        raise UserError(
+            f"{where}: {describe_rows(np.unique(rows[places[missing]]))}: holds null among the labels of the "
+            "row; rows count from 0. Take it out of the list, or leave the list empty."
+        )
+    flat = _flat_names(flat, rows[places], where, names)
+    blank = np.asarray(pc.equal(pc.utf8_length(flat), 0))
+    if blank.any() and not are_texts:
+        raise UserError(
+            f"{where}: {describe_rows(np.unique(rows[places[blank]]))}: holds an empty name among the labels "
+            "of the row; rows count from 0. Take it out of the list, or leave the list empty."
+        )
+    return flat.filter(pa.array(~blank)), places[~blank]
+
+
+def _flat_names(flat: pa.Array, rows: np.ndarray, where: str, names: list[str] | None) -> pa.Array:
+    """The elements of lists as names."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if names is not None:
+        return _class_names(flat, names, rows, where).combine_chunks()
+    if pa.types.is_boolean(flat.type):
+        return pc.if_else(flat, "true", "false").cast(pa.large_string())
+    if (
+        pa.types.is_string(flat.type)
+        or pa.types.is_large_string(flat.type)
+        or pa.types.is_string_view(flat.type)
+    ):
+        return pc.utf8_trim_whitespace(flat.cast(pa.large_string()))
+    if pa.types.is_integer(flat.type):
+        return flat.cast(pa.large_string())
+    if pa.types.is_floating(flat.type):
+        numbers = np.asarray(flat, np.float64)
+        broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
+        if not len(broken):
+            return pa.array(numbers.astype(np.int64)).cast(pa.large_string())
+        raise UserError(
+            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no label; rows count "
+            "from 0. Expected lists of names or whole numbers."
+        )
+    raise UserError(f"{where} holds lists of {flat.type}, expected lists of names or whole numbers.")
+
+
+def _class_names(values: Any, names: list[str], rows: np.ndarray, where: str) -> pa.ChunkedArray:
+    """The names of the numbers of a ClassLabel."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    outside = np.flatnonzero((np.asarray(values) < 0) | (np.asarray(values) >= len(names)))
+    if len(outside):
+        raise UserError(
+            f"{where}: {describe_rows(rows[outside])}: found {values[int(outside[0])]}, expected the "
+            f"number of one of its {len(names)} classes (0 to {len(names) - 1})."
+        )
+    return pc.take(pa.chunked_array([pa.array(names, pa.large_string())]), values)
+
+
+def _refuse_written_lists(values: pa.ChunkedArray, rows: np.ndarray, where: str) -> None:
+    """A csv cannot hold lists: "['a', 'b']" is a text that only looks like one."""
+    import pyarrow.compute as pc
+
+    written = np.flatnonzero(np.asarray(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$")))
+    if len(written):
+        place = int(written[0])
+        raise UserError(
+            f"{where}: row {rows[place]} holds {values[place].as_py()!r}, a list written as a text; rows "
+            'count from 0. Write the labels as "a|b" and set label_delimiter: "|", or use jsonl or parquet.'
+        )
+
+
+def _mixed(plain: list[Any], rows: np.ndarray, where: str, expected: str) -> UserError:
+    """What to say of a column of several types."""
+    kinds = [type(value).__name__ for value in plain]
+    odd = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 0)
+    return UserError(
+        f"{where} mixes types: row {rows[0]} holds {plain[0]!r} ({kinds[0]}) and row {rows[odd]} holds "
+        f"{plain[odd]!r} ({kinds[odd]}); rows count from 0. Expected {expected}."
+    )

@@ -1,0 +1,198 @@
+"""Any number of labels for each text, none among them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ft.errors import UserError
+from ft.metrics import AT_HALF, MULTILABEL_METRICS, multilabel_metrics, sigmoid
+from ft.tasks.text_classification.kind import Kind
+from ft.tasks.text_classification.labels import MULTI, in_order, name_lists_of, numbers_of
+from ft.tasks.text_classification.losses import binary_cross_entropy
+from ft.tasks.text_classification.thresholds import DEFAULT, choose_thresholds
+from ft.tasks.text_classification.weights import Weights, described, label_weights
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from ft.analysis.predictions import Predictions
+
+
+class MultiLabel(Kind):
+    """Sigmoid cross-entropy, the mean over labels whose names come from the data, see `labels.in_order`.
+
+    `pos_weight` weights the labels that a row has against those that it has not; `threshold_mode` (none,
+    global or per_label) says how `calibrate` chooses the probability from which on a label counts as
+    predicted."""
+
+    problem_type: ClassVar[str] = MULTI
+    headline: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "subset_accuracy")
+    default_metric: ClassVar[str] = "f1_micro"
+    metric_style: ClassVar[str] = "labels"
+    blank_is_a_target: ClassVar[bool] = True  # of a text with a delimiter
+
+    def __init__(
+        self, delimiter: str | None = None, pos_weight: Weights = "none", gamma: float = 0.0,
+        threshold_mode: str = "global",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.delimiter, self.pos_weight, self.gamma = delimiter, pos_weight, gamma
+        self.threshold_mode = threshold_mode
+        self._weights: np.ndarray | None = None  # (labels,), known once there are training rows
+        self._tensors: dict[Any, torch.Tensor] = {}  # the same on a device
+
+    # --- targets
+
+    def learn(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
+    ) -> list[str]:
+        """The names of the labels, in their order; the same labels in every row are an error."""
+        flat, places = name_lists_of(values, field, rows, "train", names, self.delimiter)
+        found = flat.unique().to_pylist()
+        self.label_names = in_order(found, names)
+        numbers = numbers_of(flat, self.label_names, rows[places], "train")
+        pairs = np.unique(places * max(1, len(self.label_names)) + numbers)  # a row and one of its labels
+        repeated = len(flat) - len(pairs)
+        if repeated and set(found) == {"0", "1"} and len(flat) % len(rows) == 0:
+            raise UserError(
+                f"label_column_name: the training column {field.name!r} holds rows of 0 and 1; expected the "
+                "labels that a row has, by name or number, such as [2, 5]."
+            )
+        counts = np.bincount(pairs % max(1, len(self.label_names)), minlength=1)
+        if not ((counts > 0) & (counts < len(rows))).any():
+            what = f"the same labels ({', '.join(found[:8])})" if found else "no label"
+            raise UserError(
+                f"label_column_name: every row of the training column {field.name!r} has {what}; there is "
+                "nothing to tell apart."
+            )
+        return [f"{repeated:,} labels stand twice in their row, and count once"] if repeated else []
+
+    def encode(
+        self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
+    ) -> pa.Array:
+        """(rows, labels) of 0 and 1, a byte each."""
+        import pyarrow as pa
+
+        flat, places = name_lists_of(values, field, rows, split, names, self.delimiter)
+        matrix = np.zeros((len(rows), len(self.label_names)), np.uint8)
+        matrix[places, numbers_of(flat, self.label_names, rows[places], split)] = 1
+        return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """The rarest label of each row; rows without any are one more stratum."""
+        counts = np.where(labels != 0, labels.sum(axis=0, dtype=np.int64), len(labels) + 1)
+        return np.where(labels.any(axis=1), counts.argmin(axis=1), labels.shape[1])
+
+    def describe(self) -> str:
+        """Number and names of the labels, and their weights."""
+        names = self.label_names
+        text = f"{len(names)} labels, any number a row: {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+        if self.pos_weight == "none" or self._weights is None:
+            return text
+        return f"{text}; pos_weight {described(names, self._weights)}"
+
+    def describe_target(self, label: Any) -> list[str]:
+        """The names of a row's labels."""
+        return [self.label_names[number] for number in np.flatnonzero(label)]
+
+    # --- loss
+
+    def row_weights(self, labels: np.ndarray) -> np.ndarray:
+        """One a row. What is learned here are the weights of the labels; balanced: rows without the label /
+        rows with it, so that both weigh the same."""
+        counts = labels.sum(axis=0, dtype=np.int64)
+        balanced = np.where(counts > 0, (len(labels) - counts) / np.maximum(counts, 1), 1.0)
+        # A label that every training row has would weigh nothing.
+        balanced[counts == len(labels)] = 1.0
+        self._weights = label_weights("pos_weight", self.pos_weight, self.label_names, balanced)
+        self._tensors.clear()
+        return np.ones(len(labels))
+
+    def training_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy, weighted and focused."""
+        return binary_cross_entropy(logits, labels, self._pos_weight(logits), self.gamma)
+
+    def plain_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy."""
+        return binary_cross_entropy(logits, labels)
+
+    def _pos_weight(self, like: torch.Tensor) -> torch.Tensor | None:
+        if self.pos_weight == "none" or self._weights is None:
+            return None
+        if like.device not in self._tensors:  # copied once: a copy makes the host wait
+            self._tensors[like.device] = like.new_tensor(self._weights)
+        return self._tensors[like.device]
+
+    # --- results
+
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """(labels,) those that were chosen, or None."""
+        chosen = self.calibration.get("thresholds")
+        return None if chosen is None else np.array([chosen.get(name, DEFAULT) for name in self.label_names])
+
+    def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """The temperature, see `fit_temperature`, and the thresholds of the plain probabilities under the
+        names of the labels."""
+        from ft.analysis.calibration import fit_temperature
+
+        found: dict[str, Any] = {"temperature": fit_temperature(scores, labels)}
+        if self.threshold_mode != "none":
+            chosen = choose_thresholds(sigmoid(scores), labels, self.threshold_mode == "per_label")
+            found["thresholds"] = dict(zip(self.label_names, chosen.tolist(), strict=True))
+        return found
+
+    def load_from_model(self, model_config: Any) -> None:
+        """The names of the labels, and the thresholds, where the model has some."""
+        super().load_from_model(model_config)
+        thresholds = getattr(model_config, "thresholds", None)
+        self.threshold_mode = "none" if thresholds is None else self.threshold_mode
+        self.calibration |= {} if thresholds is None else {"thresholds": thresholds}
+
+    def configure(self, model_config: Any) -> None:
+        """With the thresholds."""
+        super().configure(model_config)
+        if "thresholds" in self.calibration:
+            model_config.thresholds = self.calibration["thresholds"]
+
+    def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        """See `multilabel_metrics`."""
+        return multilabel_metrics(sigmoid(scores), labels, self.label_names, self.thresholds)
+
+    def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
+        """Any number of labels a row, at the thresholds."""
+        from ft.analysis import predictions
+
+        at_thresholds = None if self.thresholds is None else self.predictions(scores)
+        return predictions.multi_label(sigmoid(scores), labels, at_thresholds)
+
+    def metric_names(self) -> list[str]:
+        """See `MULTILABEL_METRICS`; where thresholds are chosen, those at 0.5 have a name of their own."""
+        at_half = [name + AT_HALF for name in MULTILABEL_METRICS if name != "auroc"]
+        return [*MULTILABEL_METRICS, *(at_half if self.threshold_mode != "none" else [])]
+
+    def predictions(self, scores: np.ndarray) -> np.ndarray:
+        """(rows, labels) of 0 and 1, at the thresholds."""
+        thresholds = DEFAULT if self.thresholds is None else self.thresholds
+        return (sigmoid(scores) >= thresholds).astype(np.int32)
+
+    def describe_prediction(self, scores: np.ndarray) -> dict[str, Any]:
+        """The names of the predicted labels, and the probability of each label."""
+        return {
+            "prediction": self.describe_target(self.predictions(scores[None])[0]),
+            "probabilities": {
+                name: round(float(p), 6) for name, p in zip(self.label_names, sigmoid(scores), strict=True)
+            },
+        }
+
+    def card_usage(self) -> str:
+        """All scores, and the labels from their thresholds on."""
+        threshold = "0.5" if self.thresholds is None else 'model.config.thresholds[score["label"]]'
+        thresholds = "" if self.thresholds is None else "model = classify.model\n"
+        return (
+            f"{thresholds}scores = classify(text, truncation=True, top_k=None)\n"
+            f'[score["label"] for score in scores if score["score"] >= {threshold}]'
+        )

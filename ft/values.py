@@ -1,0 +1,67 @@
+"""Values that options take as short texts: names, durations, weights by label."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from ft.errors import UserError
+
+
+def split_names(value: list[str] | str | None) -> list[str]:
+    """A list of names from a list or from a comma-separated string."""
+    parts = value.split(",") if isinstance(value, str) else (value or [])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_duration(key: str, text: str | None) -> float | None:
+    """Seconds in a duration such as "90", "90s", "45m" or "11h30m"; None for None. `key` names it in an
+    error."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
+    hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
+    if not hours + minutes + seconds:
+        raise UserError(f'{key}: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
+def parse_weights(key: str, value: dict[str, float] | str | None) -> dict[str, float] | str:
+    """ "none", "balanced", or weights by label, from a mapping, a JSON object or "a=2,b=0.5"; null is none.
+    `key` names it in an error."""
+    if value is None or value in ("none", "balanced"):
+        return value or "none"
+    weights: dict[str, float] = {}
+    for name, number in _pairs(key, value):
+        try:
+            weight = float(number)
+        except (TypeError, ValueError):
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise UserError(f"{key}: {name!r} has the weight {number!r}, expected a finite number above 0.")
+        if str(name) in weights:
+            raise UserError(f"{key}: {name!r} has two weights; keep one.")
+        weights[str(name)] = weight
+    return weights
+
+
+def _pairs(key: str, value: dict[str, float] | str) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value, object_pairs_hook=list)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{key}: found {value!r}, which is not whole JSON: {error}.") from None
+    pairs = []
+    for part in value.split(","):
+        name, equals, number = part.rpartition("=")
+        if not equals:
+            raise UserError(
+                f"{key}: found {value!r}, expected none, balanced, or weights by label such as "
+                '"good=1,bad=2.5" (as JSON where a name holds a comma).'
+            )
+        pairs.append((name.strip(), number.strip()))
+    return pairs

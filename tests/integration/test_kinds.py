@@ -1,0 +1,386 @@
+"""Every kind of text classification, and every loss: the same on any launch and after any stop, exported so
+that others can use it, and blind to the test rows."""
+
+import json
+import random
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from compare import largest_difference, without_timing
+from conftest import (
+    flags,
+    launch,
+    metrics_of,
+    score_here,
+    series,
+    train_here,
+    two_processes,
+    write_csv,
+)  # fmt: skip
+
+from ft.errors import UserError
+
+KINDS = {
+    "class weights": ("reviews", {"class_weights": "bad=3,good=0.5"}),
+    "balanced classes, smoothed": ("reviews", {"class_weights": "balanced", "label_smoothing_factor": 0.1}),
+    "focal": ("reviews", {"focal_gamma": 2, "label_smoothing_factor": 0.1}),
+    "tags": ("tags", {"pos_weight": "balanced", "threshold_mode": "per_label"}),
+    "focal tags": ("tags", {"focal_gamma": 1.5, "pos_weight": '{"rare": 4}'}),
+    "scores": ("scores", {"label_column_name": "score"}),
+    "pairs": ("pairs", {"text_column_names": "one,two"}),
+}
+TASKS = ("focal", "tags", "scores", "pairs")  # one of each kind
+
+
+@pytest.fixture
+def config(request, tiny_model, reviews, kinds):
+    """40 updates of one of the kinds, evaluated every 10."""
+    data, options = KINDS[request.param]
+    return {
+        "model_name_or_path": tiny_model, "dataset_name": reviews if data == "reviews" else kinds / data,
+        "learning_rate": 3e-3, "num_train_epochs": 9, "max_train_steps": 40, "logging_steps": 1,
+        "eval_strategy": "steps", "eval_steps": 10, "save_strategy": "no", "max_grad_norm": 0.5, **options,
+    }  # fmt: skip
+
+
+def of_kinds(*names):
+    return pytest.mark.parametrize("config", names, indirect=True)
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# --- one result
+
+ROUNDED = ("train/", "weights", "eval/loss", "eval/mse", "eval/mae", "eval/r2", "eval/pearsonr")
+RANKED = ("eval/auroc", "eval/spearmanr")  # two scores that are nearly the same may change places
+
+
+def tolerance(key):
+    return 1e-5 if key.startswith(ROUNDED) else 1e-3 if key in RANKED else 0
+
+
+@of_kinds(*KINDS)
+def test_accumulation_and_two_processes_give_the_same(config, tmp_path):
+    one, cut, two = (tmp_path / name for name in ("one", "cut", "two"))
+    assert train_here(**config, output_dir=one) == 0
+    losses = list(series(one, "train/loss").values())
+    assert min(losses) < 0.95 * losses[0]  # it learns: the comparison means something
+    assert train_here(**config, output_dir=cut, per_device_train_batch_size=4) == 0
+    done = launch(two_processes(), flags(**config, output_dir=two, per_device_train_batch_size=4))
+    assert done.returncode == 0, done.stderr
+    for other in (cut, two):
+        for key, difference in largest_difference(one, other).items():
+            assert difference <= tolerance(key), (other.name, key)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    assert set(results[0]) == set(results[1]) and results[0]["best/step"] == results[1]["best/step"]
+
+
+def assert_close(one, other, key):
+    """The same tables to the name, and numbers but for the bias of an exported regression head, which has 32
+    bits in another unit."""
+    if isinstance(one, dict | list):
+        assert len(one) == len(other), key
+        names = one if isinstance(one, dict) else range(len(one))
+        for name in names:
+            assert_close(one[name], other[name], f"{key}: {name}")
+    else:
+        assert one == (pytest.approx(other, rel=1e-6) if isinstance(one, float) else other), key
+
+
+def test_rows_weigh_by_their_class_and_not_by_their_micro_batch(tiny_model, reviews, tmp_path):
+    """The logged loss is the weighted mean of the rows of an update, by hand."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    words = {
+        "model_name_or_path": tiny_model, "dataset_name": reviews, "max_train_steps": 1, "logging_steps": 1,
+        "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0", "eval_strategy": "no",
+        "global_batch_size": 203, "per_device_train_batch_size": 13, "class_weights": "bad=3,good=0.5",
+    }  # fmt: skip
+    # A learning rate that moves nothing: the exported model is the one that the loss is of.
+    assert train_here(**words, learning_rate=1e-30, output_dir=tmp_path / "run") == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/final")
+    lines = [line.rpartition(",") for line in (reviews / "train.csv").read_text().splitlines()[1:]]
+    inputs = tokenizer([text for text, _, _ in lines], return_tensors="pt", padding=True)
+    labels = torch.tensor([model.config.label2id[label] for _, _, label in lines])
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    weights = torch.tensor([{"bad": 3.0, "good": 0.5}.get(name, 1.0) for name in model.config.label2id])
+    expected = torch.nn.CrossEntropyLoss(weight=weights)(logits, labels).item()
+    assert series(tmp_path / "run", "train/loss")[1] == pytest.approx(expected, rel=1e-5)
+
+
+@of_kinds(*TASKS)
+def test_a_resumed_run_ends_with_the_same_bytes(config, tmp_path):
+    words = {**config, "save_strategy": "steps", "save_steps": 8, "save_total_limit": 9}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train_here(**words, output_dir=whole) == 0
+    shutil.copytree(whole, cut)
+    for step in (24, 32, 40):
+        shutil.rmtree(cut / f"checkpoints/step-{step:08d}")
+    shutil.rmtree(cut / "final")
+    (cut / "results.json").unlink()
+    assert train_here(**words, output_dir=cut, resume_from_checkpoint="latest") == 0
+    assert without_timing(whole) == without_timing(cut)
+    for name in ("best", "final"):  # the card names the folder of the run
+        mine, its = bytes_of(whole / name), bytes_of(cut / name)
+        assert {k: v for k, v in mine.items() if k != "README.md"} == {
+            k: v for k, v in its.items() if k != "README.md"
+        }
+    results = [json.loads((f / "results.json").read_text()) for f in (whole, cut)]
+    assert all(results[0][k] == results[1][k] for k in results[0] if not k.startswith("perf/"))
+
+
+@of_kinds(*TASKS)
+def test_the_test_labels_change_no_byte_of_best(config, tmp_path):
+    """Never the test split for choosing anything."""
+    assert train_here(**config, output_dir=tmp_path / "a" / "run") == 0
+    data = shutil.copytree(config["dataset_name"], tmp_path / "data")
+    if (data / "test.csv").exists():
+        lines = [line.rpartition(",") for line in (data / "test.csv").read_text().splitlines()]
+        labels = [label for _, _, label in lines[1:]]
+        random.Random(1).shuffle(labels)
+        shuffled = [f"{text},{label}" for (text, _, _), label in zip(lines[1:], labels, strict=True)]
+        (data / "test.csv").write_text("\n".join([lines[0][0] + "," + lines[0][2], *shuffled]) + "\n")
+    else:
+        rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+        labels = [row["labels"] for row in rows]
+        random.Random(1).shuffle(labels)
+        shuffled = [json.dumps({**row, "labels": its}) for row, its in zip(rows, labels, strict=True)]
+        (data / "test.jsonl").write_text("\n".join(shuffled) + "\n")
+    assert train_here(**{**config, "dataset_name": data}, output_dir=tmp_path / "b" / "run") == 0
+    before, after = bytes_of(tmp_path / "a/run/best"), bytes_of(tmp_path / "b/run/best")
+    assert {k: v for k, v in before.items() if k != "README.md"} == {
+        k: v for k, v in after.items() if k != "README.md"
+    }
+    tests = [json.loads((tmp_path / f / "run/results.json").read_text())["test/loss"] for f in "ab"]
+    assert tests[0] != tests[1]  # they were shuffled
+
+
+# --- what others get
+
+
+def score_words(folder, config, output_dir):
+    keys = ("dataset_name", "text_column_names", "label_column_name", "label_delimiter")
+    options = {key: value for key, value in config.items() if key in keys}
+    return {"model_name_or_path": folder, "output_dir": output_dir, "split": "validation", **options}
+
+
+def scored(output_dir):
+    lines = (output_dir / "predictions.jsonl").read_text().splitlines()
+    return json.loads((output_dir / "results.json").read_text()), [json.loads(line) for line in lines]
+
+
+@of_kinds(*TASKS)
+def test_eval_and_pipeline_give_what_training_gave(config, tmp_path):
+    from transformers import pipeline
+
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    trained = json.loads((tmp_path / "run/results.json").read_text())
+    assert score_here(**score_words(tmp_path / "run/final", config, tmp_path / "one")) == 0
+    if "pos_weight" in config:
+        words = flags(**score_words(tmp_path / "run/final", config, tmp_path / "two"))
+        done = launch(two_processes(), words, script="eval.py")
+        assert done.returncode == 0, done.stderr
+    for place in [path for path in (tmp_path / "one", tmp_path / "two") if path.exists()]:
+        results, rows = scored(place)
+        for key in [key for key in trained if key.startswith("eval/")]:
+            assert_close(trained[key], results[key], key)
+        assert [row["row"] for row in rows] == list(range(61))
+    classify = pipeline("text-classification", model=str(tmp_path / "run/final"))
+    texts = [row["text"] if "text" in row else {"text": row["one"], "text_pair": row["two"]} for row in rows]
+    for row, answer in zip(rows, classify(texts, top_k=None, truncation=True), strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        if "probabilities" not in row:
+            assert list(scores) == ["score"]  # the name of the column, and the number in its own unit
+            assert row["prediction"] == pytest.approx(scores["score"], rel=1e-5)
+            continue
+        assert scores == pytest.approx(row["probabilities"], abs=1e-5)
+        if isinstance(row["prediction"], list):
+            limits = classify.model.config.thresholds
+            assert row["prediction"] == [
+                name for name in row["probabilities"] if scores[name] >= limits[name]
+            ]
+            assert isinstance(row["label"], list)
+        else:
+            assert row["prediction"] == max(scores, key=scores.get)
+
+
+@of_kinds("scores")
+def test_numbers_come_back_in_their_own_unit(config, tmp_path, capsys):
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "regression of 'score', mean 4" in said and "test: spearmanr" in said
+    assert score_here(**score_words(tmp_path / "run/best", config, tmp_path / "scored")) == 0
+    results, rows = scored(tmp_path / "scored")
+    predicted, true = (np.array([row[key] for row in rows]) for key in ("prediction", "label"))
+    assert 20 < predicted.mean() < 80 and results["eval/mse"] == pytest.approx(
+        np.mean((predicted - true) ** 2)
+    )
+    exported = json.loads((tmp_path / "run/best/config.json").read_text())
+    lines = (config["dataset_name"] / "train.csv").read_text().splitlines()[1:]
+    training = np.array([float(line.rpartition(",")[2]) for line in lines])
+    assert exported["target_mean"] == pytest.approx(training.mean())
+    assert exported["target_std"] == pytest.approx(training.std())
+    # The loss is the mean squared error in units of the training rows' variance.
+    assert results["eval/loss"] == pytest.approx(results["eval/mse"] / training.var(), rel=1e-4)
+
+
+@of_kinds("scores")
+def test_an_exported_head_comes_back_to_the_bit(config, tmp_path, monkeypatch):
+    """What was trained, what was exported and read again for the test rows: all one."""
+    import ft.model
+
+    states = []
+    original = ft.model.load_weights
+
+    def spy(model, folder, accelerator, task):
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        original(model, tmp_path / "run/final", accelerator, task)
+        states.append((before, {k: v.clone() for k, v in model.state_dict().items()}))
+        original(model, folder, accelerator, task)
+
+    for module in list(sys.modules.values()):
+        if getattr(module, "load_weights", None) is original and module.__name__.startswith("ft."):
+            monkeypatch.setattr(module, "load_weights", spy)
+    words = {**config, "metric_for_best_model": "mse", "greater_is_better": "true"}  # not the last step
+    assert train_here(**words, output_dir=tmp_path / "run") == 0
+    (before, after), *_ = states
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@of_kinds("scores")
+def test_a_regression_goes_on_from_an_exported_one(config, tmp_path):
+    """Its head is taken over, whatever the unit: the first loss is that of the model that was exported."""
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    words = {**config, "model_name_or_path": tmp_path / "run/final", "max_train_samples": 100}
+    words |= {"learning_rate": 1e-30, "max_train_steps": 1, "eval_steps": 1}
+    assert train_here(**words, output_dir=tmp_path / "on") == 0
+    first, last = (json.loads((tmp_path / f / "results.json").read_text()) for f in ("on", "run"))
+    assert first["eval/mse"] == pytest.approx(last["eval/mse"], rel=1e-4)
+
+
+@of_kinds("tags")
+def test_thresholds_are_chosen_on_validation_and_go_with_the_model(config, tmp_path):
+    from sklearn.metrics import f1_score
+
+    config |= {"learning_rate": 1e-2, "max_train_steps": 150, "num_train_epochs": 99, "eval_steps": 50}
+    del config["pos_weight"]
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    rows = [row for row in metrics_of(tmp_path / "run") if "eval/f1_micro" in row]
+    best = max(rows, key=lambda row: row["eval/f1_micro"])
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/step"] == best["step"] and results["best/f1_micro"] == best["eval/f1_micro"]
+    assert best["eval/f1_macro"] >= best["eval/f1_macro_at_0.5"]
+    thresholds = json.loads((tmp_path / "run/best/config.json").read_text())["thresholds"]
+    assert list(thresholds) == ["bad", "good", "long", "rare"] and len(set(thresholds.values())) > 1
+    assert score_here(**score_words(tmp_path / "run/best", config, tmp_path / "scored")) == 0
+    scores, rows = scored(tmp_path / "scored")
+    truth, said = (
+        np.array([[name in row[key] for name in thresholds] for row in rows])
+        for key in ("label", "prediction")
+    )
+    assert (
+        scores["eval/f1_micro"]
+        == best["eval/f1_micro"]
+        == pytest.approx(f1_score(truth, said, average="micro"))
+    )
+    probability = np.array([[row["probabilities"][name] for name in thresholds] for row in rows])
+    at_half = f1_score(truth, probability >= 0.5, average="micro")
+    assert scores["eval/f1_micro_at_0.5"] == pytest.approx(at_half)
+    for label in range(len(thresholds)):  # the best for each label
+        tried = [
+            f1_score(truth[:, label], probability[:, label] >= t, zero_division=0)
+            for t in np.unique(probability)
+        ]
+        assert f1_score(truth[:, label], said[:, label], zero_division=0) == pytest.approx(max(tried))
+
+
+@of_kinds("focal tags")
+def test_one_threshold_or_none(config, tmp_path):
+    assert train_here(**config, output_dir=tmp_path / "one") == 0
+    thresholds = json.loads((tmp_path / "one/best/config.json").read_text())["thresholds"]
+    assert len(thresholds) == 4 and len(set(thresholds.values())) == 1
+    assert train_here(**config, threshold_mode="none", output_dir=tmp_path / "none") == 0
+    assert "thresholds" not in json.loads((tmp_path / "none/best/config.json").read_text())
+    row = metrics_of(tmp_path / "none")[-1]
+    assert "eval/f1_micro" in row and "eval/f1_micro_at_0.5" not in row
+
+
+@of_kinds(*TASKS)
+def test_the_model_card_can_be_followed(config, tmp_path):
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    card = (tmp_path / "run/best/README.md").read_text()
+    code = (
+        card.split("```python\n")[1]
+        .split("```")[0]
+        .replace("path/of/this/folder", str(tmp_path / "run/best"))
+    )
+    *lines, last = code.strip().splitlines()
+    names: dict = {}
+    exec("\n".join([*lines, f"answer = {last}"]), names)
+    if "thresholds" in code:
+        assert set(names["answer"]) <= {"bad", "good", "long", "rare"}
+    elif "score" in last:
+        assert 0 < names["answer"] < 100
+    else:
+        assert names["answer"][0]["label"] in ("bad", "fine", "good", "other", "same")
+
+
+# --- what cannot be
+
+
+def test_a_model_of_another_kind_is_not_scored(kinds, reviews, tiny_model, tmp_path):
+    words = {"model_name_or_path": tiny_model, "max_train_steps": 1, "output_dir": tmp_path / "run"}
+    assert train_here(**words, dataset_name=kinds / "tags") == 0
+    words = {"model_name_or_path": tmp_path / "run/final", "output_dir": tmp_path / "scored"}
+    with pytest.raises(UserError, match=r"'label' holds texts \('.*' in row 0\); set label_delimiter"):
+        score_here(**words, dataset_name=reviews)
+    with pytest.raises(UserError, match="problem_type: found regression, but the model was trained"):
+        score_here(**words, dataset_name=kinds / "tags", problem_type="regression")
+
+
+def test_a_pair_with_one_side_empty_is_named(tiny_model, tmp_path):
+    rows = [{"one": "the film", "two": "the book", "label": label} for label in ("same", "other") * 4]
+    rows[3]["two"], rows[6]["one"] = "", " "
+    words = {"model_name_or_path": tiny_model, "text_column_names": "one,two", "output_dir": tmp_path / "run"}
+    with pytest.raises(UserError, match=r"one is only white space: row 6; two is empty: row 3;"):
+        train_here(**words, train_file=write_csv(tmp_path / "t.csv", rows))
+
+
+@pytest.mark.parametrize(
+    "data, options, said",  # score is the label of scores
+    [
+        ("reviews", {"class_weights": "bad=2,best=3"}, "class_weights: no training row has the label 'best'"),
+        ("tags", {"pos_weight": "bad=2,best=3"}, "pos_weight: no training row has the label 'best'"),
+        ("reviews", {"threshold_mode": "global"}, "threshold_mode: is for multi_label_classification"),
+        ("scores", {"class_weights": "balanced"}, "a number has no classes"),
+        (
+            "scores",
+            {"label_smoothing_factor": 0.1},
+            "label_smoothing_factor: is",
+        ),
+        ("tags", {"label_smoothing_factor": 0.1}, "label_smoothing_factor: is for single_label"),
+        ("tags", {"class_weights": "balanced"}, "its counterpart is pos_weight"),
+        ("reviews", {"problem_type": "regression"}, "found 'fine', which is no finite number"),
+        ("tags", {"problem_type": "single_label_classification"}, "for lists of labels, set problem_type"),
+        ("tags", {"metric_for_best_model": "accuracy"}, "found 'accuracy', expected one of f1_micro"),
+        (
+            "scores",
+            {"metric_for_best_model": "f1_macro"},
+            "expected one of mse",
+        ),
+        ("scores", {"metrics": "f1"}, "'f1' is not for this kind of label"),
+    ],
+)
+def test_options_that_do_not_fit_the_labels(data, options, said, reviews, kinds, tiny_model, tmp_path):
+    place = reviews if data == "reviews" else kinds / data
+    options |= {"label_column_name": "score"} if data == "scores" else {}
+    with pytest.raises(UserError, match=said) as error:
+        train_here(model_name_or_path=tiny_model, dataset_name=place, output_dir=tmp_path / "run", **options)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

@@ -1,0 +1,340 @@
+"""A label column of any type: what kind it asks for, its labels in their order, what is refused and how it is
+split."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import write_csv
+from hypothesis import given
+from hypothesis import strategies as st
+from prepared import Prepared, jsonl
+
+from ft.data.split import stratified
+from ft.errors import UserError
+from ft.tasks.text_classification import TextClassification
+from ft.tasks.text_classification.multi_label import MultiLabel
+from ft.tasks.text_classification.regression import Regression
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def made(tokenizer, tmp_path):
+    """Prepared data of a column of labels, written as jsonl, or as csv where they are texts for it."""
+
+    def make(labels, suffix="jsonl", task=None, **options):
+        rows = [{"text": f"the film {i}", "label": label} for i, label in enumerate(labels)]
+        path = tmp_path / f"t.{suffix}"
+        if suffix == "parquet":
+            pyarrow.parquet.write_table(pa.table({"text": [r["text"] for r in rows], "label": labels}), path)
+        else:
+            (jsonl if suffix == "jsonl" else write_csv)(path, rows)
+        options = {"validation_split_percentage": 0, **options}
+        if task is None:
+            chosen = {k: options.get(k) for k in ("problem_type", "label_delimiter") if k in options}
+            task = TextClassification(**chosen)
+        return Prepared(tokenizer, task=task, train_file=path, **options)
+
+    return make
+
+
+# --- the kind
+
+
+@pytest.mark.parametrize(
+    "labels, suffix, kind, reason",
+    [
+        (["a", "b"], "jsonl", SINGLE, "one name or whole number"),
+        ([1, 2], "jsonl", SINGLE, "one name or whole number"),
+        ([1.0, 2.0], "jsonl", SINGLE, "one name or whole number"),
+        (["1.0", "2.0"], "csv", SINGLE, "one name or whole number"),
+        ([True, False], "jsonl", SINGLE, "one name or whole number"),
+        ([["a"], ["a", "b"], []], "jsonl", MULTI, "lists"),
+        ([[1], [2, 3]], "jsonl", MULTI, "lists"),
+        ([0.5, 1, 2], "jsonl", REGRESSION, "not all whole"),
+        (["0.5", "1", "2"], "csv", REGRESSION, "not all whole"),
+        (["-1e-3", "2"], "csv", REGRESSION, "not all whole"),
+        ([pa.scalar(1.5).as_py(), 2.0], "parquet", REGRESSION, "not all whole"),
+        (["1.5 stars", "2 stars"], "csv", SINGLE, "one name or whole number"),
+    ],
+)
+def test_the_kind_is_inferred_and_said(made, labels, suffix, kind, reason):
+    found = made(labels * 3, suffix)
+    assert found.task.state()["problem_type"] == kind
+    said = [note for note in found.notes if note.startswith("problem_type")]
+    assert len(said) == 1 and kind in said[0] and "'label'" in said[0] and reason in said[0]
+
+
+def test_the_kind_that_is_set_is_taken_and_nothing_is_inferred(made):
+    found = made([0, 1, 2, 3], problem_type=REGRESSION)
+    assert (
+        found.task.state()["problem_type"] == REGRESSION and found.splits["train"].labels.dtype == np.float64
+    )
+    assert not any(note.startswith("problem_type") for note in found.notes)
+
+
+def test_a_delimiter_asks_for_several_labels(made):
+    found = made(["a|b", "", "b"], "csv", label_delimiter="|")
+    assert found.task.state()["problem_type"] == MULTI
+    assert found.labels("train") == [["a", "b"], [], ["b"]]
+
+
+def test_labels_that_look_like_several_joined_ones_are_said(made):
+    found = made(["a", "b", "a|b"] * 2, "csv")
+    assert any("look like several ones with '|'" in n and "label_delimiter" in n for n in found.notes)
+    assert not any(
+        "look like several" in note for note in made(["red, dark", "red, light", "b"], "csv").notes
+    )
+
+
+def test_a_second_run_from_the_cache_knows_the_kind(made):
+    one, two = (made([0.5, 1.5, 2.5]) for _ in range(2))
+    assert one.encoded == 3 and two.encoded == 0
+    assert two.task.state() == one.task.state() and two.task.state()["mean"] == 1.5
+
+
+# --- several labels
+
+
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        ([["b", "a"], ["Z"], []], ["Z", "a", "b"]),
+        ([[10, 9], [2], []], ["2", "9", "10"]),
+        ([[" a "], ["a", "b"]], ["a", "b"]),
+        ([["2023", "news"], ["news"]], ["2023", "news"]),
+        ([[1.0], [2.0, 1.0]], ["1", "2"]),
+    ],
+)
+def test_the_labels_and_their_order(made, labels, names):
+    found = made(labels)
+    assert found.names == names
+    whole = [[str(int(x)) if isinstance(x, float) else str(x).strip() for x in row] for row in labels]
+    assert found.labels("train") == [sorted(row, key=names.index) for row in whole]
+
+
+def test_they_are_kept_as_a_byte_each(made):
+    found = made([["a"], ["a", "b"], [], ["c"]])
+    labels = found.splits["train"].labels
+    assert labels.dtype == np.uint8 and labels.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_texts_with_a_delimiter_give_what_lists_give(made):
+    lists = [["a", "b"], [], ["c"], ["b"]]
+    listed = made(lists)
+    joined = made([" ; ".join(labels) for labels in lists], "csv", label_delimiter=";")
+    assert joined.names == listed.names and joined.labels("train") == listed.labels("train") == lists
+
+
+def test_a_chunk_of_empty_lists_is_no_other_type(made, monkeypatch):
+    import ft.data.files
+
+    monkeypatch.setattr(ft.data.files, "ROWS_PER_CHUNK", 2)
+    assert made([[], [], ["a"], ["b", "a"]]).labels("train") == [[], [], ["a"], ["a", "b"]]
+
+
+def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
+    import datasets
+
+    names = ["worst", "best", "absent"]
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.List(datasets.ClassLabel(names=names))}
+    )
+    rows = [{"text": f"a {i}", "label": label} for i, label in enumerate([[1], [0, 1], []])]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
+    found = Prepared(tokenizer, dataset_name=tmp_path / "saved", validation_split_percentage=0)
+    assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
+
+
+def test_a_label_twice_in_a_row_counts_once_and_is_said(made):
+    found = made([["a", "a", "b"], ["b"], ["a"]])
+    assert found.labels("train")[0] == ["a", "b"]
+    assert any("1 labels stand twice" in note for note in found.notes)
+
+
+def test_null_is_a_bad_row_and_an_empty_list_is_none(made):
+    with pytest.raises(UserError, match=r"label is missing: row 2;"):
+        made([["a"], [], None, ["b"]])
+    kept = made([["a"], [], None, ["b"]], on_bad_rows="drop")
+    assert kept.labels("train") == [["a"], [], ["b"]]
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("labels, suffix", [([0.5, 1, 3], "jsonl"), (["0.5", " 1", "3e0"], "csv")])
+def test_numbers_are_kept_in_their_unit(made, labels, suffix):
+    found = made(labels, suffix)
+    assert found.splits["train"].labels.tolist() == [0.5, 1, 3] and found.names == ["label"]
+    assert found.task.state()["mean"] == 1.5 and found.task.state()["std"] == pytest.approx(
+        np.std([0.5, 1, 3])
+    )
+
+
+def test_the_mean_is_that_of_the_rows_that_are_trained_on(made):
+    found = made([i + 0.5 for i in range(100)], validation_split_percentage=20, test_split_percentage=10)
+    trained = found.splits["train"].labels
+    assert len(trained) == 70 and found.task.state()["mean"] == trained.mean() != 50
+    few = made([i + 0.5 for i in range(100)], max_train_samples=7)
+    assert few.task.state()["std"] == few.splits["train"].labels.std()
+
+
+# --- refused
+
+
+REFUSED = {
+    "a list of other types": ([["a"], "b"], {}, ["row 1", "'b'", "mixes types"]),
+    "null in a list": ([["a"], [None, "b"]], {}, ["row 1", "null"]),
+    "an empty name": ([["a"], ["", "b"]], {}, ["row 1", "empty name"]),
+    "0 and 1 for each label": ([[0, 1], [1, 1], [1, 0]], {}, ["rows of 0 and 1", r"\[2, 5\]"]),
+    "fractions in lists": ([[1.5], [2.0]], {}, ["row 0", "1.5", "no label"]),
+    "lists of lists": ([[["a"]], [["b"]]], {}, ["lists of list", "names or whole numbers"]),
+    "no label at all": ([[], []], {}, ["no label", "nothing to tell apart"]),
+    "the same labels everywhere": ([["a", "b"]] * 3, {}, ["the same labels", "a, b"]),
+    "lists for a single label": ([["a"], ["b"]], {"problem_type": SINGLE}, ["list", MULTI]),
+    "names for several labels": (["a", "b"], {"problem_type": MULTI}, ["'a' in row 0", "label_delimiter"]),
+    "numbers for several labels": ([1, 2], {"problem_type": MULTI}, ["int64", "list of labels", SINGLE]),
+    "names for a regression": (["a", "b"], {"problem_type": REGRESSION}, ["rows 0, 1: found 'a'", SINGLE]),
+    "lists for a regression": ([[1], [2]], {"problem_type": REGRESSION}, ["list", "expects numbers", SINGLE]),
+    "switches for a regression": ([True, False], {"problem_type": REGRESSION}, ["bool", "expects numbers"]),
+    "a name among numbers": ([0.5, 1.5, "n/a"], {}, ["row 2", "'n/a'", "no finite number"]),
+    "infinity": ([0.5, 1.5, float("inf")], {}, ["row 2", "inf", "no finite number"]),
+    "nan": ([0.5, float("nan"), 1.5], {}, ["label is nan: row 1", "on_bad_rows"]),
+    "one number": ([0.5] * 4, {}, ["target 0.5", "nothing to learn"]),
+    "fractions for one label": ([0.5, 1.5], {"problem_type": SINGLE}, ["row 0 holds 0.5", REGRESSION]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("labels, options, patterns", REFUSED.values(), ids=REFUSED)
+def test_labels_that_cannot_be_learned(made, labels, options, patterns):
+    with pytest.raises(UserError) as error:
+        made(labels, **options)
+    assert "\n" not in str(error.value)
+    for pattern in patterns:
+        assert re.search(pattern, str(error.value)), f"no {pattern!r} in {error.value}"
+
+
+@pytest.mark.parametrize(
+    "text, found", [("n/a", "'n/a'"), ("nan", "'nan'"), ("1,5", "'1,5'"), ("inf", "'inf'")]
+)
+def test_a_text_that_is_no_number_is_named_with_its_row(made, text, found):
+    with pytest.raises(UserError, match=f"row 3: found {found}"):
+        made(["1.5", "2.5", "3", text], "csv")
+
+
+def test_a_list_written_as_a_text_is_named(made):
+    with pytest.raises(UserError, match=r"row 0 holds \"\['a', 'b'\]\", a list written as a text"):
+        made(["['a', 'b']", "['a']"], "csv", label_delimiter=",")
+
+
+def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_path):
+    def rows(*labels):
+        return [{"text": f"{labels[0]} {i}", "label": label} for i, label in enumerate(labels)]
+
+    train = jsonl(tmp_path / "t.jsonl", rows(["a"], ["b", "a"], []))
+    other = jsonl(tmp_path / "v.jsonl", rows(["a"], ["a", "c"], ["d", "c"]))
+    for split in ("validation", "test"):
+        with pytest.raises(UserError, match=rf"{split} data: rows 1, 2: found the label 'c'.*one of a, b\."):
+            Prepared(tokenizer, train_file=train, **{f"{split}_file": other})
+
+
+# --- splits
+
+
+def test_rare_labels_are_split_in_proportion(made):
+    labels = [["common"] if i % 10 else ["common", "rare"] for i in range(200)]
+    parts = made(labels, validation_split_percentage=10)
+    held = parts.labels("validation")
+    assert len(held) == 20 and sum("rare" in row for row in held) == 2
+
+
+def test_numbers_are_split_by_size(made):
+    parts = made([i + 0.5 for i in range(200)], validation_split_percentage=10)
+    held = parts.splits["validation"].labels
+    assert len(held) == 20 and np.histogram(held, bins=10, range=(0, 200))[0].tolist() == [2] * 10
+
+
+@given(st.lists(st.lists(st.integers(0, 4), max_size=5), min_size=1, max_size=60))
+def test_each_row_stands_in_the_stratum_of_its_rarest_label(rows):
+    matrix = np.zeros((len(rows), 5), np.uint8)
+    for place, labels in enumerate(rows):
+        matrix[place, labels] = 1
+    strata, counts = MultiLabel().strata(matrix), matrix.sum(0)
+    for place, stratum in enumerate(strata):
+        own = np.flatnonzero(matrix[place])
+        assert stratum == 5 if not len(own) else counts[stratum] == counts[own].min() and stratum in own
+    parts = stratified(strata, {"validation": 20})
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(len(rows)))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
+def test_bins_rise_with_the_number(numbers):
+    bins = Regression().strata(np.array(numbers))
+    order = np.argsort(numbers, kind="stable")
+    assert np.all(np.diff(bins[order]) >= 0) and bins.max() < 10
+    counts = np.bincount(bins)
+    assert counts.max() - counts[counts > 0].min() <= 1
+
+
+# --- options
+
+
+WRONG = {
+    "class_weights": ({"class_weights": "balanced"}, [MULTI, REGRESSION]),
+    "pos_weight": ({"pos_weight": {"a": 2.0}}, [SINGLE, REGRESSION]),
+    "focal_gamma": ({"focal_gamma": 2.0}, [REGRESSION]),
+    "label_smoothing_factor": ({"label_smoothing": 0.1}, [MULTI, REGRESSION]),
+    "threshold_mode": ({"threshold_mode": "global"}, [SINGLE, REGRESSION]),
+    "label_delimiter": ({"label_delimiter": "|"}, [SINGLE, REGRESSION]),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_an_option_of_another_kind_is_refused(key):
+    options, kinds = WRONG[key]
+    for kind in kinds:
+        with pytest.raises(UserError, match=f"{key}: is for .*but this is {kind}; leave it out"):
+            TextClassification(problem_type=kind, **options)
+    for kind in {SINGLE, MULTI, REGRESSION} - set(kinds):
+        TextClassification(problem_type=kind, **options)
+
+
+def test_an_option_of_another_kind_is_refused_when_the_kind_is_inferred(made):
+    with pytest.raises(UserError, match=r"class_weights: is for single_label_classification.*pos_weight"):
+        made([["a"], ["b"]], task=TextClassification(class_weights="balanced"))
+
+
+@pytest.mark.parametrize("key, kind", [("class_weights", SINGLE), ("pos_weight", MULTI)])
+def test_weights_for_labels_that_do_not_exist(key, kind):
+    task = TextClassification(problem_type=kind, **{key: {"a": 2.0, "x": 1.0, "y": 3.0}})
+    task.kind.label_names = ["a", "b"]
+    labels = np.array([0, 1]) if kind == SINGLE else np.eye(2, dtype=np.uint8)
+    with pytest.raises(
+        UserError, match=f"{key}: no training row has the labels 'x', 'y'; expected some of 'a', 'b'"
+    ):
+        task.row_weights(labels)
+
+
+def test_json_stays_what_it_is():
+    """The state of every kind goes through JSON and back."""
+    for kind, learned in (("single_label_classification", {}), (REGRESSION, {"mean": 0.1, "std": 1 / 3})):
+        state = {"problem_type": kind, "label_names": ["a", "b"], **learned}
+        task = TextClassification()
+        task.load_state(json.loads(json.dumps(state)))
+        assert task.state() == state and task.has_targets
