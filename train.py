@@ -33,7 +33,7 @@ def train(config: Config) -> int:
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.finish import finish
-    from ft.health import skip_if_nonfinite
+    from ft.health import skip_if_nonfinite, spread_nonfinite
     from ft.invariance import key_dropout
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text
     from ft.optim import build_optimizer, build_scheduler
@@ -88,6 +88,7 @@ def train(config: Config) -> int:
                         # micro-batch.
                         with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):
                             loss = task.loss(model, micro_batch)  # a sum over rows
+                            spread_nonfinite(loss)
                             # The mean over all rows of the update: DDP divides by the processes, which is
                             # undone here.
                             accelerator.backward(

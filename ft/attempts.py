@@ -46,7 +46,10 @@ class Attempts:
                     f"warning: out of memory; micro-batches have at most {self.most_rows} rows from here on, "
                     "at the same global batch"
                 )
-        # The gradient is not finite, whatever the scale: the update stays without effect.
+        # The gradient is not finite, whatever the scale: the update stays without effect, on the scale, too.
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.update(scaler.get_scale() / scaler.get_backoff_factor() ** skipped)
 
 
 class _Attempt:

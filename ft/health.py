@@ -48,6 +48,15 @@ class Health:
         self.seen += 1
 
 
+def spread_nonfinite(loss: torch.Tensor) -> None:
+    """Make the gradient of a loss NaN where the loss is not finite, though its own gradient may be.
+
+    The gradients that the processes exchange then tell all of them, and `skip_if_nonfinite` skips the update
+    on all alike. A finite loss keeps its gradient, to the bit."""
+    value = loss.detach()
+    loss.register_hook(lambda gradient: gradient * (1 + 0 * value))
+
+
 def skip_if_nonfinite(optimizer: Any, grad_norm: torch.Tensor) -> None:
     """Have the next step of a prepared, fused optimizer change nothing if `grad_norm` is not finite.
 

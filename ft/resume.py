@@ -13,7 +13,6 @@ from ft.checkpoint import Progress
 from ft.config import DataOptions, ModelOptions, RunOptions
 from ft.errors import UserError
 from ft.health import Health
-from ft.optim import set_learning_rate
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +80,6 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             f"{run.total:,}; raise max_train_steps or num_train_epochs, or choose an earlier checkpoint."
         )
     checkpoint.restore(path, run.accelerator, run.model, run.optimizer, run.scheduler)
-    set_learning_rate(run.scheduler)
     notes.append(f"resumed from {path} after update {progress.step:,}")
     if saved["total_updates"] != run.total:
         notes.append(

@@ -186,10 +186,10 @@ class Run:
         """Epochs done so far, with the fraction."""
         return self.progress.step / self.sampler.updates_per_epoch
 
-    def log(self, grad_norm: torch.Tensor, learning_rate: float) -> None:
+    def log(self, grad_norm: torch.Tensor, learning_rate: torch.Tensor | float) -> None:
         """One row of train/* and perf/*: the mean loss over the rows since the last log, the last gradient's
         norm."""
-        loss = self._fold_loss() / self.progress.log_weight
+        loss, rate = self._fold_loss() / self.progress.log_weight, float(learning_rate)
         seconds = self.clock.seconds()
         elapsed, rows, tokens = (
             now - then for now, then in zip((seconds, self.rows, self.tokens), self._last, strict=True)
@@ -197,14 +197,14 @@ class Run:
         self._last = (seconds, self.rows, self.tokens)
         values = {
             "train/loss": loss,
-            "train/learning_rate": learning_rate,
+            "train/learning_rate": rate,
             "train/grad_norm": float(grad_norm),
             "perf/examples_per_second": rows / elapsed,
             "perf/tokens_per_second": tokens / elapsed,
         }
         self.tracker.log(self.progress.step, self.epoch, values)
         self.updates_bar.set_postfix(
-            {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "examples/s": f"{rows / elapsed:.1f}"},
+            {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "examples/s": f"{rows / elapsed:.1f}"},
             refresh=False,
         )
         self._loss.zero_()

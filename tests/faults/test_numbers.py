@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from compare import largest_difference, same_bits
-from conftest import TORCHRUN, flags, launch, series, train_here
+from conftest import ROOT, TORCHRUN, flags, launch, series, train_here
+from safetensors.torch import load_file
+from test_hangs import FAULTY
 
 from ft.errors import UserError
 from ft.health import SPIKE_AFTER, Health
@@ -68,22 +70,47 @@ def test_skip_goes_on_in_any_case(config, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/results.json").read_text())["train/nonfinite_updates"] == 5
 
 
+def nothing_moved(folder, before, after):
+    """Whether two checkpoints hold the same weights and the same state of the optimizer, bit for bit."""
+    places = [folder / f"checkpoints/step-{step:08d}" for step in (before, after)]
+    weights = [load_file(place / "model.safetensors") for place in places]
+    states = [torch.load(place / "optimizer.pt", weights_only=True)["optimizer"]["state"] for place in places]
+    return all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]) and all(
+        torch.equal(states[0][number][name], states[1][number][name])
+        for number in states[0]
+        for name in states[0][number]
+    )
+
+
+EACH = {"save_steps": 1, "save_total_limit": 50, "eval_strategy": "no"}
+
+
 @pytest.mark.case(
     "NaN in the last update",
-    "the checkpoint holds the finite weights from before it",
+    "its checkpoint holds the weights and the optimizer of the one before it, to the bit",
 )
-def test_the_weights_are_those_of_a_run_without_the_update(config, tmp_path, monkeypatch):
-    """Only the last update is broken: the weights before it stay."""
-    assert train_here(**{**config, "output_dir": tmp_path / "short", "max_train_steps": 10}) == 0
+def test_the_last_update_may_be_the_one_that_is_skipped(config, tmp_path, monkeypatch):
     break_updates(monkeypatch, {10}, float("nan"))
-    assert train_here(**config) == 0
-    from safetensors.torch import load_file
+    assert train_here(**{**config, **EACH}) == 0
+    assert nothing_moved(tmp_path / "run", 9, 10) and not nothing_moved(tmp_path / "run", 8, 9)
 
-    before = load_file(tmp_path / "short/checkpoints/step-00000008/model.safetensors")
-    after = load_file(tmp_path / "run/checkpoints/step-00000010/model.safetensors")
-    whole = load_file(tmp_path / "short/final/model.safetensors")
-    assert set(before) == set(after) and not same_bits(tmp_path / "short/final", tmp_path / "run/final")
-    assert all(torch.isfinite(tensor).all() for tensor in after.values()) and set(whole) == set(after)
+
+@pytest.mark.case(
+    "a loss of infinity whose gradient is finite, on one of two processes alone",
+    "on both the update changes no weight, no state of the optimizer and no learning rate",
+)
+def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path):
+    script = tmp_path / "infinite.py"
+    fault = "return loss(self, model, batch) + float('inf')"
+    script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank="1"))  # in update 5
+    words = flags(**{**config, **EACH, "max_train_steps": 6})
+    done = launch([*TORCHRUN, "2"], words, script=str(script))
+    assert done.returncode == 0, done.stderr
+    assert "update 5 is skipped: its loss or gradient is not finite (loss inf" in done.stdout
+    assert nothing_moved(tmp_path / "run", 4, 5)
+    assert not nothing_moved(tmp_path / "run", 3, 4) and not nothing_moved(tmp_path / "run", 5, 6)
+    rates = list(series(tmp_path / "run", "train/learning_rate").values())
+    assert rates[4] == rates[5] and len(set(rates)) == 5
 
 
 @pytest.mark.case(

@@ -1,0 +1,113 @@
+"""An update that is skipped changes nothing, and who skipped it is known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.scheduler import AcceleratedScheduler
+
+from ft.attempts import MAX_SKIPPED, Attempts
+from ft.config import Config
+from ft.health import skip_if_nonfinite, spread_nonfinite
+from ft.optim import build_optimizer, build_scheduler
+
+
+@pytest.fixture(autouse=True)
+def _accelerator():
+    Accelerator(cpu=True)  # the wrappers ask for its state
+
+
+@pytest.fixture
+def trained():
+    """A model, its prepared optimizer and schedule, and a function that makes an update with a loss."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    plain = build_optimizer(model, Config())
+    optimizer = AcceleratedOptimizer(plain, device_placement=False)
+    schedule = AcceleratedScheduler(build_scheduler(plain, Config(), 10), optimizer, False)
+
+    def update(add=0.0):
+        loss = model(torch.ones(1, 3)).pow(2).sum() + add
+        spread_nonfinite(loss)
+        loss.backward()
+        skip_if_nonfinite(optimizer, torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+    return model, optimizer, schedule, update
+
+
+def all_of(model, optimizer, schedule):
+    state = optimizer.state_dict()["state"]
+    tensors = [*model.parameters(), *(value for entry in state.values() for value in entry.values())]
+    return [tensor.detach().clone() for tensor in tensors], float(schedule.get_last_lr()[0])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is_finite(trained, value):
+    """An infinity that is added to a loss leaves its gradient as it was."""
+    model, optimizer, schedule, update = trained
+    update()
+    update()
+    weights, rate = all_of(model, optimizer, schedule)
+    update(add=value)
+    after, rate_after = all_of(model, optimizer, schedule)
+    assert all(map(torch.equal, weights, after)) and rate_after == rate < Config().learning_rate
+    update()
+    after, rate_after = all_of(model, optimizer, schedule)
+    assert not any(map(torch.equal, weights, after)) and rate_after < rate
+
+
+def test_a_schedule_goes_on_where_a_restored_optimizer_stands(trained):
+    model, optimizer, schedule, update = trained
+    for add in (0.0, float("inf"), 0.0):
+        update(add)
+    kept, rate = optimizer.state_dict(), float(schedule.get_last_lr()[0])
+    plain = build_optimizer(model, Config())
+    fresh = build_scheduler(plain, Config(), 10)
+    plain.load_state_dict(kept)
+    fresh.load_state_dict(schedule.state_dict())
+    assert float(fresh.get_last_lr()[0]) == rate == pytest.approx(Config().learning_rate * 0.8)
+    longer = build_scheduler(plain, Config(), 20)  # the run was given more updates
+    assert float(longer.get_last_lr()[0]) == pytest.approx(Config().learning_rate * 0.9)
+
+
+@pytest.fixture
+def scaled():
+    """A model, its optimizer prepared for fp16 (the scaler runs on a CPU, too), and what Attempts needs."""
+    model = torch.nn.Linear(3, 2)
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = AcceleratedOptimizer(build_optimizer(model, Config()), device_placement=False, scaler=scaler)
+
+    def update(gradient):
+        scaler.scale(model(torch.ones(1, 3)).sum() * gradient).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        accelerator.optimizer_step_was_skipped = optimizer.step_was_skipped
+
+    accelerator = SimpleNamespace(scaler=scaler, num_processes=1, optimizer_step_was_skipped=False)
+    return model, optimizer, accelerator, update
+
+
+def test_accelerate_knows_of_a_step_that_the_scaler_skipped(scaled):
+    """It sees whether the optimizer was called; a fused one would be, and skip by itself."""
+    model, optimizer, _, update = scaled
+    before = model.weight.detach().clone()
+    update(gradient=float("inf"))
+    assert optimizer.step_was_skipped and torch.equal(before, model.weight)
+    update(gradient=1.0)
+    assert not optimizer.step_was_skipped and not torch.equal(before, model.weight)
+
+
+def test_an_update_that_no_scale_can_mend_leaves_the_scale_as_it_was(scaled):
+    """It would be next to nothing after forty halvings, and the gradients of what follows zero."""
+    _, optimizer, accelerator, update = scaled
+    tried = 0
+    for attempt in Attempts(accelerator, optimizer, print).at([]):
+        with attempt:
+            update(gradient=float("nan"))
+        tried += 1
+    assert tried == MAX_SKIPPED and accelerator.scaler.get_scale() == 2.0**16
