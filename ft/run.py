@@ -282,7 +282,7 @@ class Run:
         )
         if failures >= MAX_FAILED_SAVES:
             raise UserError(
-                f"{failures:g} checkpoints in a row failed; {self.writer.last_error}. Make room, or name "
+                f"{failures:g} checkpoints in a row failed; {self._why_not_written()}. Make room, or name "
                 "another output_dir, and resume from the last one that stands."
             )
         if asked or timeouts:
@@ -338,9 +338,13 @@ class Run:
         self.writer.wait()
         if self.hosts.sum(self.writer.failures)[0]:
             raise UserError(
-                f"{self.writer.last_error or 'output_dir cannot be written'}. An earlier checkpoint, if any, "
-                "is untouched: make room, then resume from it."
+                f"{self._why_not_written()}. An earlier checkpoint, if any, is untouched: make room, then "
+                "resume from it."
             )
+
+    def _why_not_written(self) -> str:
+        """What the disk said to the main process, which alone writes: all processes raise the same error."""
+        return self.hosts.from_main(lambda: self.writer.last_error)
 
     def settle(self) -> None:
         """After the last update: wait until all of it was looked at and its checkpoint is written."""

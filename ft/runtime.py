@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
-from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, printable
+from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
 from ft.signals import follow_launcher
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     except Stopped:
         code = EXIT_STOPPED
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(printable(f"error: {error}"), file=sys.stderr)
+        print_error(str(error))
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT

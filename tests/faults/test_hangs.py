@@ -73,3 +73,18 @@ def test_a_process_that_dies_takes_the_others_down(run_faulty, fault):
     if "broken" in fault:
         first = done.stderr.index("Traceback")
         assert "broken on purpose" in done.stderr[first:].split("Traceback")[1]
+
+
+OUT_OF_MEMORY = "import torch; raise torch.OutOfMemoryError('none left')"
+
+
+@pytest.mark.case(
+    "one of two processes alone comes upon an error of the user's, such as memory that runs out for good",
+    "exit 2 of that process; the message is printed once and says its rank",
+)
+def test_an_error_on_one_process_alone_is_said_once_with_its_rank(run_faulty):
+    done, seconds = run_faulty([*TORCHRUN, "2"], OUT_OF_MEMORY, rank="1")
+    assert done.returncode == 1 and seconds < 60
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and said[0].startswith("error: rank 1 of 2: per_device_train_batch_size: out of")
+    assert "exitcode  : 2" in done.stderr and "none left" not in done.stderr
