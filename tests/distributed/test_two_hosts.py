@@ -25,13 +25,11 @@ def ip(*words, check=True):
 @pytest.fixture
 def hosts():
     """The names of two network namespaces."""
-    if os.geteuid() or not shutil.which("ip") or ip("netns", "add", "ft-try", check=False).returncode:
+    names = [f"ft-{os.getpid()}-{number}" for number in (0, 1)]  # two suites may run at once
+    if os.geteuid() or not shutil.which("ip") or ip("netns", "add", names[0], check=False).returncode:
         pytest.skip("network namespaces cannot be made here (needs root, iproute2 and the right to)")
-    ip("netns", "del", "ft-try")
-    names = [f"ft-{os.getpid()}-{number}" for number in (0, 1)]
     try:
-        for name in names:
-            ip("netns", "add", name)
+        ip("netns", "add", names[1])
         ip("link", "add", "eth-ft0", "netns", names[0], "type", "veth", "peer", "eth-ft1", "netns", names[1])
         for number, name in enumerate(names):
             ip("-n", name, "addr", "add", f"{ADDRESSES[number]}/24", "dev", f"eth-ft{number}")
