@@ -298,11 +298,15 @@ def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
     The file wandb_id keeps both: made once, so that a resumed run goes on under its id."""
     import secrets
 
+    from ft.checkpoint import write_flushed  # not at the top: it imports torch
+
     path = output_dir / "wandb_id"
     kept = path.read_text(encoding="utf-8").split() if path.exists() else []
     run_id = given or (kept[0] if kept else secrets.token_hex(4))
     resumes = int(kept[1]) + 1 if kept[:1] == [run_id] and len(kept) > 1 else 0
-    path.write_text(f"{run_id} {resumes}\n", encoding="utf-8")
+    temporary = output_dir / ".wandb_id.tmp"
+    write_flushed(temporary, f"{run_id} {resumes}\n")
+    temporary.replace(path)
     return run_id, resumes
 
 

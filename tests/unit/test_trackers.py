@@ -167,3 +167,13 @@ def test_every_tracker_that_can_be_chosen_can_be_started():
     extras = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     for name in tracking.MODULES:
         assert re.search(rf"^{name} = \[", extras, re.MULTILINE), f"no extra {name} in pyproject.toml"
+
+
+def test_a_crash_while_wandbs_id_is_written_loses_it_not(tmp_path, monkeypatch):
+    run_id, resumes = tracking._wandb_id(tmp_path, None)
+    assert resumes == 0
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        tracking._wandb_id(tmp_path, None)
+    assert (tmp_path / "wandb_id").read_text() == f"{run_id} 0\n"
+    assert tracking._wandb_id(tmp_path, None) == (run_id, 1)
