@@ -27,8 +27,6 @@ def train(config: Config) -> int:
         return train_seeds(config, train)
 
     # Imported here, after the command line was read, so that --help and a typing error answer at once.
-    import torch
-
     from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
@@ -38,7 +36,7 @@ def train(config: Config) -> int:
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text
     from ft.optim import build_optimizer, build_scheduler
     from ft.run import Run
-    from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
+    from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
     from ft.tasks import build_task
 
     # --- accelerator, task, data ----------------------------------------------------------------------------
@@ -52,7 +50,7 @@ def train(config: Config) -> int:
     data = prepare_data(config, task, tokenizer, max_length, run.bar)
 
     # --- model, optimizer, schedule, loader -----------------------------------------------------------------
-    torch.manual_seed(config.seed)  # the new head
+    seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, config.torch_compile)
     if config.torch_compile:

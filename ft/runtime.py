@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import random
 import signal
 import sys
 import time
@@ -230,11 +231,20 @@ def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
 
 
 def reseed(seed: int, update: int, rank: int) -> None:
-    """Set torch's generators from (seed, update, rank), so that a resumed run has no generator state to
+    """Set all generators from (seed, update, rank), so that a resumed run has no generator state to
     restore."""
+    seed_generators(((seed * 1_000_003 + update) * 65_537 + rank) % 2**63)
+
+
+def seed_generators(number: int) -> None:
+    """Seed torch, numpy and Python: nothing here draws from the last two, but the code of a model may
+    (`trust_remote_code`; some of Transformers' own do)."""
+    import numpy as np
     import torch
 
-    torch.manual_seed(((seed * 1_000_003 + update) * 65_537 + rank) % 2**63)
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def total_updates(config: Config, updates_per_epoch: int) -> int:

@@ -1,5 +1,8 @@
 """The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -55,9 +58,11 @@ def test_the_same_update_draws_the_same_numbers_and_another_process_or_update_ot
     draws = {}
     for update, rank in ((3, 0), (3, 1), (4, 0), (3, 0)):
         reseed(42, update, rank)
-        draws.setdefault((update, rank), []).append(torch.rand(4).tolist())
+        numbers = [*torch.rand(4).tolist(), *np.random.rand(4).tolist(), *(random.random() for _ in range(4))]
+        draws.setdefault((update, rank), []).append(numbers)
     assert draws[3, 0][0] == draws[3, 0][1]
-    assert len({tuple(values[0]) for values in draws.values()}) == 3
+    for begin in (0, 4, 8):  # of torch, of numpy, and of Python: a model's own code may use any
+        assert len({tuple(values[0][begin : begin + 4]) for values in draws.values()}) == 3
 
 
 def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero():
