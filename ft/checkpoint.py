@@ -32,6 +32,7 @@ class Progress:
     step: int = 0
     best_metric: float | None = None
     best_step: int = 0
+    best_weights: str = ""  # a sample of them, by which best/ is known again; on the main process
     best_calibration: dict[str, Any] = field(default_factory=dict)  # the task's, at the best step
     evaluations_without_gain: int = 0
     patience_metric: float | None = None
@@ -91,11 +92,47 @@ def settle(newest: Path, best_step: int, limit: int | None) -> None:
     write_flushed(folder / ".latest.tmp", newest.name + "\n")
     (folder / ".latest.tmp").rename(folder / "latest")
     flush(folder)
-    old = sorted(folder.glob("step-*"))[: -limit if limit is not None else 0]
+    old = checkpoints_in(folder)[: -limit if limit is not None else 0]
     kept = (newest, folder / f"step-{best_step:08d}")
-    for path in [*old, *folder.glob(".step-*")]:
+    for path in old:
         if path not in kept:
+            _rename(path, f".{path.name}.old")  # so that no half of it has its name
+    for path in folder.glob(".step-*"):
+        if path.suffix in (".tmp", ".old") and _is_name(path.stem[1:]):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first. Copies that a user made, under names of their own, are none of
+    them."""
+    found = [path for path in folder.glob("step-*") if _is_name(path.name) and path.is_dir()]
+    return sorted(found, key=_step_of)
+
+
+def set_aside_later(folder: Path, step: int) -> list[Path]:
+    """Keep the checkpoints after update `step` under other names, where "latest" does not find them: a run
+    that is taken up before them leaves their trajectory. Returns where they are."""
+    later = [path for path in checkpoints_in(folder) if _step_of(path) > step]
+    return [_rename(path, f"superseded-{path.name}") for path in reversed(later)]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name[len("step-") :])
+
+
+def _is_name(name: str) -> bool:
+    number = name.removeprefix("step-")
+    return number.isdecimal() and name == f"step-{int(number):08d}"
+
+
+def _rename(path: Path, name: str) -> Path:
+    """Give a folder another name beside it, which it takes from an older one. Where it cannot be written,
+    nothing happens."""
+    place = path.with_name(name)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(place, ignore_errors=True)
+        path.rename(place)
+    return place
 
 
 def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list[str]]:
@@ -109,7 +146,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         path = Path(wanted)
         inside = path if path.name == "checkpoints" else path / "checkpoints"  # of another run's output_dir
         if inside.is_dir():
-            path = next(iter(sorted(inside.glob("step-*"), reverse=True)), path)
+            path = next(reversed(checkpoints_in(inside)), path)
         damage = find_damage(path, *FILES)
         if damage:
             raise UserError(
@@ -118,15 +155,13 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
             )
         return path, []
     warnings: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoints_in(folder)):
         damage = find_damage(path, *FILES)
         if not damage:
             return path, warnings
         warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
-        aside = folder / f"damaged-{path.name}"
-        with contextlib.suppress(OSError):  # where the folder cannot be written, it is passed over again
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+        aside = _rename(path, f"damaged-{path.name}")
+        if aside.exists():  # where the folder cannot be written, it is passed over again
             warnings[-1] += f", kept as {aside.name}"
     return None, warnings
 
@@ -184,25 +219,19 @@ def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: A
         accelerator.scaler.load_state_dict(state["scaler"])
 
 
-def replace_folder(new: Path, place: Path) -> None:
-    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards."""
+def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
+    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards, or is kept
+    as `keep`."""
     for path in new.iterdir():
         flush(path)
     flush(new)
-    old = place.with_name(f".{place.name}.old")
+    old = keep or place.with_name(f".{place.name}.old")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
     new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(place: Path) -> bool:
-    """Whether a folder that `replace_folder` writes is there, after a crash between its two renames, too."""
-    old = place.with_name(f".{place.name}.old")
-    if not place.exists() and old.exists():
-        old.rename(place)
-    return place.exists()
+    if keep is None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ft.assess import assess
+from ft.best import forget_bests
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
 from ft.report import draw_training, end_summary
@@ -65,6 +66,7 @@ def finish(run: Run) -> None:
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
+        forget_bests(run.output_dir)
         draw_training(run.output_dir, config.best_metric)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))

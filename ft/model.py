@@ -267,8 +267,10 @@ def export(
     max_length: int,
     folder: Path,
     card: str,
+    keep: Path | None = None,
 ) -> None:
-    """Write a model folder that `from_pretrained` and `pipeline` load: whole, or not at all.
+    """Write a model folder that `from_pretrained` and `pipeline` load: whole, or not at all. An older one
+    there is kept as `keep`, if that is given.
 
     `max_length` goes along as the tokenizer's limit, so that later texts are cut where the training texts
     were."""
@@ -279,7 +281,7 @@ def export(
     tokenizer.save_pretrained(temporary)
     tokenizer.model_max_length = before
     (temporary / "README.md").write_text(card, encoding="utf-8")
-    replace_folder(temporary, folder)
+    replace_folder(temporary, folder, keep)
 
 
 def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: Task) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ft.best import forget_bests
 from ft.checkpoint import find_checkpoint
 from ft.config import Config, RunOptions
 from ft.errors import UserError
@@ -134,6 +135,7 @@ def lock_output_dir(folder: Path) -> FileLock:
 
 def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:
     """Remove what an earlier run left; other files stay."""
+    forget_bests(folder)
     for path in (folder / name for name in _held(folder)):
         if keep_checkpoints and path.name == "checkpoints":
             continue

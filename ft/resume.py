@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft import checkpoint
+from ft.best import recover_best
 from ft.checkpoint import Progress
 from ft.config import DataOptions, ModelOptions, RunOptions
 from ft.errors import UserError
@@ -87,8 +88,18 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             "follow from that from here on"
         )
     # Other hosts may not see the folder.
-    best = run.output_dir / "best"
-    if progress.best_step and not run.hosts.from_main(lambda: checkpoint.recover_folder(best)):
-        notes.append(f"best/ of update {progress.best_step} is not in {run.output_dir}: chosen anew")
-        progress.best_step, progress.best_metric = 0, None
+    folder = run.output_dir / "checkpoints"
+    is_own = path.parent.resolve() == folder.resolve()
+    later = run.hosts.from_main(lambda: checkpoint.set_aside_later(folder, progress.step if is_own else -1))
+    if later:
+        notes.append(
+            f"checkpoints of another trajectory than this run's, which latest finds no more, are kept as "
+            f"{', '.join(place.name for place in later)}"
+        )
+    if not is_own:
+        progress.metrics_rows = 0  # they stand in another folder's metrics.jsonl
+    best = progress.best_step
+    if best and not run.hosts.from_main(lambda: recover_best(run.output_dir, best, progress.best_weights)):
+        notes.append(f"best/ of update {best} is not in {run.output_dir}: chosen anew")
+        progress.best_step, progress.best_metric, progress.best_weights = 0, None, ""
     return progress

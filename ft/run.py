@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ft import checkpoint
+from ft.best import forget_bests, kept_best, weights_sample
 from ft.checkpoint import Progress
 from ft.cli import dump
 from ft.config import Config, parse_duration
@@ -105,7 +106,7 @@ class Run:
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
-            elif self.checkpoint.parent == self.output_dir / "checkpoints":
+            elif self.checkpoint in checkpoint.checkpoints_in(self.output_dir / "checkpoints"):
                 # A crash may have come before this was done for it.
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
             # Without what was said of the folder itself: the file repeats the run, it neither resumes nor
@@ -125,6 +126,7 @@ class Run:
         self.latest: Evaluation | None = None  # the last evaluation of this process
         self.writer = BackgroundWriter()
         self._saved_step = self.progress.step if self.checkpoint else -1
+        self._saved_best = self.progress.best_step  # as the last checkpoint has it
         self._stop_reason = ""
         self.health = HealthWatch(
             self.progress.health, self.hosts.sum, partial(_rows_of, sampler), self.say, config.on_nonfinite
@@ -225,9 +227,16 @@ class Run:
             sign = 1 if config.higher_is_better else -1
             if value is not None and not math.isnan(value):
                 if progress.best_metric is None or sign * (value - progress.best_metric) > 0:
-                    progress.best_metric, progress.best_step = value, progress.step
+                    before, progress.best_step, progress.best_metric = (
+                        progress.best_step,
+                        progress.step,
+                        value,
+                    )
                     progress.best_calibration = self.task.calibration
-                    self.export("best", values)
+                    known = before and before == self._saved_best
+                    self.export("best", values, kept_best(self.output_dir, before) if known else None)
+                    if self.accelerator.is_main_process:
+                        progress.best_weights = weights_sample(self.output_dir / "best")
                 anchor = progress.patience_metric
                 if anchor is None or sign * (value - anchor) > config.early_stopping_threshold:
                     progress.patience_metric, progress.evaluations_without_gain = value, 0
@@ -243,15 +252,15 @@ class Run:
             if self.accelerator.is_main_process:
                 self._loss += loss
             self.progress.log_loss, self.progress.metrics_rows = loss, self.tracker.rows
-            self._saved_step = self.progress.step
+            self._saved_step, self._saved_best = self.progress.step, self.progress.best_step
             if not self.accelerator.is_main_process:
                 return
             self.tracker.flush()
             self.writer.wait()  # before the copy, so that there is one at a time
             state = checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler)
             write = partial(
-                checkpoint.write_checkpoint, self.output_dir / "checkpoints", state, asdict(self.progress),
-                identity(self), self.total, self.config.save_total_limit,
+                _write_checkpoint, self.output_dir, state, asdict(self.progress), identity(self), self.total,
+                self.config.save_total_limit,
             )  # fmt: skip
             self.writer.submit(f"output_dir: the checkpoint of update {self.progress.step}", write)
 
@@ -364,14 +373,14 @@ class Run:
     def _hold(self, lock: Any) -> None:
         self._lock = lock  # of the main process, until it ends
 
-    def export(self, name: str, metrics: dict[str, Any]) -> None:
-        """Write the model as it is to best/ or final/."""
+    def export(self, name: str, metrics: dict[str, Any], keep: Path | None = None) -> None:
+        """Write the model as it is to best/ or final/; the one that was there is kept as `keep`, or goes."""
         state = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
             model = self.accelerator.unwrap_model(self.model)
             state = self.task.export_weights(state, model.config)
-            export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card)
+            export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
 
     def _fold_loss(self) -> float:
         """The summed loss since the last log, over all processes."""
@@ -385,6 +394,12 @@ def _say(accelerator: Accelerator, text: str) -> None:
     """A line for the user, once."""
     if accelerator.is_main_process:
         print(printable(text), flush=True)
+
+
+def _write_checkpoint(output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any) -> None:
+    """Write a checkpoint; the best models of before the one that it knows are needed no more."""
+    checkpoint.write_checkpoint(output_dir / "checkpoints", state, progress, *rest)
+    forget_bests(output_dir, before=progress["best_step"])
 
 
 def _rows_of(sampler: PlanSampler, step: int) -> str:

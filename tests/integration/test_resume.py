@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from compare import largest_difference, same_bits, without_timing
 from conftest import ROOT, flags, launch, train_here, two_processes
 
 from ft.errors import UserError
+from ft.evaluation import evaluate
+from ft.run import Run
 
 
 @pytest.fixture
@@ -112,6 +115,92 @@ def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(conf
     assert "best/ of update 20 is not in" in capsys.readouterr().out
     results = json.loads((tmp_path / "other/results.json").read_text())
     assert results["best/step"] == 30 and same_bits(tmp_path / "other/best", tmp_path / "other/final")
+
+
+def crash_at(monkeypatch, step):
+    """Let the run end with an error in the update after `step`; a row an update stands in metrics.jsonl."""
+    original = Run.count
+
+    def count(self, *args):
+        original(self, *args)
+        if self.progress.step > step:
+            raise RuntimeError("a crash on purpose")
+
+    monkeypatch.setattr(Run, "count", count)
+
+
+def scores(monkeypatch, *values):
+    """Let the evaluations of a run find these accuracies, one after the other."""
+    original, left = evaluate, list(values)
+
+    def found(*args, **options):
+        result = original(*args, **options)
+        return replace(result, metrics={**result.metrics, "accuracy": left.pop(0)})
+
+    monkeypatch.setattr("ft.run.evaluate", found)
+
+
+@pytest.mark.parametrize("renames", [0, 1], ids=["after it", "in its writing"])
+def test_a_best_that_came_after_the_checkpoint_does_not_stand_for_the_one_that_it_knows(
+    config, tmp_path, monkeypatch, renames
+):
+    """The run goes on with more updates, and so on another trajectory, on which nothing is as good."""
+    words = {**config, "eval_steps": 3, "max_train_steps": 12}
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
+        scores(patch, 0.5, 0.9)
+        crash_at(patch, 4)  # a checkpoint of update 4, which knows best/ of update 3
+        train_here(**words)
+    shutil.copytree(tmp_path / "run/best", tmp_path / "third")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
+        scores(patch, 0.9)
+        crash_at(patch, 6)
+        train_here(**words, resume_from_checkpoint="latest")
+    assert not same_bits(tmp_path / "third", tmp_path / "run/best")
+    if renames:
+        shutil.rmtree(tmp_path / "run/best")
+    scores(monkeypatch, *[0.4] * 9)
+    assert train_here(**{**words, "max_train_steps": 15}, resume_from_checkpoint="latest") == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert (results["best/step"], results["best/accuracy"]) == (3, 0.5)
+    assert same_bits(tmp_path / "third", tmp_path / "run/best")
+    assert not list((tmp_path / "run").glob(".best*"))
+
+
+def test_a_best_that_no_checkpoint_knows_is_chosen_anew(config, whole, tmp_path, capsys):
+    """The checkpoint of update 8 knows the best of update 5, which went long ago."""
+    place = cut_at(whole, 8, tmp_path / "cut")
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert "best/ of update 5 is not in" in capsys.readouterr().out
+    assert same_bits(whole / "best", place / "best")
+
+
+def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(config, whole, tmp_path, capsys):
+    """What `latest` finds after another crash is of the new trajectory, though it is further behind."""
+    other = cut_at(whole, 12, tmp_path / "other")  # the same, but on a folder without later checkpoints
+    folder = whole / "checkpoints"
+    for name in ("step-00000030-backup", "step-00000028 (copy)", "step-30"):
+        shutil.copytree(folder / "step-00000030", folder / name)
+    words = {**config, "max_train_steps": 40, "save_total_limit": 2}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
+        crash_at(patch, 13)
+        train_here(**words, resume_from_checkpoint=folder / "step-00000012")
+    said = capsys.readouterr().out
+    assert "kept as superseded-step-00000030, superseded-step-00000028," in said
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert "step-00000012 after update 12" in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert {"step-00000030-backup", "step-00000028 (copy)", "step-30", "superseded-step-00000030"} <= names
+    assert train_here(**{**words, "output_dir": other}, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", other / "final") and same_bits(whole / "best", other / "best")
+    assert without_timing(whole) == without_timing(other)
+
+
+def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path):
+    words = {**config, "output_dir": tmp_path / "other", "resume_from_checkpoint": whole}
+    place = whole / "checkpoints/step-00000012"
+    for _ in range(2):  # a second time over what the first has left
+        assert train_here(**{**words, "resume_from_checkpoint": place}) == 0
+        assert without_timing(tmp_path / "other") == [r for r in without_timing(whole) if r["step"] > 12]
 
 
 def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path):

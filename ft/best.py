@@ -1,0 +1,49 @@
+"""best/ in step with the checkpoints: a run that is taken up again finds the best model that its checkpoint
+knows."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+
+def kept_best(output_dir: Path, step: int) -> Path:
+    """Where the best model of update `step` waits, once there is a better one, until a checkpoint knows of
+    that."""
+    return output_dir / f".best-{step:08d}"
+
+
+def weights_sample(folder: Path) -> str:
+    """A hash of the first row of every tensor of an exported model, by which it is known again."""
+    import torch
+    from safetensors import safe_open
+
+    digest = hashlib.sha256()
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in sorted(file.keys()):
+            piece = file.get_slice(name)
+            row = piece[:1] if piece.get_shape() else file.get_tensor(name)
+            digest.update(name.encode() + row.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def recover_best(output_dir: Path, step: int, sample: str) -> bool:
+    """Whether best/ is the model of update `step` with this `weights_sample` (of any weights, if it is
+    empty): a crash may have come after a later best was written, or while it was."""
+    best = output_dir / "best"
+    for place in (best, kept_best(output_dir, step), output_dir / ".best.old"):
+        if (place / "model.safetensors").exists() and sample in ("", weights_sample(place)):
+            if place != best:
+                shutil.rmtree(best, ignore_errors=True)
+                place.rename(best)
+            return True
+    return False
+
+
+def forget_bests(output_dir: Path, before: int | None = None) -> None:
+    """Remove the best models that wait of updates `before` a step; all of them without one."""
+    for path in output_dir.glob(".best-*"):
+        number = path.name.removeprefix(".best-")
+        if number.isdecimal() and (before is None or int(number) < before):
+            shutil.rmtree(path, ignore_errors=True)
