@@ -20,6 +20,8 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from compare import same_bits, without_timing  # noqa: E402
 from conftest import ROOT, TORCHRUN, flags  # noqa: E402
 
+from ft.checkpoint import FILES, checkpoints_in, find_damage  # noqa: E402
+
 KILLS_A_RUN = 5
 WATCHDOG = 180  # seconds
 
@@ -48,9 +50,26 @@ def rows(folder):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def newest(folder):
+    """The newest checkpoint of a run that is whole, None where there is none."""
+    whole = [p for p in checkpoints_in(folder / "checkpoints") if not find_damage(p, *FILES)]
+    return whole[-1] if whole else None
+
+
+def check_start(checkpoint, out):
+    """A start has to go on from the newest checkpoint, and anew only where there is none. Returns whether
+    it went on; one that was killed before it could say so did not."""
+    if checkpoint is None:
+        assert "resumed from" not in out, out
+        return False
+    assert "starts anew" not in out, out
+    assert "resumed from" not in out or f"resumed from {checkpoint} after" in out, out
+    return "resumed from" in out
+
+
 def kill_at_random(process, folder, generator):
     """Kill at a random moment: now and then while it sets up, mostly while it trains. Returns what was
-    killed, None where it ended before."""
+    killed, None where it ended before, and what it had said."""
     before, begin = rows(folder), time.monotonic()
     if generator.random() < 0.2:
         time.sleep(generator.uniform(0.2, 6))
@@ -60,7 +79,7 @@ def kill_at_random(process, folder, generator):
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 1.5))
     if process.poll() is not None:
-        return None
+        return None, process.communicate()[0]
     what = generator.choice(["launcher", "rank", "both"])
     with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
         ranks = psutil.Process(process.pid).children()
@@ -71,26 +90,31 @@ def kill_at_random(process, folder, generator):
         else:
             what = "both"
             os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=WATCHDOG)
-    return what
+    return what, process.communicate(timeout=WATCHDOG)[0]
 
 
 def finish(words):
-    """Run to the end without a kill."""
+    """Run to the end without a kill; returns what it said."""
     process = start(words)
     out, _ = process.communicate(timeout=WATCHDOG)
     assert process.returncode == 0, out
+    return out
 
 
 def one_run(model, data, folder, whole, kills, generator):
     """A run that is killed so many times; what was killed, in turn. Raises if it ends otherwise."""
-    killed = []
+    killed, resumed = [], 0
     while len(killed) < kills:
-        what = kill_at_random(start(config(model, data, folder)), folder, generator)
+        before = newest(folder)
+        what, out = kill_at_random(start(config(model, data, folder)), folder, generator)
+        resumed += check_start(before, out)
         if what is None:
             break
         killed.append(f"{what} at {rows(folder)}")
-    finish(config(model, data, folder))
+    before = newest(folder)
+    went_on = check_start(before, finish(config(model, data, folder)))
+    assert went_on or before is None, killed
+    killed[-1:] = [f"{word}; {resumed + went_on} starts went on" for word in killed[-1:]]
     assert without_timing(folder) == without_timing(whole), killed
     assert same_bits(folder / "final", whole / "final"), killed
     assert same_bits(folder / "best", whole / "best"), killed

@@ -1,12 +1,14 @@
 """SIGKILL at any moment, and at each step of a checkpoint's writing: nothing is lost."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import ONE, ROOT, flags, launch, train_here
+from conftest import train_here
+from forks import Nursery, moments
 from random_kills import kill_often
 
 from ft import checkpoint
@@ -22,10 +24,18 @@ def test_twenty_random_kills_on_two_processes_end_bit_identical(tiny_model, revi
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_model, reviews):
-    """A run of 12 updates with a checkpoint every 4th, of which two are kept."""
+def nursery():
+    forks = Nursery()
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, reviews, nursery):
+    """A run of 12 updates with a checkpoint every 4th, of which two are kept: the first of the nursery."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert train_here(**words(tiny_model, reviews, folder)) == 0
+    code, said = nursery.run(words(tiny_model, reviews, folder))
+    assert code == 0, said
     return folder
 
 
@@ -33,30 +43,18 @@ def words(model, data, folder):
     return {
         "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "learning_rate": 1e-3,
         "max_train_steps": 12, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 5,
-        "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2,
+        "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2, "per_device_eval_batch_size": 8,
     }  # fmt: skip
 
 
 # The steps of write_checkpoint at which something can happen, by the function that does them.
 STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "_digest", "flush", "rename"]
-KILL_IN_SAVE = """
-import os, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/faults"]
-sys.argv[0] = {root!r} + "/train.py"
-from test_kills import at_step
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-at_step({number}, lambda: os.kill(os.getpid(), 9))
-run_script(train.train, parse(Config))
-"""
 NUMBERS = range(19)
 
 
-def at_step(number, fault, setattr=setattr):
-    """Let `fault` happen just before the given step of the writing of step-00000008. Returns the steps as
-    they come."""
+def at_step(number, fault, setattr=setattr, step=8):
+    """Let `fault` happen just before a step of the writing of the checkpoint of update `step`. Returns the
+    steps as they come."""
     import safetensors.torch
     import torch
 
@@ -65,7 +63,7 @@ def at_step(number, fault, setattr=setattr):
     def counted(name, function, place_of=lambda args: args[0]):
         def call(*args, **options):
             place = str(place_of(args))
-            if not done and ("step-00000008" in place or (seen and "latest" in place)):
+            if not done and (f"step-{step:08d}" in place or (seen and "latest" in place)):
                 seen.append(name)
                 if len(seen) == number + 1:
                     fault()
@@ -98,24 +96,72 @@ def test_the_steps_are_those_of_a_whole_save(tiny_model, reviews, tmp_path, monk
     assert len(seen) == len(NUMBERS)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 4, 7, 10, 13, 15, 16, 17, 18])
+def killed_and_resumed(nursery, config, whole, moment):
+    """Kill a run at a moment and start it again: it has to end as the one that was never killed."""
+    code, said = nursery.run(config, moment)
+    assert code == -signal.SIGKILL, said
+    folder = Path(config["output_dir"])
+    there = checkpoint.checkpoints_in(folder / "checkpoints")
+    for place in folder.glob("checkpoints/step-*"):
+        assert checkpoint.find_damage(place, *checkpoint.FILES) == ""  # whole or absent
+    code, said = nursery.run({**config, "resume_from_checkpoint": "latest"})
+    assert code == 0, said
+    assert (f"resumed from {there[-1]}" if there else "this run starts anew") in said
+    for name in ("final", "best"):
+        assert same_bits(whole / name, folder / name)
+    assert without_timing(whole) == without_timing(folder)
+    results = [json.loads((place / "results.json").read_text()) for place in (whole, folder)]
+    assert all(results[0][key] == results[1][key] for key in results[0] if not key.startswith("perf/"))
+    left = [sorted(path.name for path in (place / "checkpoints").iterdir()) for place in (whole, folder)]
+    assert left[0] == left[1]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+# All steps of a checkpoint within the run; of the last update's a few.
+@pytest.mark.parametrize(
+    ("step", "number"), [*((8, n) for n in NUMBERS), (12, 0), (12, 9), (12, 16), (12, 18)]
+)
 @pytest.mark.case(
-    "SIGKILL at a step of a checkpoint's writing, between rename and pointer, too",
+    "SIGKILL at each step of a checkpoint's writing, also between rename and pointer, or of the last update",
     "every checkpoint is whole or absent; resumed, the end is bit-identical",
 )
-def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(tiny_model, reviews, tmp_path, whole, number):
-    script = tmp_path / "killed.py"
-    script.write_text(KILL_IN_SAVE.format(root=str(ROOT), number=number))
+def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(
+    tiny_model, reviews, tmp_path, whole, nursery, step, number
+):
     config = words(tiny_model, reviews, tmp_path / "run")
-    done = launch(ONE, flags(**config), script=str(script))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    for place in (tmp_path / "run/checkpoints").glob("step-*"):
-        assert checkpoint.find_damage(place) == ""  # whole or absent
-    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    killed_and_resumed(nursery, config, whole, f"{step} #{number}")
+
+
+@pytest.mark.parametrize("moment", moments())
+@pytest.mark.case(
+    "SIGKILL in an update, in an evaluation, while best/ or final/ is written, an old checkpoint is removed, "
+    "the test rows are scored",
+    "resumed, the end is bit-identical, results.json, too",
+)
+def test_killed_at_any_moment_the_run_ends_bit_identical(
+    tiny_model, reviews, tmp_path, whole, nursery, moment
+):
+    killed_and_resumed(nursery, words(tiny_model, reviews, tmp_path / "run"), whole, moment)
+
+
+@pytest.mark.case(
+    "SIGKILL to a run with W&B (offline)",
+    "resumed, it goes on under the same id",
+)
+def test_the_run_of_wandb_keeps_its_id(tiny_model, reviews, tmp_path, whole, nursery):
+    pytest.importorskip("wandb")
+    config = {**words(tiny_model, reviews, tmp_path / "run"), "report_to": "wandb"}
+    offline = {"WANDB_MODE": "offline"}
+    code, said = nursery.run(config, "in the update after a checkpoint", offline)
+    assert code == -signal.SIGKILL, said
+    name, resumes = (tmp_path / "run/wandb_id").read_text().split()
+    code, said = nursery.run({**config, "resume_from_checkpoint": "latest"}, environment=offline)
+    assert code == 0 and resumes == "0", said
+    assert (tmp_path / "run/wandb_id").read_text().split() == [name, "1"]
+    folders = list((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(folders) == 2 and all(folder.name.endswith(f"-{name}") for folder in folders)
     assert same_bits(whole / "final", tmp_path / "run/final")
     assert without_timing(whole) == without_timing(tmp_path / "run")
-    names = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
-    assert names == sorted(path.name for path in (whole / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("number", NUMBERS)
