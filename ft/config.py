@@ -132,6 +132,12 @@ class OptimOptions:
 
     learning_rate: float = 5e-5
     """Highest learning rate of the schedule."""
+    head_learning_rate: float | None = None
+    """Learning rate of the new head, where it is to be another; it follows the same schedule."""
+    layerwise_lr_decay: float = 1.0
+    """Layer-wise decay of the learning rate: each layer has the rate of the one above it times this; the top
+    layer and the head have the full rate, the embeddings are below the lowest layer. 0.9 is common, 1 is
+    none."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; biases and normalisation weights are spared."""
     adam_beta1: float = 0.9
@@ -156,6 +162,23 @@ class OptimOptions:
     """Share of the updates over which the learning rate rises from 0."""
     warmup_steps: int | None = None
     """Number of those updates; takes the place of warmup_ratio."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay (0.99 averages over about the last
+    hundred updates); evaluations, best/ and final/ have it instead of the weights. Default: none."""
+    freeze: list[str] | str | None = None
+    """Parameters that are not trained, by patterns over their names as in a shell, which stand for whole
+    parts between the dots: "embeddings", "embeddings,encoder.layer.[0-3]"."""
+    lora_rank: int | None = None
+    """Train LoRA matrices of this rank beside the frozen pretrained weights, and the head, through peft (an
+    extra). best/ and final/ are merged and need no peft; their adapter/ is for it. It wants a higher learning
+    rate. Default: no LoRA."""
+    lora_alpha: int | None = None
+    """Scale of LoRA: its product counts lora_alpha / lora_rank. Default: twice the rank."""
+    lora_dropout: float = 0.0
+    """Dropout before LoRA's matrices."""
+    lora_target_modules: list[str] | str | None = None
+    """Linear modules that get LoRA, by the ends of their names ("query,value"), or all-linear for all but the
+    head. Default: those that peft has for the architecture."""
     label_smoothing_factor: float = 0.0
     """Weight of the uniform distribution that is mixed into the training labels (of one label a row)."""
     class_weights: dict[str, float] | str | None = None
@@ -255,6 +278,9 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         self.resume_from_checkpoint = self.resume_from_checkpoint and os.path.expanduser(
             self.resume_from_checkpoint
         )
+        # The same in every spelling: a checkpoint is held against them.
+        self.freeze = split_names(self.freeze) or None
+        self.lora_target_modules = split_names(self.lora_target_modules) or None
 
     def check(self) -> None:
         """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
@@ -288,8 +314,34 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         for name in ("class_weights", "pos_weight"):
             self.weights(name)
+        self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
+
+    def _check_recipes(self) -> None:
+        if not 0 < self.layerwise_lr_decay <= 1:
+            raise UserError(
+                f"layerwise_lr_decay: found {self.layerwise_lr_decay:g}, expected a number above 0 and up to "
+                "1; 1 gives every layer the same rate."
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(
+                f"ema_decay: found {self.ema_decay:g}, expected a number between 0 and 1, such as 0.99; "
+                "leave it out for no average."
+            )
+        if self.lora_rank is None:
+            for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"{name}: is about LoRA, but lora_rank is not set; set it, or leave it out."
+                    )
+        elif self.freeze:
+            raise UserError(
+                f"freeze: found {', '.join(self.frozen)}, but lora_rank is set: LoRA trains its own matrices "
+                "and the head, and the pretrained weights are frozen already; keep one of them."
+            )
+        if "all-linear" in self.lora_targets and len(self.lora_targets) > 1:
+            raise UserError("lora_target_modules: all-linear stands alone; leave out the other names.")
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
@@ -348,6 +400,16 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"text_column_names: found {len(texts)} columns ({', '.join(texts)}), expected one or two "
                 "different ones."
             )
+
+    @property
+    def frozen(self) -> list[str]:
+        """The patterns of what is not trained."""
+        return split_names(self.freeze)
+
+    @property
+    def lora_targets(self) -> list[str]:
+        """The modules that the user named for LoRA; empty where peft is to choose."""
+        return split_names(self.lora_target_modules)
 
     @property
     def metric_names(self) -> list[str]:
@@ -421,7 +483,8 @@ POSITIVE = (
     "max_length max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
     "global_batch_size "
     "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size num_train_epochs "
-    "max_train_steps learning_rate adam_epsilon logging_steps eval_steps save_steps save_total_limit "
+    "max_train_steps learning_rate head_learning_rate lora_rank lora_alpha adam_epsilon logging_steps "
+    "eval_steps save_steps save_total_limit "
     "early_stopping_patience num_seeds"
 ).split()
 NOT_NEGATIVE = (
@@ -430,4 +493,4 @@ NOT_NEGATIVE = (
 ).split()
 LARGEST = 2**31 - 1  # of the numbers that count rows, updates or processes
 SEEDS = 2**32  # numpy's and torch's generators take these
-BELOW_ONE = "warmup_ratio label_smoothing_factor adam_beta1 adam_beta2".split()
+BELOW_ONE = "warmup_ratio lora_dropout label_smoothing_factor adam_beta1 adam_beta2".split()

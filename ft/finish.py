@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft.assess import assess
 from ft.best import forget_bests
+from ft.ema import averaged
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
 from ft.report import draw_training, end_summary
@@ -43,6 +44,7 @@ def finish(run: Run) -> None:
         "headline": list(run.task.headline),
         "train/total_steps": progress.step,
         "train/epochs": run.epoch,
+        "train/trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         "train/nonfinite_updates": progress.health.nonfinite,
         "train/loss_spikes": progress.health.spikes,
         "best/step": progress.best_step,
@@ -55,7 +57,7 @@ def finish(run: Run) -> None:
     scored = {"validation": run.latest} if run.latest else {}
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
-            load_weights(run.model, run.output_dir / "best", run.accelerator, run.task)
+            _load(run, "best")
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
     for split, result in scored.items():
@@ -77,6 +79,13 @@ def _last_score(run: Run, split: str) -> Evaluation:
 
     def restore_last_update() -> None:
         if not run.saved:
-            load_weights(run.model, run.output_dir / "final", run.accelerator, run.task)  # best/ may be in it
+            _load(run, "final")  # best/ may be in it
 
     return run.score(split, before_stop=restore_last_update)
+
+
+def _load(run: Run, name: str) -> None:
+    """Give the model the weights of best/ or final/; where it keeps an average of its weights, give them to
+    that."""
+    with averaged(run.optimizer):
+        load_weights(run.model, run.output_dir / name, run.accelerator, run.task)

@@ -18,6 +18,8 @@ from ft.config import Config, ModelOptions
 from ft.data.files import is_pointer
 from ft.data.sources import local_path
 from ft.errors import UserError
+from ft.layers import freeze
+from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.tasks.base import Task
 
 WEIGHT_FILES = (
@@ -59,6 +61,8 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
     if not (folder / "config.json").exists():
         best = folder / "best"  # of a run's output_dir
         hint = f"did you mean {str(best)!r}?" if best.is_dir() else "expected a Transformers model folder."
+        if (folder / "adapter_config.json").exists():
+            hint = "it is an adapter; its merged model stands in best/ or final/, one folder up."
         raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
@@ -208,6 +212,10 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
             ) from error
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
+    if options.PURPOSE == "training":
+        freeze(model, options.frozen)
+        if options.lora_rank is not None:
+            add_lora(model, options, task.pipeline_tag, path, set(loaded["missing_keys"]))
     if options.gradient_checkpointing:
         checkpoint_activations(model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -276,7 +284,9 @@ def export(
     were."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=state)
+    model.save_pretrained(temporary, state_dict=merge(model, state) if has_lora(model) else state)
+    if has_lora(model):
+        save_adapter(model, state, temporary / "adapter")
     before, tokenizer.model_max_length = tokenizer.model_max_length, max_length
     tokenizer.save_pretrained(temporary)
     tokenizer.model_max_length = before
@@ -292,7 +302,10 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
 
     plain = accelerator.unwrap_model(model)
     if accelerator.is_main_process:
-        load_model(plain, str(folder / "model.safetensors"))
+        if has_lora(plain):
+            load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
+        else:
+            load_model(plain, str(folder / "model.safetensors"))
         task.import_weights(plain, json.loads((folder / "config.json").read_text(encoding="utf-8")))
     if accelerator.num_processes > 1:
         for tensor in plain.state_dict().values():

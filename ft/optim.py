@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from ft.config import Config
+from ft.ema import keep_average
 from ft.errors import UserError
+from ft.layers import depths, head_names
 
 
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), fused, without decay of vectors: biases and normalisation
-    weights."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW (Loshchilov and Hutter, 2019), fused, which keeps an average of the weights where `ema_decay`
+    asks for it."""
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        parameter_groups(model, config),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
@@ -29,33 +27,64 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
     # With fp16, GradScaler then leaves the call out where a gradient overflowed, by which alone Accelerate
     # knows that the step was skipped (ft.attempts takes the update again).
     optimizer._step_supports_amp_scaling = False
+    if config.ema_decay is not None:
+        keep_average(optimizer, config.ema_decay)
     return optimizer
 
 
+def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, Any]]:
+    """The trained parameters by learning rate and weight decay, which spares vectors: biases and
+    normalisation weights. The first group has `learning_rate`, which is the one that is logged.
+
+    A layer's rate is that of the one above it times `layerwise_lr_decay` (as Sun et al., 2019); the head's is
+    `head_learning_rate`, if set."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rates = dict.fromkeys(trained, config.learning_rate)
+    if config.layerwise_lr_decay < 1:
+        below = depths(model)
+        rates = {name: rate * config.layerwise_lr_decay ** below[name] for name, rate in rates.items()}
+        if not any(below[name] for name in trained):
+            raise UserError("layerwise_lr_decay: freeze leaves no layer below the top one to train; drop it.")
+    if config.head_learning_rate is not None:
+        head = head_names(model) & trained.keys()
+        if not head:
+            raise UserError("head_learning_rate: freeze leaves no parameter of the head to train; drop it.")
+        rates |= dict.fromkeys(head, config.head_learning_rate)
+    groups: list[dict[str, Any]] = []
+    for rate in dict.fromkeys([config.learning_rate, *rates.values()]):
+        here = [parameter for name, parameter in trained.items() if rates[name] == rate]
+        matrices, vectors = [p for p in here if p.ndim > 1], [p for p in here if p.ndim <= 1]
+        for params, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
+            if params or not groups:
+                groups.append({"params": params, "weight_decay": decay, "lr": rate})
+    return groups
+
+
 class Schedule(LRScheduler):
-    """Learning rates by the number of updates that took effect: `rates[n]` is that of the one after n.
+    """Learning rates by the number of updates that took effect: that of each group times `shape[n]` for the
+    one after n.
 
     The fused optimizer counts them, on the device, and leaves out those that it was told to skip (see
     `ft.health`). The rate is read there, too, as a tensor: a skipped update moves no schedule, and the host
     never waits to know. `step` looks where the optimizer stands, so that there is no state to save."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rates: list[float]) -> None:
-        self.rates = torch.tensor(rates, dtype=torch.float64)
+    def __init__(self, optimizer: torch.optim.Optimizer, shape: list[float]) -> None:
+        self.shape = torch.tensor(shape, dtype=torch.float64)
         super().__init__(optimizer)
 
     def step(self, epoch: int | None = None) -> None:
         """Give the optimizer the rate of its next update."""
         counts = [state["step"] for state in self.optimizer.state.values()]
-        rate: float | torch.Tensor = float(self.rates[0])
+        factor: float | torch.Tensor = float(self.shape[0])
         if counts:
             done = torch.stack(counts).max()  # a parameter may have got no gradient now and then
-            if self.rates.device != done.device:
+            if self.shape.device != done.device:
                 # The kernels of a device take the rate in 32 bits.
-                self.rates = self.rates.to(torch.float32).to(done.device)
-            rate = self.rates.take(done.long().clamp(max=len(self.rates) - 1))
-        self._last_lr = [rate] * len(self.optimizer.param_groups)
+                self.shape = self.shape.to(torch.float32).to(done.device)
+            factor = self.shape.take(done.long().clamp(max=len(self.shape) - 1))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = group["initial_lr"] * factor
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, object]:
         """Nothing: it follows from the optimizer's state and the config."""
@@ -88,4 +117,4 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, total_upda
             f"{error}; raise it, or choose another scheduler."
         ) from None
     (shape, *_) = shapes.lr_lambdas  # the same for every group
-    return Schedule(optimizer, [config.learning_rate * shape(n) for n in range(total_updates + 1)])
+    return Schedule(optimizer, [shape(n) for n in range(total_updates + 1)])

@@ -100,9 +100,8 @@ def start_summary(
     )
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lines.append(
-        f"model: {type(model).__name__}, {count / 1e6:.1f} million parameters, {trained / count:.0%} trained"
-    )
+    some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
+    lines.append(f"model: {type(model).__name__}, {count / 1e6:.1f} million parameters{some}")
     precision = {"no": "fp32"}.get(
         accelerator.mixed_precision, f"{accelerator.mixed_precision} mixed precision"
     )

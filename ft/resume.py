@@ -39,11 +39,8 @@ def identity(run: Run) -> dict[str, Any]:
     config = run.config
     model = run.accelerator.unwrap_model(run.model)
     shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
+    # The options come first, so that an error names what the user has changed.
     return {
-        "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
-        "pretrained model": run.pretrained,
-        "labels": run.task.state(),
-        "data": run.data.fingerprint,
         **{
             field.name: getattr(config, field.name)
             for field in fields(config)
@@ -52,6 +49,10 @@ def identity(run: Run) -> dict[str, Any]:
         "class_weights": config.weights("class_weights"),
         "pos_weight": config.weights("pos_weight"),
         "threshold_mode": config.threshold_mode,
+        "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
+        "pretrained model": run.pretrained,
+        "labels": run.task.state(),
+        "data": run.data.fingerprint,
         "metric_for_best_model": config.best_metric,
         "greater_is_better": config.higher_is_better,
     }

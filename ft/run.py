@@ -20,9 +20,11 @@ from ft.config import Config, parse_duration
 from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.data.slices import check_slice_columns
+from ft.ema import averaged
 from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
+from ft.lora import check_peft
 from ft.model import export, write_whole
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir
 from ft.report import environment, model_card, progress_bar, start_summary
@@ -59,6 +61,8 @@ class Run:
         for warning in warnings:
             self.say(f"warning: {warning}")
         self.hosts.from_main(lambda: check_slice_columns(config))
+        if config.lora_rank is not None:
+            check_peft()
         self._check_metrics()
 
     def _check_metrics(self) -> None:
@@ -314,7 +318,8 @@ class Run:
             )
             self._loaders[split] = self.accelerator.prepare(loader)
         try:
-            with self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as bar:
+            bar = self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows")
+            with bar, averaged(self.optimizer):
                 return evaluate(
                     self.accelerator, self.task, self.model, self._loaders[split], rows, self.named,
                     lambda count: self._after_batch(bar, count), calibrate=split == "validation",
@@ -375,12 +380,13 @@ class Run:
 
     def export(self, name: str, metrics: dict[str, Any], keep: Path | None = None) -> None:
         """Write the model as it is to best/ or final/; the one that was there is kept as `keep`, or goes."""
-        state = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
-            model = self.accelerator.unwrap_model(self.model)
-            state = self.task.export_weights(state, model.config)
-            export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
+        with averaged(self.optimizer):
+            state = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
+                model = self.accelerator.unwrap_model(self.model)
+                state = self.task.export_weights(state, model.config)
+                export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
 
     def _fold_loss(self) -> float:
         """The summed loss since the last log, over all processes."""

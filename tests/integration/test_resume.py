@@ -231,7 +231,10 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
         ({"metric_for_best_model": "f1_macro"}, ("metric_for_best_model", "accuracy", "f1_macro")),
         ({"greater_is_better": "false"}, ("greater_is_better", "True", "False")),
         ({"max_train_samples": 100}, ("data",)),
-        ({"config_overrides": "num_hidden_layers=1"}, ("model",)),
+        ({"config_overrides": "num_hidden_layers=1"}, ("config_overrides", "None", "num_hidden_layers=1")),
+        ({"freeze": "embeddings"}, ("freeze", "None", "embeddings")),
+        ({"ema_decay": 0.9}, ("ema_decay", "None", "0.9")),
+        ({"lora_rank": 4}, ("lora_rank", "None", "4")),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(config, whole, change, names):

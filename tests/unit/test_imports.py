@@ -13,11 +13,11 @@ FLOORS = [
     floor.split()
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling",
-        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.health ft.signals ft.values "
-        "ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
+        "ft.tasks.base ft.data ft.data.plan ft.data.split ft.dropout ft.ema ft.layers ft.health ft.signals "
+        "ft.values ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
         "ft.analysis.errors",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks",
-        "ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions",
+        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "

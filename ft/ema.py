@@ -1,0 +1,56 @@
+"""An exponential moving average of the trained weights; it takes their place in evaluations and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+AVERAGE = "average"  # beside AdamW's moments, so that checkpoints hold it and resuming restores it
+
+
+def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Have every step of an AdamW update the average of each parameter that it trains, in fp32.
+
+    After step n it is `d * average + (1 - d) * weight` with d = min(decay, (1 + n) / (10 + n)), so that a
+    short run does not average over its start, where the head is random (as TensorFlow's
+    ExponentialMovingAverage does with num_updates); n counts the steps that changed something."""
+    optimizer.register_step_post_hook(partial(_update, decay))
+
+
+@torch.no_grad()
+def _update(decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    weight = None
+    for parameter, state in optimizer.state.items():
+        if AVERAGE not in state:
+            state[AVERAGE] = parameter.detach().clone()
+            continue
+        if weight is None:
+            step = state["step"]  # on the device, as all of this: the host does not wait
+            weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay)
+            if getattr(optimizer, "found_inf", None) is not None:  # a step that changed nothing
+                weight = weight * (1 - optimizer.found_inf)  # type: ignore[attr-defined]
+        state[AVERAGE].lerp_(parameter, weight)
+
+
+@contextmanager
+def averaged(optimizer: Any) -> Iterator[None]:
+    """The weights are their averages inside; without averages they stay as they are. What is loaded into them
+    inside becomes the average."""
+    _swap(optimizer)
+    try:
+        yield
+    finally:
+        _swap(optimizer)
+
+
+@torch.no_grad()
+def _swap(optimizer: Any) -> None:
+    for parameter, state in optimizer.state.items():
+        if AVERAGE in state:
+            trained = parameter.detach().clone()
+            parameter.copy_(state[AVERAGE])
+            state[AVERAGE].copy_(trained)
