@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from benchmarks import accuracy, exactness, saving, start, throughput, tutorial
+from benchmarks import accuracy, exactness, recipes, saving, start, throughput, tutorial
 
 COMMANDS = {
     "throughput": throughput,
@@ -12,6 +12,7 @@ COMMANDS = {
     "exactness": exactness,
     "accuracy": accuracy,
     "tutorial": tutorial,
+    "recipes": recipes,
 }
 
 

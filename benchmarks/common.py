@@ -41,12 +41,13 @@ def model_folder(name: str) -> str:
     return str(path) if path.exists() else name
 
 
-def data_file(folder: Path, *stems: str) -> Path:
-    """The first of the named csv files that is there."""
-    for stem in stems:
-        if (folder / f"{stem}.csv").exists():
-            return (folder / f"{stem}.csv").resolve()
-    sys.exit(f"error: {folder} holds no {' or '.join(f'{stem}.csv' for stem in stems)}")
+def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Path:
+    """The first of the named files that is there; of csv files, if not told otherwise."""
+    names = [f"{stem}.{kind}" for stem in stems for kind in kinds]
+    for name in names:
+        if (folder / name).exists():
+            return (folder / name).resolve()
+    sys.exit(f"error: {folder} holds no {' or '.join(names)}")
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[str]]:
@@ -202,11 +203,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm: list[float]) -> None:
     """Print the text, and write it with the machine to results/NAME.md, and all that was measured to
     NAME.json. Called after every round, so that a run that was stopped leaves what it has."""
-    data = getattr(options, "data", None)
-    name = options.name or "_".join([options.command, *([data.resolve().name] if data else [])])
+    data = getattr(options, "data", None) or []
+    folders = [folder.resolve().name for folder in (data if isinstance(data, list) else [data])]
+    name = options.name or "_".join([options.command, *folders])
     asked = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
-    if data:
-        asked["data"] = data.resolve().name
+    if folders:
+        asked["data"] = " ".join(folders)
     known = machine()
     versions = ", ".join(f"{package} {number}" for package, number in known["versions"].items())
     device = f", {known['accelerator']}" if known["accelerator"] else ""

@@ -1,0 +1,104 @@
+"""Test results of each fine-tuning recipe against plain fine-tuning: three seeds, mean and spread."""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import MODEL, data_file, gemm_peak, mean_and_deviation, save, say, table, train_py
+
+GLOBAL_BATCH = 32
+KINDS = ("csv", "jsonl")
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("plain", {}),
+    "layers": ("layerwise_lr_decay 0.9", {"layerwise_lr_decay": 0.9}),
+    "head": ("head_learning_rate, 10 times", {"head_learning_rate": 10}),  # times the learning rate
+    "freeze": ("freeze embeddings", {"freeze": "embeddings"}),
+    "ema": ("ema_decay 0.99", {"ema_decay": 0.99}),
+    "lora": ("lora_rank 8, at a rate of its own", {"lora_rank": 8}),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    kinds = "folders with train, and test or validation, as csv or jsonl"
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help=kinds)
+    parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--lora_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--warmup_ratio", type=float, default=0.1)
+    parser.add_argument("--weight_decay", type=float, default=0.01)
+    parser.add_argument("--max_train_samples", type=int, help="fewer training rows of each data set")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+
+
+def run(options: argparse.Namespace) -> None:
+    """All arms in turn, seed after seed, data set after data set: the model of the last update is scored."""
+    measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    gemm = [gemm_peak()]
+    for folder in options.data:
+        runs = measured.setdefault(folder.resolve().name, {arm: [] for arm in options.arms})
+        for seed in options.seeds:
+            for arm in options.arms:
+                found = train_py(_flags(options, folder, arm, seed), options.extra)
+                metric = found["headline"][0]
+                runs[arm].append(
+                    {
+                        "seed": seed, "metric": metric, "value": found[f"test/{metric}"],
+                        "seconds": found["perf/train_seconds"],
+                        "trainable": found["train/trainable_parameters"],
+                    }
+                )  # fmt: skip
+                say(f"{folder.name}, {arm}: {runs[arm][-1]}")
+            gemm.append(gemm_peak())
+            save(options, _text(measured), measured, gemm)
+
+
+def _flags(options: argparse.Namespace, folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    """What train.py is asked for; nothing is chosen by validation rows, so none are set aside."""
+    recipe = dict(ARMS[arm][1])
+    if "head_learning_rate" in recipe:
+        recipe["head_learning_rate"] *= options.learning_rate
+    names = "max_length warmup_ratio weight_decay max_train_samples".split()
+    shared = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {
+        "model_name_or_path": options.model, "train_file": data_file(folder, "train", kinds=KINDS),
+        "test_file": data_file(folder, "test", "validation", kinds=KINDS), "validation_split_percentage": 0,
+        "global_batch_size": GLOBAL_BATCH, "num_train_epochs": options.epochs, "save_strategy": "no",
+        "seed": seed, "learning_rate": options.lora_learning_rate if arm == "lora" else options.learning_rate,
+        **shared, **recipe,
+    }  # fmt: skip
+
+
+def _text(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    parts = []
+    for name, arms in measured.items():
+        metric = next((one["metric"] for runs in arms.values() for one in runs), "")
+        header = [name, f"test {metric}", "lowest to highest", "minus plain", "seconds", "trained parameters"]
+        rows = []
+        for arm, runs in arms.items():
+            if not runs:
+                continue
+            values = [one["value"] for one in runs]
+            # Of the same seeds: what a seed does to both is out of it.
+            base = {one["seed"]: one["value"] for one in arms.get("plain", [])}
+            apart = [one["value"] - base[one["seed"]] for one in runs if one["seed"] in base]
+            rows.append(
+                [
+                    ARMS[arm][0],
+                    mean_and_deviation(values, 4),
+                    f"{min(values):.4f} to {max(values):.4f}",
+                    f"{statistics.mean(apart):+.4f}" if apart and arm != "plain" else "",
+                    f"{statistics.mean(one['seconds'] for one in runs):,.0f}",
+                    f"{runs[0]['trainable']:,}",
+                ]
+            )
+        parts.append(table(header, rows))
+    about = (
+        f"Batch {GLOBAL_BATCH}, linear schedule, the model of the last update; ± is the standard deviation "
+        "over the seeds, and minus plain the mean difference to the plain run of the same seed."
+    )
+    return "\n\n".join([*parts, about])
