@@ -2,11 +2,14 @@
 
 Its tests are marked with what they do and what happens then; the table holds what that run saw."""
 
+import json
+import statistics
 from pathlib import Path
 
 import pytest
 
 FAULTS = Path(__file__).parent / "faults"
+GOODPUT = "## Goodput"
 HEAD = """# Reliability: what was done to a run, and what happened
 
 Made by `python -m pytest -n 0 -m case --table docs/reliability.md`, which asserts every row. The last column
@@ -54,4 +57,31 @@ def pytest_sessionfinish(session):
         passed = sum(outcome == "passed" for outcome in results.values())
         text += f"| {done} | {happened} | {passed} of {len(results)} |\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(with_goodput(text, Path(path).parent), encoding="utf-8")
+
+
+def with_goodput(text, docs):
+    """The table and, under it, what tests/faults/goodput.py has measured last, if it has."""
+    text = text.split(f"\n{GOODPUT}")[0]
+    if not (docs / "goodput.json").exists():
+        return text
+    seen = json.loads((docs / "goodput.json").read_text(encoding="utf-8"))
+    restarts = [seconds for seconds in seen["restart_seconds"] if seconds is not None]
+    restart = (
+        f"{statistics.median(restarts):.1f} s ({max(restarts):.1f} at most)" if restarts else "none in time"
+    )
+    numbers = [
+        f"{seen['seconds'] / 60:.1f}", str(seen["kills"]), f"{seen['updates']:,}",
+        f"{100 * seen['goodput']:.1f} %", restart,
+    ]  # fmt: skip
+    return f"""{text}
+{GOODPUT}
+
+Measured by `python tests/faults/goodput.py` ({seen["date"]}): two processes on {seen["cores"]} cores, a random
+model of MiniLM's size ({seen["seconds_per_update"]:.2f} s an update), a checkpoint every {seen["save_steps"]}
+updates; SIGKILL to the launcher and both processes at even intervals, and the same command again.
+
+| minutes | SIGKILLs | updates that counted | share of the time that went into them | restart to first new update |
+|---:|---:|---:|---:|---:|
+| {" | ".join(numbers)} |
+"""  # noqa: E501
