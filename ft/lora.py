@@ -34,10 +34,12 @@ def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set
 
     Raises `UserError` for targets that the model does not have, or where peft knows none for it."""
     from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
 
     assert options.lora_rank is not None
     trained = head_names(model) | new
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    kinds = torch.nn.Linear | Conv1D
+    linear = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     body = [name for name in linear if f"{name}.weight" not in trained]
     targets = options.lora_targets
     if targets == [ALL_LINEAR]:
@@ -49,6 +51,7 @@ def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set
         lora_dropout=options.lora_dropout, target_modules=targets or None, exclude_modules=outside or None,
         task_type=TASK_TYPES.get(pipeline_tag), base_model_name_or_path=path,
         revision=options.model_revision,
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in body),  # GPT-2's way
     )  # fmt: skip
     try:
         inject_adapter_in_model(config, model, adapter_name=NAME)
@@ -118,12 +121,6 @@ def _trained(model: Any) -> list[str]:
 def _stored(name: str) -> str:
     """A parameter's name in peft's files."""
     return STEM + (name.replace(f".{NAME}", "") if ".lora_" in name else name)
-
-
-def _is_linear(module: Any) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def _names(name: str, targets: list[str]) -> bool:

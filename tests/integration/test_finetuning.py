@@ -205,9 +205,10 @@ def test_eval_py_scores_a_merged_model_as_training_did_and_needs_no_peft(
     assert scored["test/accuracy"] == trained["test/accuracy"]
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "bert", "gpt2"])
 def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
-    """Heads of two layers, whose names end as those of the layers below;"""
+    """Heads of two layers, whose names end as those of the layers below; a new pooler is trained, too;
+    GPT-2 has its weights the other way around."""
     import peft
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -217,16 +218,18 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
     small = {
         "vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "n_heads": 2,
         "intermediate_size": 16, "dim": 8, "hidden_dim": 16, "n_layers": 2,
+        "pad_token_id": 0,
     }  # fmt: skip
     torch.manual_seed(0)
     shape = AutoConfig.for_model(kind, **small)
     model = AutoModelForSequenceClassification.from_config(shape)
     model.save_pretrained(tmp_path / "base")
+    new = {name for name, _ in model.named_parameters() if "pooler" in name}
     options = Config(lora_rank=2, lora_target_modules="all-linear", lora_dropout=0.1)
-    add_lora(model, options, "text-classification", str(tmp_path / "base"), set())
+    add_lora(model, options, "text-classification", str(tmp_path / "base"), new)
     model.eval()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    head = {name for name, _ in model.named_parameters() if "classifier" in name}
+    head = new | {name for name, _ in model.named_parameters() if re.search(r"classifier|^score", name)}
     assert trained == head | {name for name, _ in model.named_parameters() if "lora_" in name}
     assert not any("lora_" in name or "base_layer" in name for name in head)
     with torch.no_grad():
