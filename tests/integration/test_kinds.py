@@ -35,15 +35,20 @@ KINDS = {
 TASKS = ("focal", "tags", "scores", "pairs")  # one of each kind
 
 
-@pytest.fixture
-def config(request, tiny_model, reviews, kinds):
+def words_of(name, tiny_model, reviews, kinds):
     """40 updates of one of the kinds, evaluated every 10."""
-    data, options = KINDS[request.param]
+    data, options = KINDS[name]
     return {
         "model_name_or_path": tiny_model, "dataset_name": reviews if data == "reviews" else kinds / data,
         "learning_rate": 3e-3, "num_train_epochs": 9, "max_train_steps": 40, "logging_steps": 1,
         "eval_strategy": "steps", "eval_steps": 10, "save_strategy": "no", "max_grad_norm": 0.5, **options,
     }  # fmt: skip
+
+
+@pytest.fixture
+def config(request, tiny_model, reviews, kinds):
+    """See `words_of`."""
+    return words_of(request.param, tiny_model, reviews, kinds)
 
 
 def of_kinds(*names):
@@ -64,15 +69,30 @@ def tolerance(key):
     return 1e-5 if key.startswith(ROUNDED) else 1e-3 if key in RANKED else 0
 
 
+@pytest.fixture(scope="module")
+def on_two(tiny_model, reviews, kinds, tmp_path_factory):
+    """Every kind on two processes, in micro-batches, in one launch; the tags are scored by eval.py, too."""
+    folder = tmp_path_factory.mktemp("on_two")
+    jobs = [
+        ("train", flags(**words_of(name, tiny_model, reviews, kinds), per_device_train_batch_size=4,
+                        output_dir=folder / name))
+        for name in KINDS
+    ]  # fmt: skip
+    tags = words_of("tags", tiny_model, reviews, kinds)
+    jobs.append(("eval", flags(**score_words(folder / "tags/final", tags, folder / "scored"))))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = launch(two_processes(), [str(folder / "jobs.json")], script="tests/several.py")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @of_kinds(*KINDS)
-def test_accumulation_and_two_processes_give_the_same(config, tmp_path):
-    one, cut, two = (tmp_path / name for name in ("one", "cut", "two"))
+def test_accumulation_and_two_processes_give_the_same(config, on_two, request, tmp_path):
+    one, cut, two = tmp_path / "one", tmp_path / "cut", on_two / request.node.callspec.params["config"]
     assert train_here(**config, output_dir=one) == 0
     losses = list(series(one, "train/loss").values())
     assert min(losses) < 0.95 * losses[0]  # it learns: the comparison means something
     assert train_here(**config, output_dir=cut, per_device_train_batch_size=4) == 0
-    done = launch(two_processes(), flags(**config, output_dir=two, per_device_train_batch_size=4))
-    assert done.returncode == 0, done.stderr
     for other in (cut, two):
         for key, difference in largest_difference(one, other).items():
             assert difference <= tolerance(key), (other.name, key)
@@ -182,16 +202,14 @@ def test_eval_and_pipeline_give_what_training_gave(config, tmp_path):
 
     assert train_here(**config, output_dir=tmp_path / "run") == 0
     trained = json.loads((tmp_path / "run/results.json").read_text())
-    assert score_here(**score_words(tmp_path / "run/final", config, tmp_path / "one")) == 0
-    if "pos_weight" in config:
-        words = flags(**score_words(tmp_path / "run/final", config, tmp_path / "two"))
-        done = launch(two_processes(), words, script="eval.py")
-        assert done.returncode == 0, done.stderr
-    for place in [path for path in (tmp_path / "one", tmp_path / "two") if path.exists()]:
-        results, rows = scored(place)
-        for key in [key for key in trained if key.startswith("eval/")]:
-            assert_close(trained[key], results[key], key)
-        assert [row["row"] for row in rows] == list(range(61))
+    words = score_words(tmp_path / "run/final", config, tmp_path / "one")
+    assert score_here(**words, suspected_label_errors="true") == 0
+    suspects = (tmp_path / "one/label_errors.jsonl").read_text().splitlines()
+    assert suspects and all(0 <= json.loads(line)["label_quality"] <= 1 for line in suspects)
+    results, rows = scored(tmp_path / "one")
+    for key in [key for key in trained if key.startswith("eval/")]:
+        assert_close(trained[key], results[key], key)
+    assert [row["row"] for row in rows] == list(range(61))
     classify = pipeline("text-classification", model=str(tmp_path / "run/final"))
     texts = [row["text"] if "text" in row else {"text": row["one"], "text_pair": row["two"]} for row in rows]
     for row, answer in zip(rows, classify(texts, top_k=None, truncation=True), strict=True):
@@ -209,6 +227,47 @@ def test_eval_and_pipeline_give_what_training_gave(config, tmp_path):
             assert isinstance(row["label"], list)
         else:
             assert row["prediction"] == max(scores, key=scores.get)
+
+
+def test_eval_on_two_processes_gives_what_training_gave(on_two):
+    trained = json.loads((on_two / "tags/results.json").read_text())
+    results, rows = scored(on_two / "scored")
+    keys = [key for key in trained if key.startswith("eval/")]
+    assert keys == [key for key in results if key.startswith("eval/")]
+    for key in keys:
+        assert_close(trained[key], results[key], key)
+    assert [row["row"] for row in rows] == list(range(61))
+
+
+@of_kinds("tags", "scores")
+def test_seeds_intervals_slices_and_comparisons(config, tmp_path, capsys):
+    column = config.get("label_column_name", "labels")
+    words = {**config, "eval_steps": 20, "num_seeds": 2, "slice_columns": column}
+    short, deep = tmp_path / "short", tmp_path / "deep"
+    assert train_here(**{**words, "max_train_steps": 1}, output_dir=short) == 0
+    assert train_here(**words, output_dir=deep) == 0
+    together = json.loads((deep / "results.json").read_text())
+    one = json.loads((deep / "seed-42/results.json").read_text())
+    assert list(together["runs"]) == ["seed-42", "seed-43"]
+    for name in one["headline"]:
+        values = [run[f"test/{name}"] for run in together["runs"].values()]
+        assert together[f"test/{name}"] == pytest.approx(np.mean(values))
+        assert together[f"test/{name}_std"] == pytest.approx(np.std(values, ddof=1))
+        assert one[f"test/{name}_low"] <= one[f"test/{name}"] <= one[f"test/{name}_high"]
+    for table in (one["test/slices"][column], one["test/length_slices"]):
+        assert sum(part["rows"] for part in table) == 47
+        assert all({"pearsonr", "mse_low"} < set(part) or "f1_macro_high" in part for part in table)
+    assert len(one["test/worst_errors"]) > 5 and ("test/ece_scaled" in one) == (column == "labels")
+    capsys.readouterr()
+    assert score_here(compare=f"{short},{deep}", output_dir=tmp_path / "compared") == 0
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "compared/comparison.json").read_text())
+    for name in one["headline"]:
+        assert found["metrics"][name]["b"] == pytest.approx(together[f"test/{name}"], abs=1e-4)
+        assert f"\n{name} " in shown
+    best = found["metrics"]["mse" if column == "score" else "f1_macro"]
+    assert best["low"] < best["difference"] < best["high"]
+    assert (best["difference"] < 0) == (column == "score")
+    assert ("f1_micro_at_0.5" in found["metrics"]) == (column == "labels")
 
 
 @of_kinds("scores")
