@@ -248,7 +248,7 @@ class RunOptions:
     threshold_mode: Literal["none", "global", "per_label"] | None = None
     """Multi-label: the probability from which on a label counts as predicted: 0.5 (none), the best for micro
     F1 (global), or the best for each label's F1 (per_label), chosen on the validation rows and kept in the
-    exported model. Default: global."""
+    exported model, which eval.py follows unless this is none. Default: global."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations in a row without a better metric. Default: never."""
     early_stopping_threshold: float = 0.0

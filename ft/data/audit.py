@@ -48,7 +48,10 @@ def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, spl
         strings = [f.name for f in table.schema if _is_string(f.type) and f.name != label]
         known = [name for wanted in TEXT_NAMES for name in strings if name.lower() == wanted]
         if not known and len(strings) != 1:
-            raise UserError(f"text_column_names: cannot tell the text among the columns {listed}; name it.")
+            raise UserError(
+                f"text_column_names: cannot tell the text among the columns {listed}; name it, or the two "
+                "of a pair."
+            )
         texts = known[:1] or strings
     for name in texts:
         _check_text(table, name, split)

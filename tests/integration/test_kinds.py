@@ -365,6 +365,12 @@ def test_one_threshold_or_none(config, tmp_path):
     assert train_here(**config, output_dir=tmp_path / "one") == 0
     thresholds = json.loads((tmp_path / "one/best/config.json").read_text())["thresholds"]
     assert len(thresholds) == 4 and len(set(thresholds.values())) == 1
+    words = score_words(tmp_path / "one/best", config, tmp_path / "at half")
+    assert score_here(**words, threshold_mode="none") == 0
+    results, rows = scored(tmp_path / "at half")
+    assert "eval/f1_micro_at_0.5" not in results
+    for row in rows:
+        assert row["prediction"] == [name for name, p in row["probabilities"].items() if p >= 0.5]
     assert train_here(**config, threshold_mode="none", output_dir=tmp_path / "none") == 0
     assert "thresholds" not in json.loads((tmp_path / "none/best/config.json").read_text())
     row = metrics_of(tmp_path / "none")[-1]

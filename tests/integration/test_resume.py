@@ -118,12 +118,14 @@ def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(conf
 
 
 def crash_at(monkeypatch, step):
-    """Let the run end with an error in the update after `step`; a row an update stands in metrics.jsonl."""
+    """Let the run end with an error in the update after `step`; a row an update stands in metrics.jsonl, and
+    the checkpoints so far on the disk."""
     original = Run.count
 
     def count(self, *args):
         original(self, *args)
         if self.progress.step > step:
+            self.writer.wait()
             raise RuntimeError("a crash on purpose")
 
     monkeypatch.setattr(Run, "count", count)

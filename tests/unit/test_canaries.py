@@ -285,8 +285,10 @@ def test_a_shuffled_selection_is_numpys_permutation():
 def test_accelerates_wandb_tracker_hands_the_step_on():
     """ft/tracking.py leaves step= out for W&B alone, which drops rows whose step goes back."""
     pytest.importorskip("wandb")
+    from accelerate import PartialState
     from accelerate.tracking import WandBTracker
 
+    PartialState(cpu=True)  # its logger asks for it
     calls = []
     tracker = WandBTracker("project")
     tracker.run = type("Run", (), {"log": lambda self, values, step=None: calls.append(step)})()

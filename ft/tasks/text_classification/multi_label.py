@@ -146,11 +146,14 @@ class MultiLabel(Kind):
         return found
 
     def load_from_model(self, model_config: Any) -> None:
-        """The names of the labels, and the thresholds, where the model has some."""
+        """The names of the labels, and the thresholds, where the model has some, unless `threshold_mode` is
+        none."""
         super().load_from_model(model_config)
         thresholds = getattr(model_config, "thresholds", None)
-        self.threshold_mode = "none" if thresholds is None else self.threshold_mode
-        self.calibration |= {} if thresholds is None else {"thresholds": thresholds}
+        if thresholds is None:
+            self.threshold_mode = "none"
+        elif self.threshold_mode != "none":
+            self.calibration["thresholds"] = thresholds
 
     def configure(self, model_config: Any) -> None:
         """With the thresholds."""

@@ -23,6 +23,6 @@ def label_weights(key: str, weights: Weights, names: list[str], balanced: np.nda
 
 
 def described(names: list[str], weights: np.ndarray) -> str:
-    """ "bad 0.5, good 2" for a summary; the first few of many."""
-    shown = ", ".join(f"{name} {weight:.4g}" for name, weight in zip(names[:8], weights, strict=False))
+    """ "bad=0.5, good=2" for a summary; the first few of many."""
+    shown = ", ".join(f"{name}={weight:.4g}" for name, weight in zip(names[:8], weights, strict=False))
     return shown + (", ..." if len(names) > 8 else "")
