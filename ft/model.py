@@ -14,12 +14,13 @@ import torch
 from safetensors import SafetensorError
 
 from ft.checkpoint import replace_folder
-from ft.config import Config, ModelOptions
+from ft.config import Config
 from ft.data.files import is_pointer
 from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
+from ft.options import ModelOptions
 from ft.tasks.base import Task
 
 WEIGHT_FILES = (

@@ -8,8 +8,9 @@ from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
 from ft.checkpoint import find_checkpoint
-from ft.config import Config, RunOptions
+from ft.config import Config
 from ft.errors import UserError
+from ft.options import RunOptions
 
 LEAVES = (
     "config.yaml environment.json metrics.jsonl results.json seeds.json training.png wandb_id checkpoints "

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ft import checkpoint
 from ft.best import recover_best
 from ft.checkpoint import Progress
-from ft.config import DataOptions, ModelOptions, RunOptions
 from ft.errors import UserError
 from ft.health import Health
+from ft.options import DataOptions, ModelOptions, RunOptions
 
 if TYPE_CHECKING:
     import torch

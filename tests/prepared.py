@@ -3,8 +3,8 @@
 import json
 from contextlib import contextmanager
 
-from ft.config import DataOptions
 from ft.data.prepare import prepare_data
+from ft.options import DataOptions
 from ft.tasks.text_classification import TextClassification
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from ft.config import DataOptions
 from ft.data.files import format_of, is_pointer
 from ft.errors import UserError
+from ft.options import DataOptions
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\..+")
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from ft.checkpoint import find_damage, write_manifest
-from ft.config import DataOptions
 from ft.data.audit import (
     Columns,
     choose_columns,
@@ -31,6 +30,7 @@ from ft.data.files import ONE_FILE_A_ROW
 from ft.data.sources import Source, find_sources
 from ft.data.split import sample, stratified
 from ft.errors import UserError
+from ft.options import DataOptions
 from ft.tasks.base import Task
 
 CACHE_VERSION = 4  # part of every key: raise it when what is written changes

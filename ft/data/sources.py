@@ -12,10 +12,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.config import DataOptions
 from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
 from ft.data.hub import load_by_id, load_copy
 from ft.errors import UserError
+from ft.options import DataOptions
 
 SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
 

@@ -237,7 +237,7 @@ def test_help_explains_every_option(capsys, monkeypatch):
         parse(EvalConfig, ["--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    lines = (ROOT / "ft" / "config.py").read_text().splitlines()
+    lines = (ROOT / "ft" / "options.py").read_text().splitlines()
     for field in fields(EvalConfig):
         assert f"--{field.name} " in text
         place = next(i for i, line in enumerate(lines) if line.startswith(f"    {field.name}:"))

@@ -3,9 +3,9 @@
 import pytest
 from conftest import make_rows, write_csv
 
-from ft.config import DataOptions
 from ft.data.sources import find_sources
 from ft.errors import UserError
+from ft.options import DataOptions
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 from conftest import make_rows, write_csv
 
-from ft.config import DataOptions
 from ft.data.sources import choose_split, find_sources, local_path
 from ft.errors import UserError
+from ft.options import DataOptions
 
 
 def sources(**options):

@@ -1,0 +1,271 @@
+"""The options, flat and typed, in a small class per group of flags; the docstring under a field is its
+`--help` text."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ft.values import split_names
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Model"""
+
+    model_name_or_path: str = ""
+    """Pretrained model: a Hub id, a local folder, or pkg:PACKAGE/path for files that an installed package
+    ships."""
+    model_revision: str = "main"
+    """Branch, tag or commit of a model on the Hub."""
+    tokenizer_name: str | None = None
+    """Tokenizer, where it is not the model's own: a Hub id, a folder or a pkg: path."""
+    config_overrides: str | None = None
+    """Changes to the model's config, for example "hidden_dropout_prob=0,attention_probs_dropout_prob=0"."""
+    trust_remote_code: bool = False
+    """Run code that a model on the Hub brings along. Only for repositories that you have read."""
+    allow_pickle: bool = False
+    """Load weights from a pickle (pytorch_model.bin) where there is no safetensors file; torch reads tensors
+    from it and nothing else."""
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Data"""
+
+    dataset_name: str | None = None
+    """A Hub id, or a folder (a local copy of a Hub repository, saved `datasets`, train/validation/test files,
+    or one sub-folder of .txt files per class), or a pkg: path to one."""
+    dataset_config_name: str | None = None
+    """Configuration (subset) of a dataset on the Hub, or of a local copy of one."""
+    train_file: str | None = None
+    """Training data: csv, tsv, json, jsonl (each also .gz), parquet, arrow, or a folder of class folders."""
+    validation_file: str | None = None
+    """Validation data, in any of the same formats."""
+    test_file: str | None = None
+    """Test data. It is scored once, at the end, and never chooses anything."""
+    train_split_name: str = "train"
+    """Name of the training split in dataset_name."""
+    validation_split_name: str | None = None
+    """Name of the validation split. Default: validation, valid or dev where there is one, else rows of the
+    training split are set aside. Never the test split."""
+    test_split_name: str | None = None
+    """Name of the test split. Default: test, where there is one."""
+    validation_split_percentage: float = 10.0
+    """Share of the training rows (percent) set aside, stratified by label, where there is no validation
+    split."""
+    test_split_percentage: float = 0.0
+    """Share of the training rows (percent) set aside as a test split, where there is none."""
+    text_column_names: list[str] | str | None = None
+    """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: found by its name or
+    type."""
+    label_column_name: str | None = None
+    """The label column. Default: label, labels, target, class, category or score, where there is one."""
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    """What kind of label the column holds. Default: found in the training data (lists: multi-label; numbers
+    that are not all whole: regression; else a single label) and said at the start."""
+    label_delimiter: str | None = None
+    """What stands between the labels of a row, for multi-label data without lists: "|" for "a|b". An empty
+    text is a row without any label."""
+    max_length: int | None = None
+    """Longest text in tokens; what is cut is counted and said. Default: the model's own limit."""
+    max_train_samples: int | None = None
+    """Train on this many rows only, drawn at random (always the same rows)."""
+    max_eval_samples: int | None = None
+    """Validate on this many rows only, drawn at random (always the same rows)."""
+    max_predict_samples: int | None = None
+    """Test on this many rows only, drawn at random (always the same rows)."""
+    on_bad_rows: Literal["error", "drop"] = "error"
+    """Rows without a text or a label: stop and name them, or drop and count them."""
+    on_duplicates: Literal["warn", "drop"] = "warn"
+    """Training rows whose text is in the validation or test split, too: count them, or drop them from
+    training."""
+    preprocessing_num_workers: int | None = None
+    """Processes that encode the texts. Default: one for a fast tokenizer, which has threads of its own, else
+    every core."""
+    overwrite_cache: bool = False
+    """Encode the texts again, even where a cached encoding fits."""
+    dataloader_num_workers: int = 0
+    """Worker processes that build the batches, for each process. 0 builds them in the training process."""
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The text columns that the user named; empty where they are to be found."""
+        return split_names(self.text_column_names)
+
+
+@dataclass(kw_only=True)
+class BatchOptions:
+    """Length and batch"""
+
+    task: Literal["text_classification"] = "text_classification"
+    """What to learn."""
+    global_batch_size: int | None = None
+    """Rows per optimizer update, over all processes and accumulation steps, whatever the launch. Default:
+    32."""
+    per_device_train_batch_size: int | None = None
+    """Most rows in a micro-batch; accumulation is derived from it. Default: a process's whole share of the
+    update."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches per update and process. With per_device_train_batch_size and without global_batch_size,
+    the product with the number of processes is the global batch."""
+    per_device_eval_batch_size: int = 64
+    """Rows per batch in evaluation."""
+    num_train_epochs: float = 3.0
+    """Passes over the training rows; a part of an epoch is allowed."""
+    max_train_steps: int | None = None
+    """Number of optimizer updates; takes the place of num_train_epochs."""
+    max_time: str | None = None
+    """Stop, save a checkpoint and exit with 75 after this long ("90", "90s", "45m", "11h30m")."""
+
+
+@dataclass(kw_only=True)
+class OptimOptions:
+    """Optimisation"""
+
+    learning_rate: float = 5e-5
+    """Highest learning rate of the schedule."""
+    head_learning_rate: float | None = None
+    """Learning rate of the new head, where it is to be another; it follows the same schedule."""
+    layerwise_lr_decay: float = 1.0
+    """Layer-wise decay of the learning rate: each layer has the rate of the one above it times this; the top
+    layer and the head have the full rate, the embeddings are below the lowest layer. 0.9 is common, 1 is
+    none."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; biases and normalisation weights are spared."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Clip the norm of an update's whole gradient to this; 0 turns it off."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Shape of the learning rate over the updates."""
+    warmup_ratio: float = 0.0
+    """Share of the updates over which the learning rate rises from 0."""
+    warmup_steps: int | None = None
+    """Number of those updates; takes the place of warmup_ratio."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay (0.99 averages over about the last
+    hundred updates); evaluations, best/ and final/ have it instead of the weights. Default: none."""
+    freeze: list[str] | str | None = None
+    """Parameters that are not trained, by patterns over their names as in a shell, which stand for whole
+    parts between the dots: "embeddings", "embeddings,encoder.layer.[0-3]"."""
+    lora_rank: int | None = None
+    """Train LoRA matrices of this rank beside the frozen pretrained weights, and the head, through peft (an
+    extra). best/ and final/ are merged and need no peft; their adapter/ is for it. It wants a higher learning
+    rate. Default: no LoRA."""
+    lora_alpha: int | None = None
+    """Scale of LoRA: its product counts lora_alpha / lora_rank. Default: twice the rank."""
+    lora_dropout: float = 0.0
+    """Dropout before LoRA's matrices."""
+    lora_target_modules: list[str] | str | None = None
+    """Linear modules that get LoRA, by the ends of their names ("query,value"), or all-linear for all but the
+    head. Default: those that peft has for the architecture."""
+    label_smoothing_factor: float = 0.0
+    """Weight of the uniform distribution that is mixed into the training labels (of one label a row)."""
+    class_weights: dict[str, float] | str | None = None
+    """What a training row counts, by its label: none, balanced (rows / (classes * rows of the class)), or
+    weights by label ("a=2,b=0.5", JSON, or a mapping in YAML; 1 for the others). The loss of an update is the
+    weighted mean, as in torch's CrossEntropyLoss. Evaluations are not weighted."""
+    pos_weight: dict[str, float] | str | None = None
+    """Multi-label: what a label that a row has counts against one that it has not: none, balanced (rows
+    without the label / rows with it), or weights by label, as for class_weights; see torch's
+    BCEWithLogitsLoss."""
+    focal_gamma: float = 0.0
+    """Focusing of the focal loss, for training on labels: terms are multiplied by (1 - p) to this power, so
+    that what is right already counts little. 0 is the plain cross-entropy."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    on_nonfinite: Literal["error", "skip"] = "error"
+    """An update whose loss or gradient is not finite never changes the weights: stop after the third in a
+    row, or skip and count them all."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms, so that the same launch on the same device gives the same
+    bits."""
+    dropout_mode: Literal["row_keyed", "torch"] = "row_keyed"
+    """Dropout masks as a function of the row, the same on any launch, or torch's own generator."""
+    seed: int = 42
+    """Seed of the new head, the order of the rows and dropout."""
+    num_seeds: int = 1
+    """Train so many times, with the seeds seed, seed + 1, ..., each in its own folder output_dir/seed-N, and
+    report the mean and the spread."""
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Run"""
+
+    output_dir: str = "output"
+    """Folder for everything that the run leaves."""
+    overwrite_output_dir: bool = False
+    """Remove the run that output_dir holds, and start anew."""
+    resume_from_checkpoint: str | None = None
+    """Continue from a checkpoint folder, or from "latest" in output_dir (which starts anew where there is
+    none)."""
+    logging_steps: int = 10
+    """Log every so many updates."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to evaluate on the validation rows. The last update is evaluated in any case but "no"."""
+    eval_steps: int | None = None
+    """Evaluate every so many updates, with eval_strategy steps. Default: logging_steps."""
+    save_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to save a checkpoint. The last update is saved in any case but "no"."""
+    save_steps: int = 500
+    """Save a checkpoint every so many updates, with save_strategy steps."""
+    save_total_limit: int | None = 2
+    """Keep this many checkpoints; old ones go after the new one stands. null keeps all."""
+    hang_timeout: str | None = "30m"
+    """End with an error, and the stacks of every process, when no update or batch of an evaluation ends in
+    this time. null never does."""
+    verify: bool = False
+    """Instead of a training run: try this config on a matrix of launches, killed and resumed, too, a few
+    updates each, and say in a table whether they give the same."""
+    metric_for_best_model: str | None = None
+    """Validation metric that chooses the model in best/; loss is one, too. Default: accuracy, for multi-label
+    f1_micro, for regression spearmanr."""
+    greater_is_better: bool | None = None
+    """Whether a higher value of that metric is better. Default: yes, unless it is a loss or an error."""
+    threshold_mode: Literal["none", "global", "per_label"] | None = None
+    """Multi-label: the probability from which on a label counts as predicted: 0.5 (none), the best for micro
+    F1 (global), or the best for each label's F1 (per_label), chosen on the validation rows and kept in the
+    exported model, which eval.py follows unless this is none. Default: global."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations in a row without a better metric. Default: never."""
+    early_stopping_threshold: float = 0.0
+    """By how much the metric must improve to count as better for early stopping."""
+    metrics: list[str] | str | None = None
+    """Further validation metrics from the `evaluate` library, by name or folder ("accuracy,f1")."""
+    slice_columns: list[str] | str | None = None
+    """Columns of the data by whose values the results on validation and test rows are broken down, beside the
+    length of the texts ("department,country")."""
+    report_to: list[str] | str = "none"
+    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, several of them, none, or all that are
+    installed."""
+    run_name: str | None = None
+    """Name of the run in the trackers. Default: the name of output_dir."""
+
+
+@dataclass(kw_only=True)
+class EvalOptions:
+    """Evaluation"""
+
+    split: Literal["train", "validation", "test"] | None = None
+    """The split to score. Default: test where there is one, else validation."""
+    suspected_label_errors: bool = False
+    """Write the rows whose label is likely wrong, found by cleanlab (an extra), to label_errors.jsonl."""
+    compare: list[str] | str | None = None
+    """Instead of scoring a model: two runs to hold against each other on the same rows ("RUN_A RUN_B"), each
+    the folder of an evaluation, of a training run, or of the runs of several seeds."""
