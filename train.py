@@ -4,6 +4,7 @@ Without arguments it runs the quickstart. Read downward, this file is what a run
 command line."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,12 +16,16 @@ from ft.runtime import run_script
 QUICKSTART = Path(__file__).parent / "ft" / "recipes" / "quickstart.yaml"
 
 
-def train(config: Config) -> int:
-    """One training run; returns its exit code."""
+def train(config: Config, run_class: Callable | None = None) -> int:
+    """One training run; returns its exit code. `run_class` stands in the place of `Run`."""
     if config.verify:
         from ft.verify import verify
 
         return verify(config)
+    if config.preflight:
+        from ft.preflight import preflight
+
+        return preflight(config, train)
     if config.num_seeds > 1:
         from ft.seeds import train_seeds
 
@@ -43,7 +48,7 @@ def train(config: Config) -> int:
     accelerator = build_accelerator(config)
     notes = resolve_batch_size(config, accelerator.num_processes)
     task = build_task(config)
-    run = Run(config, accelerator, task)
+    run = (run_class or Run)(config, accelerator, task)
 
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)
     max_length = longest_text(config.max_length, tokenizer, model_config)

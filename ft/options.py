@@ -233,6 +233,10 @@ class RunOptions:
     verify: bool = False
     """Instead of a training run: try this config on a matrix of launches, killed and resumed, too, a few
     updates each, and say in a table whether they give the same."""
+    preflight: bool = False
+    """Instead of a training run: look at the data, make the longest update, save and reload a checkpoint, and
+    forecast the time and memory of the run. Exit code 0 where data and machine are fit for it, else 2. See
+    preflight.json in output_dir."""
     metric_for_best_model: str | None = None
     """Validation metric that chooses the model in best/; loss is one, too. Default: accuracy, for multi-label
     f1_micro, for regression spearmanr."""

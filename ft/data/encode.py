@@ -1,5 +1,7 @@
 """Texts to token ids, written to an Arrow file as they come and mapped into memory from there."""
 
+from __future__ import annotations
+
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -102,7 +104,10 @@ class EncodedRows:
     source. `labels` is (rows,), or (rows, labels) of 0 and 1; None without any."""
 
     def __init__(self, path: Path) -> None:
-        self.table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._hold(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+
+    def _hold(self, table: pa.Table) -> None:
+        self.table = table
         self.full_lengths = _numbers(self.table["full_length"].chunks)
         self.row = _numbers(self.table["row"].chunks)
         self.labels = labels_of(self.table) if "label" in self.table.column_names else None
@@ -118,6 +123,12 @@ class EncodedRows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def take(self, rows: np.ndarray) -> EncodedRows:
+        """Some of the rows, in memory."""
+        taken = object.__new__(EncodedRows)
+        taken._hold(self.table.take(pa.array(rows)))
+        return taken
 
     def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (rows, longest of them), int64.

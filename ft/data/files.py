@@ -32,10 +32,11 @@ def format_of(path: Path) -> str | None:
     return parts[-1] if len(parts) > 1 and parts[-1] in FORMATS else None
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path, errors: str = "strict") -> pa.Table:
     """All rows of a csv, tsv, json, jsonl (each also .gz), parquet or arrow file, in their order.
 
-    Columns of csv and tsv are strings. Raises `UserError` for a file that is empty, broken or not UTF-8.
+    Columns of csv and tsv are strings. Raises `UserError` for a file that is empty, broken or not UTF-8;
+    `errors="replace"` reads a text file that is not UTF-8 all the same, with a mark for what is no character.
     """
     kind = format_of(path)
     try:
@@ -46,9 +47,9 @@ def read_table(path: Path) -> pa.Table:
                 f"{path}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull`."
             )
         if kind in ("csv", "tsv"):
-            table = _read_csv(path, "\t" if kind == "tsv" else ",")
+            table = _read_csv(path, "\t" if kind == "tsv" else ",", errors)
         elif kind in ("json", "jsonl"):
-            table = _read_json(path)
+            table = _read_json(path, errors)
         elif kind == "parquet":
             import pyarrow.parquet
 
@@ -110,9 +111,9 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")  # type: ignore[return-value]
 
 
-def _read_csv(path: Path, delimiter: str) -> pa.Table:
+def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
     csv.field_size_limit(LONGEST_TEXT)
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors, newline="") as text:
         records = _csv_records(csv.reader(_lines(text, path), delimiter=delimiter, strict=True), path)
         line, fields = next(records, (1, []))
         header = [name.strip() for name in fields]
@@ -177,8 +178,8 @@ def _csv_rows(
         yield dict(zip(header, fields, strict=True))
 
 
-def _read_json(path: Path) -> pa.Table:
-    with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
+def _read_json(path: Path, errors: str) -> pa.Table:
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors) as text:
         first = text.read(1)
         while first.isspace():
             first = text.read(1)
@@ -280,11 +281,19 @@ def _read_arrow(path: Path) -> pa.Table:
 
 def _not_utf8(path: Path) -> str:
     """Where the first bytes that are not UTF-8 stand; runs only after a read has failed."""
+    number, line = next(lines_not_utf8(path), (0, b""))
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
+    return "is not UTF-8"
+
+
+def lines_not_utf8(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a text file that are not UTF-8, with their numbers from 1."""
     with _open(path) as file:
-        lines: Iterable[bytes] = file
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-    return "is not UTF-8"
+            except UnicodeDecodeError:
+                yield number, line

@@ -33,7 +33,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 4  # part of every key: raise it when what is written changes
+CACHE_VERSION = 5  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -225,7 +225,7 @@ def _audited(
         field, names = raw.schema.field(columns.label), source.class_names.get(columns.label)
         if split == "train" and learns:
             notes += task.choose_kind(raw[columns.label], field, names)
-        keep, facts[split] = _usable_rows(options, raw, columns, split, notes, task.blank_is_a_target)
+        keep, facts[split] = usable_rows(options, raw, columns, split, notes, task.blank_is_a_target)
         targets = raw[columns.label].take(keep)
         if split == "train" and learns:
             notes += task.learn_targets(targets, field, keep, names)
@@ -255,7 +255,7 @@ def _audited(
     return tables, columns, facts, notes
 
 
-def _usable_rows(
+def usable_rows(
     options: DataOptions,
     raw: pa.Table,
     columns: Columns,
@@ -308,8 +308,14 @@ def _set_aside(
 
 
 def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: dict, notes: list[str]) -> None:
-    """Count texts that stand in training and in an evaluation split, and drop them from training if asked
-    to."""
+    """Count texts that stand more than once; drop from training those of an evaluation split if asked to."""
+    rows = sum(table.num_rows for table in tables.values())
+    texts = pa.chunked_array([part for t in tables.values() for part in joined_text(t, columns).chunks])
+    copies = rows - len(texts.unique())
+    if copies and len(tables) > 1:
+        notes.append(
+            f"{copies:,} of {rows:,} rows repeat the text of an earlier one, in their split or another"
+        )
     for split in ("test", "validation"):
         for other in ("validation", "train") if split == "test" else ("train",):
             if split not in tables or other not in tables:

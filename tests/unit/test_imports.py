@@ -16,9 +16,11 @@ FLOORS = [
         "ft.values",
         "ft.tasks.base ft.data ft.data.plan ft.data.split ft.options ft.dropout ft.ema ft.layers ft.health "
         "ft.signals ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
-        "ft.analysis.errors",
-        "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks",
-        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions",
+        "ft.analysis.errors ft.preflight.findings ft.preflight.memory ft.preflight.rows",
+        "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks "
+        "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
+        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
+        "ft.preflight.near",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
@@ -31,6 +33,10 @@ FLOORS = [
         "ft.resume ft.assess",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
+        "ft.preflight.reading ft.preflight.floors ft.preflight.probe",
+        "ft.preflight.audit ft.preflight.forecast",
+        "ft.preflight.screen",
+        "ft.preflight",
         "train eval",
     )
 ]

@@ -309,6 +309,7 @@ def test_texts_in_two_splits_are_counted(tokenizer, overlapping):
         "validation": 10,
         "test": 9,
     }
+    assert "9 of 39 rows repeat the text of an earlier one, in their split or another" in made.notes
     assert made.facts["train"]["shared_with_test"] == 4 and made.facts["train"]["shared_with_validation"] == 5
     assert made.facts["validation"]["shared_with_test"] == 2
     warnings = [note for note in made.notes if note.startswith("WARNING")]

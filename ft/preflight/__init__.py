@@ -1,0 +1,147 @@
+"""`train.py --preflight`: know before you pay. Audits the data, tries the machine, forecasts the run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft.config import Config
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, printable
+from ft.preflight.findings import BLOCKING, Findings
+
+if TYPE_CHECKING:
+    from ft.preflight.probe import Probe
+
+PLACE = ".preflight"  # in output_dir: on the disk on which the run will write, and no part of a run
+STOPS_THE_PROBE = {"data", "labels", "not_utf8", "model"}
+
+
+def preflight(config: Config, train: Callable[..., int]) -> int:
+    """Print what was found, on one screen, and write it to output_dir/preflight.json; 0 where the run can
+    start and end, else 2. `train` is the function of train.py, whose loop makes the probe's updates.
+
+    Called on all processes of the launch; the main one speaks."""
+    from ft.preflight.forecast import judged
+    from ft.runtime import HostGroup, build_accelerator
+
+    accelerator = build_accelerator(config)
+    hosts = HostGroup(accelerator)
+    begun = time.monotonic()
+    report = hosts.from_main(lambda: _audit(config))
+    waited = time.monotonic() - begun
+    findings = Findings(report.pop("findings"))
+    failed = False
+    if STOPS_THE_PROBE & findings.blocking_topics():
+        findings.warn("not_tried", "nothing was tried or forecast: mend the data or the model first")
+    else:
+        place = hosts.from_main(lambda: _place(config))
+        try:
+            probe = _probe(config, train, place, findings)
+            failed = probe is None
+            if probe is not None:
+                report |= judged(config, probe, waited, findings)
+        finally:
+            if accelerator.is_main_process:
+                shutil.rmtree(place, ignore_errors=True)
+    if not failed or accelerator.num_processes == 1:
+        return hosts.from_main(lambda: _conclude(config, report, findings))
+    # An error of one process, such as its memory, may have left the others in a collective: whoever comes
+    # here first speaks, and its launcher ends the others.
+    time.sleep(accelerator.process_index)
+    return _conclude(config, report, findings)
+
+
+def _audit(config: Config) -> dict[str, Any]:
+    from ft.output import check_output_dir
+    from ft.preflight.audit import audit_apart
+
+    report = audit_apart(config)
+    findings = Findings(report["findings"])
+    try:
+        for warning in check_output_dir(config)[1]:
+            findings.warn("checkpoint", warning)
+    except UserError as error:
+        findings.block("output_dir", str(error))
+    return {**report, "findings": findings.as_json()}
+
+
+def _place(config: Config) -> Path:
+    """Where the probe writes."""
+    place = Path(config.output_dir) / PLACE
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+    except OSError:  # which is a finding
+        return Path(tempfile.mkdtemp(prefix="preflight-"))
+
+
+def _probe(config: Config, train: Callable[..., int], place: Path, findings: Findings) -> Probe | None:
+    """The probe after its run; None where an error, which is a finding, ended that."""
+    from ft.output import check_output_dir
+    from ft.preflight.memory import (
+        free_host_bytes,
+        is_out_of_memory,
+        limited_to,
+        processes_here,
+        used_host_bytes,
+    )
+    from ft.preflight.probe import Probe
+
+    blocking = findings.blocking_topics()
+    checkpoint = None if "output_dir" in blocking else check_output_dir(config)[0]
+    short = replace(
+        config,
+        preflight=False,
+        num_seeds=1, output_dir=str(place), overwrite_output_dir=True, report_to="none", max_time=None,
+        resume_from_checkpoint=str(checkpoint) if checkpoint else None,
+        on_bad_rows="drop" if "bad_rows" in blocking else config.on_bad_rows,
+    )  # fmt: skip
+    made: list[Probe] = []
+
+    def make(*args: Any) -> Probe:
+        made.append(Probe(*args))
+        return made[0]
+
+    processes, free = processes_here(), free_host_bytes()
+    most = free // processes + used_host_bytes()
+    try:
+        with limited_to(free // processes):
+            train(short, make)
+        made[0].measured.most_host_bytes = most
+        return made[0]
+    except UserError as error:
+        findings.block("memory" if "out of memory" in str(error) else "run", str(error))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        findings.block(
+            "memory",
+            f"memory: {free / 1e9:.1f} GB were free for {processes} process{'es' * (processes > 1)}, too "
+            f"little for the longest update or what follows it ({' '.join(str(error).split())[:200]}); lower "
+            "per_device_train_batch_size (the result stays the same) or max_length.",
+        )
+    return None
+
+
+def _conclude(config: Config, report: dict[str, Any], findings: Findings) -> int:
+    """Write preflight.json, print the screen, and give the exit code."""
+    from ft.model import write_whole
+    from ft.preflight.screen import screen
+    from ft.tracking import to_json
+
+    blocking = findings.messages(BLOCKING)
+    report = {"fit": not blocking, "findings": findings.as_json(), **report}
+    path = Path(config.output_dir) / "preflight.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_json(report, indent=1) + "\n")
+        report["written"] = str(path)
+    except OSError as error:
+        report["written"] = f"nothing: {path}: {error.strerror}"
+    print(printable("\n".join(screen(report))), flush=True)
+    return EXIT_USER_ERROR if blocking else EXIT_DONE

@@ -1,0 +1,181 @@
+"""The audit of the data: read, encode and look at every row, in a process of its own.
+
+A process of its own, because what an audit takes of memory and imports is no part of the run whose memory is
+to be measured. It leaves the encoded texts in the cache, where the run finds them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ft.config import Config
+from ft.errors import UserError
+from ft.preflight.findings import Findings
+from ft.preflight.rows import Rows
+
+if TYPE_CHECKING:
+    from ft.data.prepare import Data
+    from ft.preflight.reading import ReadSplit
+
+CUT_SHARE = 0.01  # of the training rows; more is worth a warning
+
+
+def audit_apart(config: Config) -> dict[str, Any]:
+    """`audit`, in a process that ends with it."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(audit, config).result()
+
+
+def audit(config: Config) -> dict[str, Any]:
+    """What is known of the data, as JSON: rows, labels, copies, near_copies, conflicts, tokens, floors, notes
+    and findings. What a fault keeps from being known is left out, and the fault is among the findings."""
+    from ft.preflight.duplicates import exact_copies, label_conflicts
+    from ft.preflight.floors import floors
+    from ft.preflight.labels import label_facts
+    from ft.preflight.lengths import token_lengths
+    from ft.preflight.near import near_copies
+    from ft.preflight.reading import read_splits
+    from ft.preflight.rows import different_texts
+    from ft.tasks import build_task
+
+    findings = Findings()
+    task = build_task(config)
+    read = read_splits(config, task, findings)
+    tokenizer, max_length = _tokenizer(config, findings)
+    splits = {name: split.rows() for name, split in read.items() if len(split.row)}
+    rows = {name: split.facts() for name, split in read.items()}
+    report: dict[str, Any] = {"rows": rows, "notes": []}
+    if tokenizer is not None and (data := _prepared(config, tokenizer, max_length, findings)):
+        splits = {name: _rows_of(data, name) for name in data.splits}
+        report["notes"] = data.notes
+        for name, known in data.facts.items():
+            rows.setdefault(name, {"read": None, "bad": {}}).update(known)
+    elif tokenizer is not None:
+        splits = {name: replace(kept, tokens=_tokens(read[name], tokenizer)) for name, kept in splits.items()}
+    for name, kept in splits.items():
+        rows[name]["used"] = len(kept)
+    if splits:
+        texts = different_texts(splits)
+        report["copies"] = exact_copies(texts, splits)
+        report["near_copies"] = near_copies(texts, splits)
+        report["conflicts"] = label_conflicts(texts, splits, task.describe_target)
+    if splits and tokenizer is not None:
+        report["tokens"] = token_lengths(splits, max_length)
+    if splits and task.has_targets:
+        kind, names = task.state()["problem_type"], task.state()["label_names"]
+        report["labels"] = label_facts(kind, names, splits, findings)
+        report["labels"]["unknown"] = {name: split.unknown for name, split in read.items() if split.unknown}
+        train, scored = (_labelled(splits, name) for name in ("train", "validation"))
+        if train and scored:
+            report["floors"] = {"headline": list(task.headline), **floors(kind, names, train, scored)}
+    _warn(report, findings)
+    return {**report, "findings": findings.as_json()}
+
+
+def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:
+    """The run's tokenizer and its max_length; None where there is a fault."""
+    from ft.model import load_model_config, load_tokenizer, longest_text
+
+    try:
+        model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+        return tokenizer, longest_text(config.max_length, tokenizer, model_config)
+    except UserError as error:
+        findings.block("model", str(error))
+        return None, 0
+
+
+def _prepared(config: Config, tokenizer: Any, max_length: int, findings: Findings) -> Data | None:
+    """The rows as training gets them: set aside, sampled, without those that are dropped. None where the
+    data has faults that cannot be left out."""
+    from ft.data.prepare import prepare_data
+    from ft.report import progress_bar
+    from ft.tasks import build_task
+
+    options, blocking = config, findings.blocking_topics()
+    if blocking == {"bad_rows"}:
+        options = replace(config, on_bad_rows="drop")
+    elif blocking:
+        return None
+    bar = partial(progress_bar, True, leave=False)
+    try:
+        return prepare_data(options, build_task(config), tokenizer, max_length, bar)
+    except UserError as error:
+        findings.block("data", str(error))
+        return None
+
+
+def _rows_of(data: Data, split: str) -> Rows:
+    from ft.data.audit import joined_text
+
+    encoded = data.splits[split]
+    return Rows(joined_text(encoded.table, data.columns), encoded.row, encoded.labels, encoded.full_lengths)
+
+
+def _tokens(split: ReadSplit, tokenizer: Any) -> np.ndarray:
+    """(rows,) lengths in tokens of rows that could not be encoded for training."""
+    lengths: list[int] = []
+    for batch in split.table.to_batches(max_chunksize=4096):
+        texts = [batch.column(name).to_pylist() for name in split.columns.texts]
+        lengths += map(len, tokenizer(*texts, truncation=False, verbose=False)["input_ids"])
+    return np.array(lengths)
+
+
+def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray] | None:
+    rows = splits.get(name)
+    return None if rows is None or rows.labels is None else (rows.texts.to_pylist(), rows.labels)
+
+
+def _warn(report: dict[str, Any], findings: Findings) -> None:
+    """Warnings about copies, conflicts and what is cut."""
+    copies, near = report.get("copies"), report.get("near_copies")
+    if copies and near:
+        for pair, exact in copies["across"].items():
+            later, earlier = pair.split(" in ")
+            close = near["across"][pair]
+            if exact["rows"]:
+                findings.warn(
+                    "copies_across",
+                    f"{later}: {exact['rows']:,} rows have a text that is in {earlier}, too "
+                    f"({_first(exact)}); on_duplicates: drop takes it out of {earlier}",
+                )
+            if close["rows"]:
+                findings.warn(
+                    "near_copies_across",
+                    f"{later}: {close['rows']:,} rows nearly repeat a text of {earlier} ({_first(close)})",
+                )
+        if (repeats := copies["within"].get("train")) and repeats["rows"]:
+            findings.warn(
+                "copies_within", f"train: {repeats['rows']:,} rows repeat another one ({_first(repeats)})"
+            )
+    conflicts = report.get("conflicts")
+    if conflicts and conflicts["texts"]:
+        first = "; ".join(
+            ", ".join(f"{where['split']} row {where['row']} {where['label']!r}" for where in text["rows"][:4])
+            for text in conflicts["first"][:3]
+        )
+        findings.warn(
+            "conflicts",
+            f"{conflicts['texts']:,} texts stand under different labels, in {conflicts['rows']:,} rows: "
+            + first
+            + ("; ..." if conflicts["texts"] > 3 else ""),
+        )
+    tokens = report.get("tokens", {})
+    train = tokens.get("splits", {}).get("train")
+    if train and train["cut_share"] > CUT_SHARE:
+        findings.warn(
+            "cut",
+            f"train: {train['cut_share']:.1%} of the rows are cut at max_length {tokens['max_length']}; "
+            f"{tokens['keeps_99_percent']} would keep 99 % of them whole",
+        )
+
+
+def _first(counted: dict[str, Any]) -> str:
+    """ "row 3 as 17, 5 as 40, ..." of what `count_rows` gives."""
+    shown = ", ".join(f"{row} as {other}" for row, other in counted["first"][:3])
+    return f"row{'s' if counted['rows'] > 1 else ''} {shown}{', ...' if counted['rows'] > 3 else ''}"

@@ -1,0 +1,107 @@
+"""The floors that a model must beat: what one gets without looking at the text, and TF-IDF with a linear
+model. Fitted on the training rows, scored on the validation rows; the test rows are never seen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ft.metrics import classification_metrics, multilabel_metrics, regression_metrics
+from ft.tasks.text_classification.thresholds import choose_thresholds
+
+MOST_ROWS = 50_000  # to fit on; more are sampled
+MOST_TERMS = 50_000
+SEED = 0
+
+
+def floors(
+    problem_type: str,
+    names: list[str],
+    train: tuple[list[str], np.ndarray],
+    scored: tuple[list[str], np.ndarray],
+) -> dict[str, Any]:
+    """Metrics of the two floors on the `scored` rows, under "prior" and "tf_idf"; `train` and `scored` are
+    texts and labels, `names` those of the classes, if any.
+
+    prior: the majority class with the shares of the classes as probabilities; the share of each label; the
+    mean. tf_idf: logistic regression, one a label for several labels; ridge regression. A threshold for
+    several labels is chosen on the scored rows, as a run chooses its own."""
+    texts, labels = train
+    rows = np.arange(len(texts))
+    if len(rows) > MOST_ROWS:
+        rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST_ROWS])
+        texts, labels = [texts[row] for row in rows], labels[rows]
+    fit = {"multi_label_classification": _multi_label, "regression": _regression}.get(
+        problem_type, _single_label
+    )
+    seen, unseen = _tf_idf(texts, scored[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged, or a label that no row has: it is only a floor
+        prior, linear = fit(seen, labels, unseen, len(names))
+    return {
+        "fitted_on_rows": len(rows),
+        "scored_rows": len(scored[1]),
+        "prior": _numbers(problem_type, prior, scored[1], names),
+        "tf_idf": _numbers(problem_type, linear, scored[1], names),
+    }
+
+
+def _tf_idf(texts: list[str], others: list[str]) -> tuple[Any, Any]:
+    """Words and pairs of words; characters where the texts have none of these twice."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    for options in (
+        {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2), "min_df": 2},
+        {"analyzer": "char", "ngram_range": (1, 3)},
+    ):
+        vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MOST_TERMS, **options)
+        try:
+            return vectorizer.fit_transform(texts), vectorizer.transform(others)
+        except ValueError:  # no term is left
+            continue
+    raise AssertionError("a text that is not blank has characters")
+
+
+def _single_label(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (rows, classes) of both floors."""
+    from sklearn.linear_model import LogisticRegression
+
+    prior = np.bincount(labels, minlength=classes) / len(labels)
+    priors, linear = np.tile(prior, (unseen.shape[0], 1)), np.zeros((unseen.shape[0], classes))
+    if len(np.unique(labels)) == 1:  # of a sample
+        return priors, priors
+    model = LogisticRegression(C=3.0, max_iter=200).fit(seen, labels)
+    linear[:, model.classes_] = model.predict_proba(unseen)  # 0 for a class without training rows
+    return priors, linear
+
+
+def _multi_label(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (rows, labels) of both floors."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    model = OneVsRestClassifier(LogisticRegression(C=3.0, solver="liblinear")).fit(seen, labels)
+    linear = model.predict_proba(unseen)
+    return np.tile(labels.mean(axis=0), (unseen.shape[0], 1)), linear
+
+
+def _regression(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (rows,) of both floors, in the target's own unit."""
+    from sklearn.linear_model import Ridge
+
+    return np.full(unseen.shape[0], labels.mean()), Ridge().fit(seen, labels).predict(unseen)
+
+
+def _numbers(
+    problem_type: str, predicted: np.ndarray, labels: np.ndarray, names: list[str]
+) -> dict[str, Any]:
+    """The metrics that training reports, tables left out."""
+    if problem_type == "regression":
+        found = regression_metrics(predicted, labels)
+    elif problem_type == "multi_label_classification":
+        found = multilabel_metrics(predicted, labels, names, choose_thresholds(predicted, labels, False))
+    else:
+        found = classification_metrics(predicted, labels, names)
+    return {key: value for key, value in found.items() if value is None or isinstance(value, int | float)}

@@ -1,0 +1,140 @@
+"""From what a probe has measured to the time, memory and disk of the whole run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ft.config import Config, parse_duration
+from ft.preflight.costs import fit
+from ft.preflight.findings import Findings
+from ft.preflight.memory import device_bytes, processes_here
+from ft.runtime import STARTED
+
+if TYPE_CHECKING:
+    from ft.preflight.probe import Measured, Probe
+
+
+def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> dict[str, Any]:
+    """What a probe has found, as JSON: launch, longest_update, checkpoint and forecast; what does not fit is
+    a finding. `waited` are the seconds that the audit took before the run."""
+    measured, accelerator = probe.measured, probe.accelerator
+    start = measured.started - STARTED - waited
+    found = forecast(config, measured, probe.total, probe.sampler.updates_per_epoch, probe.done, start)
+    folder = Path(config.output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    found |= {
+        "memory_bytes": measured.most_host_bytes,
+        "device_memory_bytes": device_bytes(accelerator.device),
+        "free_disk_bytes": shutil.disk_usage(there).free,
+    }
+    _judge(config, measured, found, findings)
+    return {
+        "launch": {
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "mixed_precision": accelerator.mixed_precision,
+        },
+        "longest_update": measured.longest,
+        "checkpoint": {
+            "bytes": measured.checkpoint_bytes,
+            "save_seconds": measured.save,
+            "write_seconds": measured.write,
+            "reload_seconds": measured.reload,
+            "same": measured.reloaded_same,
+        },
+        "forecast": found,
+    }
+
+
+def _judge(config: Config, measured: Measured, found: dict[str, Any], findings: Findings) -> None:
+    """Findings about memory, disk, time and what the probe said."""
+    if found["peak_memory_bytes"] > found["memory_bytes"]:
+        findings.block(
+            "memory",
+            f"memory: a process needs {giga(found['peak_memory_bytes'])}, and can have "
+            f"{giga(found['memory_bytes'])} of this host, which {processes_here()} of them share; lower "
+            "per_device_train_batch_size (the result stays the same) or max_length.",
+        )
+    if found["disk_bytes"] > found["free_disk_bytes"]:
+        findings.block(
+            "disk",
+            f"output_dir: the run writes {giga(found['disk_bytes'])}, and its disk has "
+            f"{giga(found['free_disk_bytes'])} free; make room, name another folder, or lower "
+            "save_total_limit.",
+        )
+    if not measured.reloaded_same:
+        findings.block("checkpoint", "checkpoint: what was read back is not what was saved.")
+    limit = parse_duration("max_time", config.max_time)
+    if limit is not None and found["total_seconds"] > limit:
+        takes = duration(found["total_seconds"])
+        findings.warn("max_time", f"max_time: {config.max_time} is not enough for a run of {takes}")
+    for line in "\n".join(measured.said).splitlines():
+        if line.startswith("warning: "):
+            findings.warn("run", line.removeprefix("warning: "))
+
+
+def forecast(
+    config: Config, measured: Measured, total: int, per_epoch: int, done: int, start: float
+) -> dict[str, Any]:
+    """Seconds and bytes of the run from its start (`start` seconds to the first update) to its end.
+
+    Every evaluation counts as one that exports a better model, and early stopping as if it never came: it is
+    what the run takes at most. `done` updates of `total` lie behind a run that is resumed."""
+    update_cost = fit(np.array(measured.update_costs), np.array(measured.update_seconds))
+    round_cost = np.zeros(3)
+    if measured.round_seconds:
+        round_cost = fit(np.array(measured.round_costs), np.array(measured.round_seconds))
+    rounds = {split: float(costs @ round_cost) for split, costs in measured.planned_rounds.items()}
+    evaluations = times_due(
+        config.eval_strategy, config.eval_steps or config.logging_steps, total, per_epoch, done
+    )
+    saves = times_due(config.save_strategy, config.save_steps, total, per_epoch, done)
+    seconds = {
+        "start": start,
+        "updates": float(measured.planned @ update_cost),
+        "evaluations": evaluations * (rounds.get("validation", 0.0) + measured.evaluation_rest),
+        "saves": saves * measured.save,
+        "end": measured.end + rounds.get("test", 0.0) + (measured.write if saves else 0.0),
+    }
+    kept = saves if config.save_total_limit is None else min(saves, config.save_total_limit + 2)
+    return {
+        "runs": config.num_seeds,  # one for each seed, of all of which this is
+        "total_seconds": config.num_seeds * sum(seconds.values()),
+        "seconds": seconds,
+        "updates": measured.updates,
+        "evaluations": evaluations,
+        "saves": saves,
+        "peak_memory_bytes": int(max(measured.peak_host)) + measured.encoded_bytes,
+        "peak_device_bytes": int(max(measured.peak_device)) or None,
+        # best/, final/ and, while one takes the place of another, a third; the newest checkpoints, that of
+        # the best step and the one that is being written.
+        "disk_bytes": config.num_seeds * (3 * measured.export_bytes + kept * measured.checkpoint_bytes),
+    }
+
+
+def times_due(strategy: str, every: int, total: int, per_epoch: int, done: int = 0) -> int:
+    """How often `Run.due` says yes from update `done` + 1 to `total`: at every so many updates, and at the
+    last."""
+    if strategy == "no" or done >= total:
+        return 0
+    every = per_epoch if strategy == "epoch" else every
+    return total // every - done // every + (total % every > 0)
+
+
+def giga(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "41 s", "3 min 5 s" or "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,105 @@
+"""Memory of this process, its host and its device: what is used at most, what is free, and an error instead
+of the kernel's killer where it does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CGROUP = Path("/sys/fs/cgroup")
+UNLIMITED = 2**60  # version 1 writes about 2**63 for "no limit"
+
+
+def processes_here() -> int:
+    """The processes of this launch that share this host's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def peak_host_bytes() -> int:
+    """The most memory (resident set) that this process has had."""
+    if sys.platform == "linux":
+        # Not getrusage: there a process inherits the peak of the one that started it.
+        return _status("VmHWM")
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def used_host_bytes() -> int:
+    """The memory (resident set) that this process has now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def free_host_bytes() -> int:
+    """What this process could still take: free memory of the host, or less where its container has a
+    limit."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        (CGROUP / "memory.max", CGROUP / "memory.current"),
+        (CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            most = int(limit.read_text())
+            if most < UNLIMITED:
+                free = min(free, most - int(used.read_text()))
+    return max(free, 0)
+
+
+def peak_device_bytes(device: Any) -> int | None:
+    """The most memory that tensors have had on this process's accelerator; None on a CPU."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def device_bytes(device: Any) -> int | None:
+    """All memory of this process's accelerator; None on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def limited_to(free: int) -> Iterator[None]:
+    """Let this process take `free` bytes more than it has; then allocating raises an error.
+
+    Without it, Linux lets a process have what it cannot hold, and kills it once it uses that. Does nothing on
+    another system."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _status("VmData") + free
+    inside = [value for value in (most, *before) if value != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(inside), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; libraries raise several kinds."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said
+        for words in ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
+                      "bad_alloc", "can't start new thread")
+    )  # fmt: skip
+
+
+def _status(name: str) -> int:
+    """A number of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,0 +1,111 @@
+"""Near copies: texts whose five-character shingles are mostly the same, found with MinHash (datasketch).
+
+MinHash and its index of bands (Broder, 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
+chapter 3) give candidates; what is counted is their true Jaccard similarity. Characters and not words, so
+that texts of a few words and languages without spaces are served, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ft.preflight.duplicates import count_rows, pairs_of
+from ft.preflight.rows import EXAMPLES, Rows, Texts
+
+SHINGLE = 5  # characters
+THRESHOLD = 0.7  # Jaccard similarity
+BANDS, BAND_ROWS = 25, 5  # finds 99 % of the pairs at the threshold, 99.99 % of those at 0.8
+MOST_TEXTS = 200_000  # different ones; more are sampled
+BLOCK = 20_000  # texts in the index at a time, so that it takes 200 MB at most
+MOST_COMPARED = 100  # candidates of one text in one split
+
+
+def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -> dict[str, Any]:
+    """How many rows of a split have a near copy (not an exact one) in it ("within") or in a split that was
+    seen before it ("across", under "test in train"), with the first of them: [row, row that it resembles],
+    and their texts.
+
+    Of more than `most` different texts, only a sample is compared; "compared" and "texts" say how many."""
+    chosen = _sample(texts, most)
+    wanted = [(split, split) for split in splits] + pairs_of(list(splits))
+    there = {split: np.isin(np.arange(len(texts)), numbers) for split, numbers in texts.numbers.items()}
+    partner = {pair: np.full(len(texts), -1) for pair in wanted}  # of each text, the near copy that was found
+    shingles = lru_cache(50_000)(lambda number: shingles_of(texts.texts[number].as_py()))
+    for number, candidates in _candidates(texts, chosen):
+        for (one, other), found in partner.items():
+            if found[number] >= 0 or not there[one][number]:
+                continue
+            inside = [c for c in candidates if there[other][c]][:MOST_COMPARED]
+            found[number] = next(
+                (c for c in inside if jaccard(shingles(number), shingles(c)) >= THRESHOLD), -1
+            )
+    within, across = {}, {}
+    for (one, other), found in partner.items():
+        copy = found[texts.numbers[one]]  # (rows,)
+        row = np.where(copy >= 0, texts.first_row(other, splits[other])[copy], -1)
+        counted = count_rows(copy >= 0, splits[one], row)
+        known = [(n, int(found[n])) for n in dict.fromkeys(texts.numbers[one][copy >= 0].tolist())]
+        counted["texts"] = [[texts.excerpt(a), texts.excerpt(b)] for a, b in known[:EXAMPLES]]
+        if one == other:
+            within[one] = counted
+        else:
+            across[f"{one} in {other}"] = counted
+    return {
+        "similarity": f"Jaccard of {SHINGLE}-character shingles, case and white space levelled",
+        "threshold": THRESHOLD, "texts": len(texts), "compared": len(chosen),
+        "within": within, "across": across,
+    }  # fmt: skip
+
+
+def shingles_of(text: str) -> np.ndarray:
+    """The different hashes (uint32, sorted) of the five-character pieces of a text; a shorter one is one
+    piece."""
+    level = " ".join(text.casefold().split())
+    characters = np.frombuffer(level.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    width = min(SHINGLE, len(characters))
+    hashes = np.zeros(len(characters) - width + 1, np.uint64)
+    for offset in range(width):  # a polynomial of the characters, modulo 2**64
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + characters[offset : offset + len(hashes)]
+    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """The share of two sets (each sorted, without repeats) that is common to them."""
+    if THRESHOLD * max(len(one), len(other)) > min(len(one), len(other)):
+        return 0.0  # their sizes alone keep them below the threshold
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / (len(one) + len(other) - common)
+
+
+def _candidates(texts: Texts, chosen: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """For each chosen text, the numbers of texts that share a band with it; once for every block of the
+    index."""
+    from datasketch import MinHash, MinHashLSH
+
+    sizes = {"num_perm": BANDS * BAND_ROWS, "scheme": "affine32"}
+    hashes = (shingles_of(texts.texts[number].as_py()).tolist() for number in chosen)
+    signatures = list(MinHash.bulk(hashes, hashfunc=int, **sizes))
+    for begin in range(0, len(chosen), BLOCK):
+        index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
+        for number, signature in zip(chosen[begin : begin + BLOCK], signatures[begin:], strict=False):
+            index.insert(int(number), signature, check_duplication=False)
+        for number, signature in zip(chosen, signatures, strict=True):
+            found = sorted(c for c in index.query(signature) if c != number)
+            if found:
+                yield int(number), found
+
+
+def _sample(texts: Texts, most: int) -> np.ndarray:
+    """Numbers of at most `most` texts: those of the evaluation splits first, since it is there that a copy
+    does harm, and a random part of the others."""
+    if len(texts) <= most:
+        return np.arange(len(texts))
+    scored = [numbers for split, numbers in texts.numbers.items() if split != "train"]
+    first = np.unique(np.concatenate([*scored, np.zeros(0, np.int64)])).astype(np.int64)
+    generator = np.random.default_rng(0)
+    first = generator.permutation(first)[: most // 2]
+    others = generator.permutation(np.setdiff1d(np.arange(len(texts)), first))
+    return np.sort(np.concatenate([first, others[: most - len(first)]]))

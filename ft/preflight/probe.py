@@ -1,0 +1,243 @@
+"""A run of a few updates through the loop of train.py itself, in a place of its own, that measures what a run
+costs: `Probe` stands where `Run` stands.
+
+It makes the longest update of the plan, then updates from the shortest to the longest of an epoch, scores
+some batches of each split, exports, saves, and reads the checkpoint back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from ft import checkpoint
+from ft.data.plan import Plan, evaluation_batches
+from ft.errors import Stopped
+from ft.evaluation import Evaluation
+from ft.preflight.costs import batch_costs, spread, update_costs
+from ft.preflight.memory import peak_device_bytes, peak_host_bytes
+from ft.run import Run
+
+UPDATES = 10  # of different lengths, in a pass
+SECONDS = 8.0  # of passes, at least, and
+MOST_PASSES = 4
+ROUNDS = 8  # of batches, in an evaluation
+
+
+@dataclass
+class Measured:
+    """What the main process has measured, in seconds and bytes. Costs are those of `ft.preflight.costs`.
+
+    `planned` sums the costs of all updates to come, `planned_rounds` those of one evaluation of a split."""
+
+    planned: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    updates: int = 0  # to come
+    update_costs: list[np.ndarray] = field(default_factory=list)
+    update_seconds: list[float] = field(default_factory=list)
+    longest: dict[str, Any] = field(default_factory=dict)
+    planned_rounds: dict[str, np.ndarray] = field(default_factory=dict)
+    round_costs: list[np.ndarray] = field(default_factory=list)
+    round_seconds: list[float] = field(default_factory=list)
+    started: float = 0.0  # a reading of the clock: the model stands ready
+    evaluation_rest: float = 0.0  # metrics and export of an evaluation
+    save: float = 0.0  # the loop waits for it
+    write: float = 0.0  # in the background
+    end: float = 0.0  # after the last update, evaluations left out
+    reload: float = 0.0
+    reloaded_same: bool = True
+    checkpoint_bytes: int = 0
+    export_bytes: int = 0
+    encoded_bytes: int = 0  # of the data on disk, which is mapped into memory
+    peak_host: list[float] = field(default_factory=list)  # of every process
+    peak_device: list[float] = field(default_factory=list)
+    most_host_bytes: int = 0  # that a process may have
+    said: list[str] = field(default_factory=list)
+
+
+class Probe(Run):
+    """See the module. Methods are those of `Run`, called by the loop of train.py and by `finish`."""
+
+    def __init__(self, *args: Any) -> None:
+        self.measured, self.done = Measured(), 0
+        self._last_mark = 0.0
+        self._grad_norm = torch.zeros(())
+        super().__init__(*args)
+        self.say = self.measured.said.append  # type: ignore[assignment]  # what a run would say is kept
+
+    # --- before the loop
+
+    def start(self, *args: Any, **options: Any) -> Any:
+        """Start in the ordinary way, then choose the updates and the rows of the evaluations."""
+        progress = super().start(*args, **options)
+        self.measured.started, self.done = time.monotonic(), progress.step
+        self._choose_updates()
+        for split in [name for name in ("validation", "test") if name in self.data.splits]:
+            self._choose_rows(split)
+        for rows in self.data.splits.values():
+            self.measured.encoded_bytes += 4 * int(rows.lengths.sum())
+        return progress
+
+    def _choose_updates(self) -> None:
+        sampler, measured = self.sampler, self.measured
+        lengths = sampler.dataset.rows.lengths
+        first_epoch, longest = self.done // sampler.updates_per_epoch, -1.0
+        for epoch in range(first_epoch, -(-self.total // sampler.updates_per_epoch)):
+            plan = sampler.plan(epoch)
+            begin = epoch * sampler.updates_per_epoch
+            costs = update_costs(lengths, plan, sampler.num_processes, sampler.micro_batch_size)
+            costs = costs[max(self.done - begin, 0) : self.total - begin]
+            measured.planned += costs.sum(axis=0)
+            measured.updates += len(costs)
+            if costs[:, 2].max() > longest:
+                longest = float(costs[:, 2].max())
+                update = int(costs[:, 2].argmax()) + max(self.done - begin, 0)
+                self._longest = [plan.rows(update)]
+                measured.longest = {
+                    "epoch": epoch, "update": begin + update + 1, "rows": len(plan.rows(update)),
+                    "tokens": int(lengths[plan.rows(update)].max()),
+                }  # fmt: skip
+            if epoch == first_epoch:
+                places = spread(costs, UPDATES) + max(self.done - begin, 0)
+                self._spread = [plan.rows(int(update)) for update in places]
+        # A plan has its short update at the end.
+        self._spread.sort(key=len, reverse=True)
+
+    def _choose_rows(self, split: str) -> None:
+        """Keep the rows of some batches of a split, the first and longest among them."""
+        rows, processes = self.data.splits[split], self.accelerator.num_processes
+        batches = evaluation_batches(rows.lengths, self.config.per_device_eval_batch_size)
+        costs = batch_costs(batches, rows.lengths, processes)
+        self.measured.planned_rounds[split] = costs.sum(axis=0)
+        chosen = np.unique(np.linspace(0, len(costs) - 1, min(ROUNDS, len(costs))).round().astype(int))
+        kept = [batch for place in chosen for batch in batches[place * processes : (place + 1) * processes]]
+        self.measured.round_costs += list(costs[chosen])
+        self.data.splits[split] = rows.take(np.concatenate(kept))
+
+    # --- the loop
+
+    def epochs(self) -> Iterator[int]:
+        """The passes over the chosen updates, and then what a run does between updates."""
+        yield self._pass(self._longest)
+        self.measured.longest["seconds"] = self.measured.update_seconds.pop()  # with all that comes up first
+        self.measured.update_costs.pop()
+        begin = time.monotonic()
+        for _ in range(MOST_PASSES):
+            yield self._pass(self._spread)
+            if time.monotonic() - begin > SECONDS:
+                break
+        self.log(self._grad_norm, 0.0)
+        self._between_updates()
+
+    def _pass(self, updates: list[np.ndarray]) -> int:
+        """Let the sampler deal these updates next."""
+        sampler = self.sampler
+        # Every update of a plan has the same number of rows, but for the last.
+        planned = Plan(np.concatenate(updates), len(updates[0]))
+        sampler.plan = lambda epoch: planned  # type: ignore[method-assign]
+        sampler.start(0, len(updates))
+        costs = update_costs(
+            sampler.dataset.rows.lengths, planned, sampler.num_processes, sampler.micro_batch_size
+        )
+        self.measured.update_costs += list(costs)
+        self._last_mark = self._now()
+        return 0
+
+    def count(self, losses: list[torch.Tensor], grad_norm: torch.Tensor, slot: Any) -> None:
+        """Note a finished update, and what it took."""
+        super().count(losses, grad_norm, slot)
+        self._grad_norm = grad_norm
+        self.measured.update_seconds.append(self._lap())
+
+    def finished(self) -> bool:
+        """The passes end by themselves."""
+        return False
+
+    def due(self, strategy: str, every: int | None) -> bool:
+        """What is due comes after the passes."""
+        return False
+
+    # --- between updates, and at the end
+
+    def _between_updates(self) -> None:
+        measured = self.measured
+        if self.config.eval_strategy != "no":
+            begin, rounds = self._now(), len(measured.round_seconds)
+            self.evaluate()
+            measured.evaluation_rest = self._now() - begin - sum(measured.round_seconds[rounds:])
+        begin = self._now()
+        self.save()
+        saved = self._now()
+        self._wait_for_checkpoint()
+        measured.save, measured.write = saved - begin, self._now() - saved
+        # A run whose last model is not its best loads that for the test rows.
+        self.progress.best_step = -1 if self.progress.best_metric is not None else self.progress.best_step
+
+    def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
+        """Score the rows that were kept of a split, and note what each round of batches took."""
+        self._last_mark = self._now()
+        return super().score(split, before_stop)
+
+    def _after_batch(self, bar: Any, count: int) -> None:
+        super()._after_batch(bar, count)
+        self.measured.round_seconds.append(self._lap())
+
+    def settle(self) -> None:
+        """The end begins."""
+        super().settle()
+        self._end_begun, self._rounds_before_end = self._now(), len(self.measured.round_seconds)
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The end: note what it took, and the peak of the memory; then read the checkpoint back."""
+        measured = self.measured
+        measured.end = self._now() - self._end_begun - sum(measured.round_seconds[self._rounds_before_end :])
+        measured.peak_host = self._of_all(peak_host_bytes())
+        measured.peak_device = self._of_all(peak_device_bytes(self.accelerator.device) or 0)
+        super().close(summary)
+        if self.accelerator.is_main_process:
+            measured.export_bytes = _size(self.output_dir / "final")
+            measured.checkpoint_bytes = _size(self._checkpoint)
+        if self._checkpoint.exists():  # other hosts may not see it
+            begin = self._now()
+            measured.reloaded_same = self._reload()
+            measured.reload = self._now() - begin
+
+    def stop(self) -> NoReturn:
+        """A signal: nothing is worth saving."""
+        raise Stopped
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.output_dir / "checkpoints" / f"step-{self.progress.step:08d}"
+
+    def _reload(self) -> bool:
+        """Whether the weights that the checkpoint gives are those that it was made of, bit for bit."""
+        plain = self.accelerator.unwrap_model(self.model)
+        made_of = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        checkpoint.restore(self._checkpoint, self.accelerator, self.model, self.optimizer, self.scheduler)
+        return all(torch.equal(tensor, made_of[name]) for name, tensor in plain.state_dict().items())
+
+    def _of_all(self, value: float) -> list[float]:
+        """One number of every process."""
+        places = [0.0] * self.accelerator.num_processes
+        places[self.accelerator.process_index] = value
+        return self.hosts.sum(*places)
+
+    def _now(self) -> float:
+        """The clock, when the device has done what it was given."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    def _lap(self) -> float:
+        """Seconds since the last mark."""
+        before, self._last_mark = self._last_mark, self._now()
+        return self._last_mark - before
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -1,0 +1,160 @@
+"""Read the data as training would, but go on after what training would stop at: every fault is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ft.config import Config
+from ft.data.audit import Columns, choose_columns, find_bad_rows, has_labels, joined_text, plain
+from ft.data.encode import labels_of
+from ft.data.files import format_of, lines_not_utf8, read_table
+from ft.data.prepare import usable_rows
+from ft.data.sources import Source, find_sources
+from ft.errors import UserError
+from ft.preflight.findings import Findings
+from ft.preflight.rows import EXAMPLES, Rows
+from ft.tasks.base import Task
+
+TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
+MOST_VALUES = 1000  # different labels that are tried one by one
+
+
+@dataclass
+class ReadSplit:
+    """`table` has the rows that can be used, `bad` the numbers of the others under the reason. `labels` are
+    None where the task cannot make numbers of them; `unknown` are the labels that it does not know."""
+
+    table: pa.Table
+    row: np.ndarray
+    columns: Columns
+    read: int
+    bad: dict[str, np.ndarray]
+    labels: np.ndarray | None
+    unknown: list[Any]
+
+    def rows(self) -> Rows:
+        """The usable rows for the audit."""
+        return Rows(joined_text(self.table, self.columns), self.row, self.labels)
+
+    def facts(self) -> dict[str, Any]:
+        """Rows as read, and the bad ones with the first row numbers."""
+        bad = {
+            reason: {"rows": len(rows), "first": rows[:EXAMPLES].tolist()}
+            for reason, rows in self.bad.items()
+        }
+        return {"read": self.read, "bad": bad}
+
+
+def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, ReadSplit]:
+    """All splits that can be read; the task learns its targets from the training rows. What is wrong goes to
+    `findings`."""
+    try:
+        sources = find_sources(config)
+    except UserError as error:
+        findings.block("data", str(error))
+        return {}
+    if "train" not in sources:
+        findings.block("data", f"no training data: found {' and '.join(sources)} only.")
+    splits: dict[str, ReadSplit] = {}
+    columns: Columns | None = None
+    for name in [split for split in ("train", "validation", "test") if split in sources]:
+        try:
+            table = _read(sources[name], findings)
+            if name == "test" and columns and not has_labels(table, columns.label):
+                continue  # it is not scored
+            given = columns or Columns(tuple(config.text_columns), config.label_column_name or "")
+            columns = choose_columns(table, given.texts, given.label or None, name)
+            splits[name] = _split(config, task, sources[name], plain(table, columns), columns, findings)
+        except UserError as error:
+            findings.block("data", str(error))
+    return splits
+
+
+def _read(source: Source, findings: Findings) -> pa.Table:
+    """The table of a source. Of a text file that is not UTF-8 all lines are named, and it is read all the
+    same."""
+    try:
+        return source.read()
+    except UserError:
+        path = source.files[0] if len(source.files) == 1 else Path()
+        lines = [number for number, _ in lines_not_utf8(path)] if format_of(path) in TEXT_FORMATS else []
+        if not lines:
+            raise
+    more = f" and {len(lines) - EXAMPLES:,} more" if len(lines) > EXAMPLES else ""
+    findings.block(
+        "not_utf8",
+        f"{path}: {len(lines):,} line{'s are' if len(lines) > 1 else ' is'} not UTF-8: "
+        f"{', '.join(map(str, lines[:EXAMPLES]))}{more}; save the file as UTF-8.",
+    )
+    return read_table(path, errors="replace")
+
+
+def _split(
+    config: Config, task: Task, source: Source, raw: pa.Table, columns: Columns, findings: Findings
+) -> ReadSplit:
+    name, column, field = source.name, raw[columns.label], raw.schema.field(columns.label)
+    names, known = source.class_names.get(columns.label), name != "train"
+    try:
+        if name == "train":
+            task.choose_kind(column, field, names)
+            known = True
+    except UserError as error:
+        findings.block("labels", str(error))
+    has_kind = bool(task.state())
+    bad = find_bad_rows(raw, columns, has_kind and task.blank_is_a_target)
+    keep = _keep(config, raw, columns, name, has_kind and task.blank_is_a_target, findings)
+    labels, unknown = None, []
+    targets = column.take(pa.array(keep))
+    try:
+        if name == "train" and known and len(keep):
+            task.learn_targets(targets, field, keep, names)
+        if task.has_targets and len(keep):
+            encoded = task.encode_targets(targets, field, keep, name, names)
+            labels = labels_of(pa.table({"label": encoded}))
+    except UserError as error:
+        findings.block("labels", str(error))
+        if task.has_targets:
+            unknown = _unknown(task, targets, field, keep, name, names)
+    return ReadSplit(raw.take(pa.array(keep)), keep, columns, raw.num_rows, bad, labels, unknown)
+
+
+def _keep(
+    config: Config, raw: pa.Table, columns: Columns, split: str, blank_is_a_label: bool, findings: Findings
+) -> np.ndarray:
+    """The numbers of the rows that can be used; that others cannot is a finding, as on_bad_rows says."""
+    for mode in dict.fromkeys((config.on_bad_rows, "drop")):
+        notes: list[str] = []
+        options = replace(config, on_bad_rows=mode)
+        try:
+            keep, _ = usable_rows(options, raw, columns, split, notes, blank_is_a_label)
+        except UserError as error:
+            findings.block("bad_rows" if mode == "error" else "data", str(error))
+            continue
+        for note in notes if mode == config.on_bad_rows else ():
+            findings.warn("bad_rows", note)
+        return keep
+    return np.zeros(0, np.int64)
+
+
+def _unknown(
+    task: Task,
+    targets: pa.ChunkedArray,
+    field: pa.Field,
+    rows: np.ndarray,
+    split: str,
+    names: list[str] | None,
+) -> list[Any]:
+    """The labels that cannot be encoded, each tried by itself."""
+    unknown = []
+    first = {repr(value): place for place, value in reversed(list(enumerate(targets.to_pylist())))}
+    for place in sorted(first.values())[:MOST_VALUES]:
+        try:
+            task.encode_targets(targets.slice(place, 1), field, rows[place : place + 1], split, names)
+        except UserError:
+            unknown.append(targets[place].as_py())
+    return unknown

@@ -1,0 +1,76 @@
+"""What the audit looks at: the rows of each split, and the different texts that stand in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EXAMPLES = 10  # of anything, in preflight.json
+EXCERPT = 80  # characters of a text
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split. `texts` (rows,) has one string a row, both texts of a pair joined; `row` (rows,)
+    the row numbers in the source, from 0; `labels` (rows,) or (rows, labels) what the task made of them, None
+    where it could not; `tokens` (rows,) their lengths before they are cut, None where no tokenizer could be
+    loaded."""
+
+    texts: pa.ChunkedArray
+    row: np.ndarray
+    labels: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The different texts of all splits: `numbers[split]` (rows,) says which text a row has, `texts[number]`
+    what it is."""
+
+    numbers: dict[str, np.ndarray]
+    texts: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def first_row(self, split: str, rows: Rows) -> np.ndarray:
+        """(texts,) the number of the first row of a split that has a text; -1 for none."""
+        first = np.full(len(self), -1, np.int64)
+        first[self.numbers[split][::-1]] = rows.row[::-1]
+        return first
+
+    def excerpt(self, number: int) -> str:
+        """The beginning of a text, on one line."""
+        return shorten(self.texts[int(number)].as_py())
+
+
+def different_texts(splits: dict[str, Rows]) -> Texts:
+    """Number the texts of all splits, letter for letter."""
+    import pyarrow as pa
+
+    chunks = [chunk.cast(pa.large_string()) for rows in splits.values() for chunk in rows.texts.chunks]
+    encoded = pa.chunked_array(chunks, pa.large_string()).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    ends = np.cumsum([len(rows) for rows in splits.values()])
+    parts = np.split(np.asarray(encoded.indices), ends[:-1])
+    return Texts(dict(zip(splits, parts, strict=True)), encoded.dictionary)
+
+
+def shorten(text: str) -> str:
+    """At most `EXCERPT` characters of a text, on one line."""
+    line = " ".join(text.replace("\x1f", " | ").split())
+    return line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…"
+
+
+def plain(value: Any) -> Any:
+    """A numpy number or array as Python's own, for JSON."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

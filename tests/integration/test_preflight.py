@@ -1,0 +1,228 @@
+"""`train.py --preflight`: what it finds in data and machine, what it leaves, and how it ends."""
+
+import json
+import shutil
+
+import pytest
+from conftest import ONE, flags, launch, make_rows, train_here, two_processes, write_csv
+
+from ft.cli import parse
+from ft.config import Config
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR
+from ft.preflight.audit import audit
+
+KEYS = {
+    "fit", "findings", "rows", "notes", "copies", "near_copies", "conflicts", "tokens", "labels", "floors",
+    "launch", "longest_update", "checkpoint", "forecast",
+}  # fmt: skip
+
+
+@pytest.fixture
+def data(reviews, tmp_path):
+    """A copy of the reviews, to be spoilt."""
+    return shutil.copytree(reviews, tmp_path / "data")
+
+
+@pytest.fixture
+def audited(data, base_flags):
+    """What the audit says of the spoilt copy: its report, and its findings as {topic: messages}."""
+
+    def run(**values):
+        report = audit(parse(Config, flags(**{**base_flags, "dataset_name": data, **values})))
+        topics = {}
+        for finding in report["findings"]:
+            topics.setdefault((finding["level"], finding["topic"]), []).append(finding["message"])
+        return report, topics
+
+    return run
+
+
+def append(data, split, *rows):
+    path = data / f"{split}.csv"
+    text = path.read_text()
+    path.write_text(text + "".join(f"{text_},{label}\n" for text_, label in rows))
+
+
+# --- the data
+
+
+def test_good_data_is_described_and_nothing_blocks(audited):
+    report, topics = audited()
+    assert {split: facts["used"] for split, facts in report["rows"].items()} == {
+        "train": 203, "validation": 61, "test": 47,
+    }  # fmt: skip
+    assert sum(report["labels"]["counts"]["train"].values()) == 203
+    assert set(report["labels"]["counts"]["train"]) == {"bad", "fine", "good"}
+    assert report["tokens"]["max_length"] == 64
+    floors = report["floors"]
+    assert floors["prior"]["accuracy"] < floors["tf_idf"]["accuracy"] <= 1
+    assert not [topic for level, topic in topics if level == "blocking"]
+
+
+def test_all_faults_are_found_and_not_the_first_alone(audited, data):
+    append(data, "train", ("", "good"), ("   ", "bad"), ("no label here", ""))
+    append(data, "validation", ("the film was odd", "strange"), ("the book was odd", "weird"))
+    report, topics = audited(max_length=3000)
+    assert "rows 203" in topics["blocking", "bad_rows"][0] or "row 203" in topics["blocking", "bad_rows"][0]
+    assert report["rows"]["train"]["bad"] == {
+        "text is empty": {"rows": 1, "first": [203]},
+        "text is only white space": {"rows": 1, "first": [204]},
+        "label is missing": {"rows": 1, "first": [205]},
+    }
+    assert "which training lacks" in topics["blocking", "labels"][0]
+    assert report["labels"]["unknown"] == {"validation": ["strange", "weird"]}
+    assert topics["blocking", "model"][0].startswith("max_length: found 3000")
+    assert report["copies"]["within"]["train"]["rows"] >= 0  # looked for all the same
+
+
+def test_bad_rows_that_are_dropped_are_a_warning(audited, data):
+    append(data, "train", ("", "good"))
+    report, topics = audited(on_bad_rows="drop")
+    assert ("blocking", "bad_rows") not in topics
+    assert "dropped 1 of 204 rows" in topics["warning", "bad_rows"][0]
+    assert report["rows"]["train"]["read"] == 204 and report["rows"]["train"]["used"] == 203
+
+
+def test_lines_that_are_not_utf8_are_all_named_and_the_rest_is_looked_at(audited, data):
+    path = data / "train.csv"
+    path.write_bytes(path.read_bytes() + b"caf\xe9 was great,good\nplain and usual,fine\nna\xefve film,bad\n")
+    report, topics = audited()
+    assert "2 lines are not UTF-8: 205, 207" in topics["blocking", "not_utf8"][0]
+    assert report["rows"]["train"]["read"] == 206
+
+
+def test_a_single_class_blocks(audited, data):
+    write_csv(data / "train.csv", [{"text": f"text {i}", "label": "good"} for i in range(20)])
+    report, topics = audited()
+    assert "holds a single class ('good')" in topics["blocking", "labels"][0]
+    assert "floors" not in report and report["tokens"]["splits"]["train"]["longest"] > 0
+
+
+def test_copies_across_splits_conflicts_and_missing_labels_are_warnings(audited, data):
+    shared = "a book that we saw and it was the best"
+    append(data, "train", (shared, "good"), ("one and the same text here", "bad"))
+    append(data, "train", ("one and the same text here", "fine"))
+    append(data, "test", (shared, "good"))
+    write_csv(data / "validation.csv", [row for row in make_rows(60, 1) if row["label"] != "fine"])
+    report, topics = audited()
+    assert report["copies"]["across"]["test in train"] == {"rows": 1, "first": [[47, 203]]}
+    assert "row 47 as 203" in topics["warning", "copies_across"][0]
+    assert "train row 204 'bad', train row 205 'fine'" in topics["warning", "conflicts"][0]
+    assert "validation: no row has the label 'fine'" in topics["warning", "lacking_labels"][0]
+    assert not [topic for level, topic in topics if level == "blocking"]
+
+
+def test_texts_that_are_cut_are_a_warning_with_the_length_that_keeps_them(audited):
+    report, topics = audited(max_length=10)
+    share = report["tokens"]["splits"]["train"]["cut_share"]
+    assert share > 0.5 and report["tokens"]["keeps_99_percent"] > 30
+    assert "are cut at max_length 10" in topics["warning", "cut"][0]
+
+
+def test_the_test_rows_do_not_move_the_floors(audited, data):
+    before = audited()[0]["floors"]
+    write_csv(data / "test.csv", make_rows(80, seed=9))
+    assert audited()[0]["floors"] == before
+
+
+def test_a_missing_file_and_a_missing_column_are_findings(audited):
+    _, topics = audited(text_column_names="review")
+    assert "has no column 'review'" in topics["blocking", "data"][0]
+    _, topics = audited(dataset_name="/nowhere/at/all")
+    assert "does not exist" in topics["blocking", "data"][0]
+
+
+# --- the whole of it
+
+
+def test_a_fit_config_ends_with_0_and_leaves_a_report_that_no_run_minds(base_flags, tmp_path, capfd):
+    assert train_here(**base_flags, preflight=True) == EXIT_DONE
+    out = tmp_path / "run"
+    assert [path.name for path in out.iterdir()] == ["preflight.json"]
+    report = json.loads((out / "preflight.json").read_text())
+    assert report.keys() == KEYS and report["fit"] is True
+    assert report["launch"] == {"processes": 1, "device": "cpu", "mixed_precision": "no"}
+    forecast = report["forecast"]
+    assert (forecast["updates"], forecast["evaluations"], forecast["saves"]) == (14, 2, 2)
+    assert set(forecast["seconds"]) == {"start", "updates", "evaluations", "saves", "end"}
+    assert forecast["total_seconds"] == pytest.approx(sum(forecast["seconds"].values()))
+    assert 0 < forecast["peak_memory_bytes"] < forecast["memory_bytes"]
+    assert report["checkpoint"]["same"] is True and report["checkpoint"]["bytes"] > 0
+    assert report["longest_update"]["rows"] == 32
+    said = capfd.readouterr().out
+    assert len(said.splitlines()) <= 40 and "FORECAST time:" in said and "\nfit (written: " in said
+    assert train_here(**base_flags) == EXIT_DONE  # the same output_dir
+    assert (out / "results.json").exists() and (out / "preflight.json").exists()
+
+
+def test_the_preflight_changes_nothing_of_the_run(base_flags, tmp_path):
+    from compare import same_bits
+
+    short = {**base_flags, "max_train_steps": 4}
+    assert train_here(**{**short, "output_dir": tmp_path / "without"}) == EXIT_DONE
+    assert train_here(**short, preflight=True) == train_here(**short) == EXIT_DONE
+    assert same_bits(tmp_path / "without" / "final", tmp_path / "run" / "final")
+
+
+def test_blocking_findings_are_listed_at_the_end_with_exit_code_2(base_flags, data, tmp_path, capfd):
+    append(data, "train", ("", "good"))
+    append(data, "validation", ("the film was odd", "strange"))
+    values = {**base_flags, "dataset_name": data}
+    assert train_here(**values, preflight=True) == EXIT_USER_ERROR
+    lines = capfd.readouterr().out.splitlines()
+    blocking = [line for line in lines if line.startswith("BLOCKING: ")]
+    assert len(blocking) == 2 and lines[-1].startswith("NOT FIT: 2 blocking findings")
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert report["fit"] is False and "forecast" not in report
+    assert train_here(**{**base_flags, "max_train_steps": 2}) == EXIT_DONE
+
+
+def test_bad_rows_block_and_the_machine_is_tried_all_the_same(base_flags, data, tmp_path):
+    append(data, "train", ("", "good"))
+    assert train_here(**{**base_flags, "dataset_name": data}, preflight=True) == EXIT_USER_ERROR
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["bad_rows"]
+    assert report["forecast"]["updates"] == 14
+
+
+def test_what_the_memory_does_not_hold_blocks(base_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("ft.preflight.memory.free_host_bytes", lambda: 2**20)
+    assert train_here(**base_flags, preflight=True) == EXIT_USER_ERROR
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["memory"]
+    assert not (tmp_path / "run" / ".preflight").exists()
+
+
+def test_an_output_dir_that_holds_a_run_blocks_and_stays_as_it_is(base_flags, tmp_path):
+    short = {**base_flags, "max_train_steps": 2}
+    assert train_here(**short) == EXIT_DONE
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert train_here(**short, preflight=True) == EXIT_USER_ERROR
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["output_dir"]
+    after = {path: path.stat().st_mtime_ns for path in before if path.is_file()}
+    assert after == {path: before[path] for path in after} and len(after) > 10
+
+
+def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path):
+    assert train_here(**{**base_flags, "max_train_steps": 6}) == EXIT_DONE
+    resumed = {**base_flags, "max_train_steps": 14, "resume_from_checkpoint": "latest"}
+    assert train_here(**resumed, preflight=True) == EXIT_DONE
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert report["forecast"]["updates"] == 8
+    assert train_here(**resumed) == EXIT_DONE
+
+
+def test_two_processes_speak_with_one_voice(base_flags, tmp_path):
+    done = launch(two_processes(), [*flags(**base_flags), "--preflight"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("FORECAST time:") == 1
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert report["launch"]["processes"] == 2 and report["fit"] is True
+
+
+def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
+    append(data, "validation", ("the film was odd", "strange"))
+    done = launch(ONE, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
+    assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
+    assert "BLOCKING: validation data: row 61: found the label 'strange'" in done.stdout

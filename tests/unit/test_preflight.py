@@ -1,0 +1,206 @@
+"""The parts of the preflight on made-up rows: copies, conflicts, lengths, labels, floors, costs, counts."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ft.data.plan import Plan, evaluation_batches
+from ft.preflight.costs import batch_costs, fit, spread, update_costs
+from ft.preflight.duplicates import exact_copies, label_conflicts
+from ft.preflight.findings import Findings
+from ft.preflight.floors import floors
+from ft.preflight.forecast import times_due
+from ft.preflight.labels import label_facts
+from ft.preflight.lengths import token_lengths
+from ft.preflight.memory import free_host_bytes, is_out_of_memory, limited_to, peak_host_bytes
+from ft.preflight.near import jaccard, near_copies, shingles_of
+from ft.preflight.rows import Rows, different_texts
+
+
+def rows(texts, labels=None, first=0, tokens=None):
+    return Rows(
+        pa.chunked_array([texts], pa.large_string()),
+        np.arange(first, first + len(texts)),
+        None if labels is None else np.array(labels),
+        None if tokens is None else np.array(tokens),
+    )
+
+
+SENTENCE = "the quick brown fox jumps over the lazy dog and runs far away into the dark forest"
+SPLITS = {
+    "train": rows([SENTENCE, "one", "one", "two", "one"], [0, 0, 1, 1, 0]),
+    "validation": rows(["two", "three"], [0, 1]),
+    "test": rows([SENTENCE.upper(), "one", "three"], [0, 0, 1], first=100),
+}
+
+
+def test_exact_copies_are_counted_within_and_across_splits_with_the_rows_that_they_repeat():
+    found = exact_copies(different_texts(SPLITS), SPLITS)
+    assert found["within"]["train"] == {"rows": 2, "first": [[2, 1], [4, 1]]}
+    assert found["within"]["validation"]["rows"] == found["within"]["test"]["rows"] == 0
+    assert found["all"] == 5  # of ten rows; five different texts
+    assert found["across"] == {
+        "validation in train": {"rows": 1, "first": [[0, 3]]},
+        "test in train": {"rows": 1, "first": [[101, 1]]},  # the capitals are another text
+        "test in validation": {"rows": 1, "first": [[102, 1]]},
+    }
+
+
+def test_a_text_under_different_labels_is_found_in_one_split_and_across_splits():
+    found = label_conflicts(different_texts(SPLITS), SPLITS, lambda label: "ab"[label])
+    assert (found["texts"], found["rows"]) == (2, 6)
+    where = {
+        text["text"]: [(r["split"], r["row"], r["label"]) for r in text["rows"]] for text in found["first"]
+    }
+    assert where["two"] == [("train", 3, "b"), ("validation", 0, "a")]
+    assert where["one"] == [("train", 1, "a"), ("train", 2, "b"), ("train", 4, "a"), ("test", 101, "a")]
+
+
+def test_rows_of_several_labels_conflict_when_any_of_them_differs():
+    split = {"train": rows(["a", "a", "b", "b"], [[1, 0], [1, 1], [0, 1], [0, 1]])}
+    assert label_conflicts(different_texts(split), split)["texts"] == 1
+
+
+def test_near_copies_are_those_whose_shingles_are_mostly_the_same():
+    texts = [SENTENCE, SENTENCE.replace("lazy", "idle"), SENTENCE + "!", SENTENCE, "something else entirely"]
+    split = {"train": rows(texts), "test": rows(["  " + SENTENCE.upper(), "nothing like it at all here"])}
+    found = near_copies(different_texts(split), split)
+    assert found["within"]["train"]["rows"] == 4 and found["within"]["test"]["rows"] == 0
+    assert [row for row, _ in found["within"]["train"]["first"]] == [0, 1, 2, 3]
+    assert found["across"]["test in train"]["rows"] == 1
+    assert found["compared"] == found["texts"] == 6
+
+
+def test_an_exact_copy_is_no_near_copy():
+    split = {"train": rows([SENTENCE, SENTENCE]), "test": rows([SENTENCE])}
+    found = near_copies(different_texts(split), split)
+    assert found["within"]["train"]["rows"] == found["across"]["test in train"]["rows"] == 0
+
+
+def test_minhash_finds_the_rows_that_comparing_all_pairs_finds():
+    generator = np.random.default_rng(0)
+    words = ["".join(generator.choice(list("abcdefghij"), 5)) for _ in range(300)]
+    texts = [" ".join(generator.choice(words, 12)) for _ in range(100)]
+    for text in texts[:60]:  # with one or two words changed
+        changed = text.split()
+        for place in generator.choice(12, generator.integers(1, 3), replace=False):
+            changed[place] = str(generator.choice(words))
+        texts.append(" ".join(changed))
+    split = {"train": rows(texts)}
+    sets = [shingles_of(text) for text in texts]
+    close = [any(i != j and jaccard(a, b) >= 0.7 for j, b in enumerate(sets)) for i, a in enumerate(sets)]
+    assert 40 < sum(close) < 120
+    found = near_copies(different_texts(split), split)["within"]["train"]["rows"]
+    assert 0.97 * sum(close) <= found <= sum(close)
+
+
+def test_of_too_many_texts_a_sample_is_compared_and_its_size_said():
+    split = {"train": rows([f"text number {i}" for i in range(50)]), "test": rows(["a", "b"])}
+    found = near_copies(different_texts(split), split, most=20)
+    assert (found["texts"], found["compared"]) == (52, 20)
+
+
+def test_the_length_that_keeps_99_percent_and_the_share_that_is_cut():
+    tokens = list(range(1, 201))
+    found = token_lengths({"train": rows(["x"] * 200, tokens=tokens)}, max_length=150)
+    assert found["keeps_99_percent"] == 198
+    assert found["splits"]["train"]["cut_rows"] == 50 and found["splits"]["train"]["cut_share"] == 0.25
+    assert found["splits"]["train"]["longest"] == 200
+
+
+def test_labels_are_counted_and_those_that_a_split_lacks_are_named():
+    findings = Findings()
+    splits = {"train": rows(["x"] * 30, [0] * 20 + [1] * 9 + [2]), "validation": rows(["y"] * 2, [0, 1])}
+    found = label_facts("single_label_classification", ["a", "b", "c", "d"], splits, findings)
+    assert found["counts"]["train"] == {"a": 20, "b": 9, "c": 1, "d": 0}
+    assert found["lacking"] == {"train": [], "validation": ["c"]}
+    said = " ".join(findings.messages("warning"))
+    assert "validation: no row has the label 'c'" in said and "the labels 'b', 'c'" in said
+    assert "no row of any split has the label 'd'" in said
+
+
+def test_several_labels_a_row_are_counted_one_by_one():
+    split = {"train": rows(["x"] * 3, [[1, 1], [0, 1], [0, 0]])}
+    found = label_facts("multi_label_classification", ["a", "b"], split, Findings())
+    assert found["counts"]["train"] == {"a": 1, "b": 2} and found["without_labels"] == {"train": 1}
+
+
+def test_numbers_are_described_by_their_spread():
+    found = label_facts("regression", [], {"train": rows(["x"] * 3, [1.0, 2.0, 6.0])}, Findings())
+    assert found["targets"]["train"]["mean"] == 3.0 and found["targets"]["train"]["median"] == 2.0
+
+
+WORDS = ["good great fine", "bad awful poor"]
+TEXTS = [f"{WORDS[i % 2]} thing {i % 7}" for i in range(60)] + ["bad day"] * 20
+CLASSES = np.array([i % 2 for i in range(60)] + [1] * 20)
+
+
+def test_floors_of_classes_are_the_majority_and_a_linear_model():
+    found = floors("single_label_classification", ["a", "b"], (TEXTS, CLASSES), (TEXTS[:60], CLASSES[:60]))
+    assert found["prior"]["accuracy"] == 0.5  # the majority of training, on rows that are half and half
+    assert found["tf_idf"]["accuracy"] == 1.0
+    assert (found["fitted_on_rows"], found["scored_rows"]) == (80, 60)
+
+
+def test_floors_of_several_labels_are_their_shares_and_one_linear_model_each():
+    labels = np.stack([CLASSES, np.ones_like(CLASSES)], axis=1)
+    found = floors("multi_label_classification", ["a", "b"], (TEXTS, labels), (TEXTS[:60], labels[:60]))
+    assert found["tf_idf"]["f1_micro"] == 1.0 > found["prior"]["f1_micro"]
+
+
+def test_floors_of_numbers_are_the_mean_and_ridge_regression():
+    found = floors("regression", [], (TEXTS, CLASSES * 10.0), (TEXTS[:60], CLASSES[:60] * 10.0))
+    assert found["prior"]["mse"] == pytest.approx(25 + 1.25**2) and found["prior"]["pearsonr"] is None
+    assert found["tf_idf"]["mse"] < 1 and found["tf_idf"]["pearsonr"] > 0.95
+
+
+def test_texts_without_words_have_a_floor_by_characters():
+    texts, labels = ["??", "!!"] * 20, np.array([0, 1] * 20)
+    found = floors("single_label_classification", ["a", "b"], (texts, labels), (texts, labels))
+    assert found["tf_idf"]["accuracy"] == 1.0
+
+
+def test_the_costs_of_an_update_are_those_of_its_slowest_process():
+    lengths = np.array([2, 4, 6, 8, 3, 5])
+    plan = Plan(np.array([0, 1, 2, 3, 4, 5]), 4)  # an update of four rows, and a short one of two
+    # Two processes: rows 2 and 6 long, and 4 and 8; then 3, and 5.
+    assert update_costs(lengths, plan, 2, 4).tolist() == [[1, 16, 128], [1, 5, 25]]
+    # In micro-batches of one row: twice one of 4 and one of 8; then one of 5.
+    assert update_costs(lengths, plan, 2, 1).tolist() == [[2, 12, 80], [1, 5, 25]]
+    batches = evaluation_batches(lengths, 2)  # 8 and 6, 5 and 4, 3 and 2
+    assert batch_costs(batches, lengths, 2).tolist() == [[1, 16, 128], [1, 6, 18]]
+
+
+def test_the_fit_finds_the_prices_and_gives_none_below_zero():
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(100, 1000, 20).astype(float)
+    costs = np.stack([np.ones(20), tokens, tokens * tokens / 32], axis=1)
+    prices = np.array([0.01, 2e-4, 3e-7])
+    assert fit(costs, costs @ prices) == pytest.approx(prices, rel=1e-6)
+    falling = fit(costs, 1 - tokens / 2000)
+    assert (falling >= 0).all() and falling[0] > 0
+    assert costs[spread(costs, 5), 1].tolist() == sorted(costs[spread(costs, 5), 1])
+    assert costs[spread(costs, 5), 1][[0, -1]].tolist() == [tokens.min(), tokens.max()]
+
+
+@pytest.mark.parametrize("done", [0, 3, 7, 10])
+@pytest.mark.parametrize(
+    ("strategy", "every", "total"), [("steps", 4, 10), ("steps", 5, 10), ("epoch", 9, 7)]
+)
+def test_evaluations_and_saves_are_counted_as_the_run_makes_them(strategy, every, total, done):
+    per_epoch = 3
+    period = per_epoch if strategy == "epoch" else every
+    made = sum(step % period == 0 or step == total for step in range(done + 1, total + 1))
+    assert times_due(strategy, every, total, per_epoch, done) == made
+    assert times_due("no", every, total, per_epoch, done) == 0
+
+
+def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process():
+    import torch
+
+    with pytest.raises(Exception) as raised, limited_to(50 * 2**20):
+        torch.ones(2**28)
+    assert is_out_of_memory(raised.value)
+    assert torch.ones(2**26).sum() > 0  # the limit is gone
+    assert 0 < peak_host_bytes() and 0 < free_host_bytes()
+    assert not is_out_of_memory(ValueError("no such row"))
