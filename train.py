@@ -86,7 +86,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                     reseed(config.seed, progress.step, accelerator.process_index)
                     losses = []
                     for micro_batch in attempt:
-                        row_keys.set(progress.step, micro_batch.row_ids)
+                        row_keys.set(progress.step, micro_batch.piece_ids)
                         # Gradients are exchanged once an update, in the backward pass of its last
                         # micro-batch.
                         with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):

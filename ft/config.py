@@ -214,7 +214,7 @@ class EvalConfig(EvalOptions, Config):
 
 
 POSITIVE = (
-    "max_length max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
+    "max_length max_windows max_train_samples max_eval_samples max_predict_samples preprocessing_num_workers "
     "global_batch_size "
     "per_device_train_batch_size gradient_accumulation_steps per_device_eval_batch_size num_train_epochs "
     "max_train_steps learning_rate head_learning_rate lora_rank lora_alpha adam_epsilon logging_steps "

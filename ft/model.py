@@ -80,8 +80,8 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
         )
 
 
-def load_model_config(options: ModelOptions) -> Any:
-    """The model's config with `config_overrides` applied."""
+def load_model_config(options: Config) -> Any:
+    """The model's config with `config_overrides` applied; settles how long texts are cut, too."""
     from transformers import AutoConfig
 
     path = find_model(options.model_name_or_path)
@@ -91,7 +91,27 @@ def load_model_config(options: ModelOptions) -> Any:
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     apply_overrides(config, options.config_overrides or "")
+    settle_long_text(options, config)
     return config
+
+
+def settle_long_text(options: Config, model_config: Any) -> None:
+    """Fill in long_text and max_windows where the user left them to the model, and note them in the model's
+    config, so that whoever loads an exported model can cut texts as its training did."""
+    if options.long_text is None:
+        options.long_text = getattr(model_config, "long_text", None) or "truncate"
+    if options.max_windows is not None and options.long_text != "windows":
+        raise UserError(
+            f"max_windows: is about long_text: windows, but long_text is {options.long_text}; leave it out."
+        )
+    theirs = getattr(model_config, "max_windows", None)
+    options.max_windows = (options.max_windows or theirs or 8) if options.long_text == "windows" else None
+    for name in ("long_text", "max_windows"):
+        value = getattr(options, name)
+        if value not in (None, "truncate"):
+            setattr(model_config, name, value)
+        elif hasattr(model_config, name):
+            delattr(model_config, name)
 
 
 def apply_overrides(config: Any, text: str) -> None:

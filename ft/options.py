@@ -69,6 +69,14 @@ class DataOptions:
     text is a row without any label."""
     max_length: int | None = None
     """Longest text in tokens; what is cut is counted and said. Default: the model's own limit."""
+    long_text: Literal["truncate", "head_tail", "windows"] | None = None
+    """What the model sees of a longer text: its beginning; the first quarter of max_length from its beginning
+    and the rest from its end; or all of it, in overlapping windows of max_length that are scored together
+    (the mean of their scores), as one row. The exported model keeps it. Default: what the model was trained
+    with, else truncate."""
+    max_windows: int | None = None
+    """Most windows of a text, with long_text windows. Each needs the memory of a row, which
+    per_device_train_batch_size can make up for. Default: what the model was trained with, else 8."""
     max_train_samples: int | None = None
     """Train on this many rows only, drawn at random (always the same rows)."""
     max_eval_samples: int | None = None

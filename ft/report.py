@@ -28,24 +28,32 @@ def progress_bar(show: bool, **options: Any) -> Any:
 
 def padding_share(sampler: Any, updates: int = 200) -> float:
     """Share of the tokens that are padding, over the first updates of the plan."""
-    lengths, planned = sampler.dataset.rows.lengths, sampler.plan(0)
+    rows, planned = sampler.dataset.rows, sampler.plan(0)
+    pieces = np.ones(len(rows), np.int32) if rows.pieces is None else rows.pieces
+    widths = rows.lengths // pieces
     real = padded = 0
     for update in range(min(updates, len(planned))):
         for parts in shares(planned.rows(update), sampler.num_processes, sampler.micro_batch_size):
-            for part in (lengths[part] for part in parts if len(part)):
-                real += int(part.sum())
-                padded += int(part.max()) * len(part)
+            for part in (part for part in parts if len(part)):
+                real += int(rows.lengths[part].sum())
+                padded += int(widths[part].max()) * int(pieces[part].sum())
     return 1 - real / max(padded, 1)
 
 
 def truncation_notes(splits: dict[str, Any]) -> list[str]:
-    """How many texts of each split of encoded rows are cut; nothing for a split without any."""
-    cut = {name: int((rows.full_lengths > rows.lengths).sum()) for name, rows in splits.items()}
-    return [
-        f"{name}: {count:,} of {len(splits[name]):,} texts are cut at {splits[name].lengths.max()} tokens"
-        for name, count in cut.items()
-        if count
-    ]
+    """How many texts of each split of encoded rows are cut, or taken apart into windows; nothing for a split
+    without any."""
+    notes = []
+    for name, rows in splits.items():
+        many, count = f"of {len(rows):,} texts", int(rows.cut.sum())
+        if rows.pieces is None and count:
+            notes.append(f"{name}: {count:,} {many} are cut at {rows.lengths.max()} tokens")
+        elif rows.pieces is not None and (apart := int((rows.pieces > 1).sum())):
+            notes.append(
+                f"{name}: {apart:,} {many} are scored in 2 to {rows.pieces.max()} windows; {count:,} of them "
+                "are longer than max_windows, and cut there"
+            )
+    return notes
 
 
 def device_name(device: Any) -> str:
@@ -81,12 +89,17 @@ def start_summary(
     lines = [f"note: {note}" for note in said]
     rows = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     lines.append(f"data: {rows} rows; {task.describe()}")
-    lengths = data.splits["train"].full_lengths
-    cut = float((lengths > data.splits["train"].lengths).mean())
+    train = data.splits["train"]
+    lengths, cut = train.full_lengths, float(train.cut.mean())
+    seen = f"cut at {train.lengths.max()}" if config.long_text == "truncate" else f"cut ({config.long_text})"
+    if train.pieces is not None:
+        seen = (
+            f"longer than {config.max_windows} windows, and cut there; {(train.pieces > 1).mean():.1%} have "
+            f"several windows, {train.pieces.sum():,} in all"
+        )
     lines.append(
-        f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:.1%} of the training "
-        "rows are cut at "
-        f"{data.splits['train'].lengths.max()}; padding {padding_share(sampler):.1%}"
+        f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:.1%} of the training rows are "
+        f"{seen}; padding {padding_share(sampler):.1%}"
     )
     share = -(-config.global_batch_size // sampler.num_processes)  # type: ignore[operator]
     micro = min(share, sampler.micro_batch_size)

@@ -49,6 +49,8 @@ def identity(run: Run) -> dict[str, Any]:
         "class_weights": config.weights("class_weights"),
         "pos_weight": config.weights("pos_weight"),
         "threshold_mode": config.threshold_mode,
+        "long_text": config.long_text,
+        "max_windows": config.max_windows,
         "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
         "pretrained model": run.pretrained,
         "labels": run.task.state(),

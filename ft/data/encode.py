@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import Columns
+from ft.data.pieces import Cut, special_tokens
 
 ROWS_PER_BATCH = 4096
 
@@ -21,20 +23,21 @@ def encode(
     table: pa.Table,
     columns: Columns,
     tokenizer: Any,
-    max_length: int,
+    cut: Cut,
     path: Path,
     workers: int | None,
     bar: Any,
 ) -> None:
-    """Write `table` with three columns more to the Arrow file `path`: input_ids, token_type_ids (for pairs,
-    where the tokenizer has them) and full_length, the tokens that the text has before it is cut at
-    `max_length`."""
+    """Write `table` with more columns to the Arrow file `path`: input_ids; token_type_ids (for pairs, where
+    the tokenizer has them); full_length, the tokens that the text has before it is cut; cut, whether the
+    model does not see all of it; and, for windows, pieces: into how many of one length input_ids is to be
+    taken apart."""
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
     texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or (1 if tokenizer.is_fast else _cores()), len(batches))
     writer = None
     with pa.OSFile(str(path), "wb") as file:
-        for batch, encoded in zip(batches, _encoded(texts, tokenizer, max_length, workers), strict=True):
+        for batch, encoded in zip(batches, _encoded(texts, tokenizer, cut, workers), strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
             out = pa.record_batch(arrays)
             writer = writer or pa.ipc.new_file(file, out.schema)
@@ -49,17 +52,17 @@ def _cores() -> int:
 
 
 def _encoded(
-    texts: Iterable[list[list[str]]], tokenizer: Any, max_length: int, workers: int
+    texts: Iterable[list[list[str]]], tokenizer: Any, cut: Cut, workers: int
 ) -> Iterator[dict[str, pa.Array]]:
     """Encode batch after batch, with few of them in memory: a fast tokenizer with its own threads, a slow one
     in worker processes."""
     if workers <= 1:
-        yield from (_encode_batch(tokenizer, batch, max_length) for batch in texts)
+        yield from (_encode_batch(tokenizer, batch, cut) for batch in texts)
         return
     with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
         waiting: deque[Future] = deque()
         for batch in texts:
-            waiting.append(pool.submit(_encode_in_worker, batch, max_length))
+            waiting.append(pool.submit(_encode_in_worker, batch, cut))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -73,35 +76,47 @@ def _keep(tokenizer: Any) -> None:
     _kept[:] = [tokenizer]
 
 
-def _encode_in_worker(texts: list[list[str]], max_length: int) -> dict[str, pa.Array]:
-    return _encode_batch(_kept[0], texts, max_length)
+def _encode_in_worker(texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
+    return _encode_batch(_kept[0], texts, cut)
 
 
-def _encode_batch(tokenizer: Any, texts: list[list[str]], max_length: int) -> dict[str, pa.Array]:
+def _encode_batch(tokenizer: Any, texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
     options = {"return_attention_mask": False, "return_token_type_ids": len(texts) == 2}
     encoded = tokenizer(*texts, **options, truncation=False, verbose=False)
     ids = encoded["input_ids"]
     types = encoded.get("token_type_ids") if "token_type_ids" in tokenizer.model_input_names else None
     full = np.fromiter(map(len, ids), np.int32, len(ids))
-    long = np.flatnonzero(full > max_length)
-    if len(long):
-        cut = [[column[row] for row in long] for column in texts]
-        again = tokenizer(*cut, **options, truncation=True, max_length=max_length)
+    pieces, lost = np.ones(len(ids), np.int32), np.zeros(len(ids), np.int8)
+    long = np.flatnonzero(full > cut.max_length)
+    if len(long) and cut.long_text == "truncate":
+        columns = [[column[row] for row in long] for column in texts]
+        again = tokenizer(*columns, **options, truncation=True, max_length=cut.max_length)
         for place, row in enumerate(long):
-            ids[row] = again["input_ids"][place]
+            ids[row], lost[row] = again["input_ids"][place], True
             if types:
                 types[row] = again["token_type_ids"][place]
-    arrays = {"input_ids": pa.array(ids, pa.list_(pa.int32())), "full_length": pa.array(full)}
+    elif len(long):
+        prefix, suffix = special_tokens(tokenizer)
+        for row in long:
+            parts = cut.pieces(ids[row], prefix, suffix)
+            ids[row], pieces[row] = list(chain.from_iterable(parts)), len(parts)
+            lost[row] = cut.loses(full[row], len(prefix) + len(suffix))
+    arrays = {"input_ids": pa.array(ids, pa.list_(pa.int32()))}
+    arrays |= {"full_length": pa.array(full), "cut": pa.array(lost)}
     if types:
         arrays["token_type_ids"] = pa.array(types, pa.list_(pa.int8()))
+    if cut.long_text == "windows":
+        arrays["pieces"] = pa.array(pieces)
     return arrays
 
 
 class EncodedRows:
     """The encoded rows of one split, mapped from their Arrow file: a few bytes a row are in memory.
 
-    `lengths` (rows,) holds tokens after truncation, `full_lengths` before it, `row` the row number in the
-    source. `labels` is (rows,), or (rows, labels) of 0 and 1; None without any."""
+    `lengths` (rows,) holds the tokens that the model sees, `full_lengths` those of the whole text, `cut`
+    whether it does not see all of it, `row` the row number in the source. `labels` is (rows,), or (rows,
+    labels) of 0 and 1; None without any. `pieces` (rows,): the windows of each text, all of a text of one
+    length; None where a text is one piece."""
 
     def __init__(self, path: Path) -> None:
         self._hold(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
@@ -109,7 +124,9 @@ class EncodedRows:
     def _hold(self, table: pa.Table) -> None:
         self.table = table
         self.full_lengths = _numbers(self.table["full_length"].chunks)
+        self.cut = _numbers(self.table["cut"].chunks).astype(bool)
         self.row = _numbers(self.table["row"].chunks)
+        self.pieces = _numbers(self.table["pieces"].chunks) if "pieces" in self.table.column_names else None
         self.labels = labels_of(self.table) if "label" in self.table.column_names else None
         ids = self.table["input_ids"].chunks
         self._chunk_starts = np.cumsum([0] + [len(chunk) for chunk in ids])
@@ -131,21 +148,26 @@ class EncodedRows:
         return taken
 
     def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
-        """input_ids, attention_mask (and token_type_ids) of `rows`, each (rows, longest of them), int64.
+        """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
+        the pieces of a row follow one another.
 
         Padding is always on the right: a token's position, and so its dropout, is the same in any batch.
         """
-        shape = (len(rows), int(self.lengths[rows].max()))
+        pieces = np.ones(len(rows), np.int32) if self.pieces is None else self.pieces[rows]
+        shape = (int(pieces.sum()), int((self.lengths[rows] // pieces).max()))
         out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
         if "token_type_ids" in self._lists:
             out["token_type_ids"] = np.zeros(shape, np.int64)
         chunks = np.searchsorted(self._chunk_starts, rows, side="right") - 1
-        for place, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
+        place = 0
+        for row, chunk, count in zip(rows, chunks, pieces, strict=True):
             inside = row - self._chunk_starts[chunk]
             begin, end = self._offsets[chunk][inside : inside + 2]
+            here = slice(place, place + count), slice((end - begin) // count)
             for name, lists in self._lists.items():
-                out[name][place, : end - begin] = lists[chunk][begin:end]
-            out["attention_mask"][place, : end - begin] = 1
+                out[name][here] = lists[chunk][begin:end].reshape(count, -1)
+            out["attention_mask"][here] = 1
+            place += count
         return out
 
 

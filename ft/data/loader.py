@@ -29,12 +29,51 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """To which rows the windows of a micro-batch belong. counts (rows,) is on the host. ids (pieces,) int64:
+    numbers that no two pieces of a split share. rows (pieces,) int64: the place of each piece's row. shares
+    (pieces,) float32: what it counts in the mean of its row."""
+
+    counts: np.ndarray
+    ids: torch.Tensor
+    rows: torch.Tensor
+    shares: torch.Tensor
+
+    @staticmethod
+    def of(rows: np.ndarray, counts: np.ndarray) -> Pieces:
+        """Of rows with so many pieces each."""
+        places = np.repeat(np.arange(len(rows)), counts)
+        number = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        tensors = (
+            rows[places].astype(np.int64) + (number << 40),
+            places,
+            (1 / counts).astype(np.float32)[places],
+        )
+        return Pieces(counts, *map(torch.from_numpy, tensors))
+
+    def where(self, rows: slice) -> slice:
+        """Where the pieces of some rows stand."""
+        begin = int(self.counts[: rows.start].sum())
+        return slice(begin, begin + int(self.counts[rows].sum()))
+
+    def part(self, rows: slice) -> Pieces:
+        """Of some of the rows."""
+        ids, places, shares = (tensor[self.where(rows)] for tensor in (self.ids, self.rows, self.shares))
+        return Pieces(self.counts[rows], ids, places - rows.start, shares)
+
+    def map(self, function: Any) -> Pieces:
+        """With each tensor as `function` gives it."""
+        return Pieces(self.counts, *map(function, (self.ids, self.rows, self.shares)))
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Tensors of some rows, and what the host knows of their update.
 
-    inputs: input_ids, attention_mask (and token_type_ids), each (rows, tokens) int64. labels: (rows,) int64
-    or float32, or (rows, labels) uint8. row_ids (the numbers of the rows in the encoded split): (rows,)
-    int64. weights: (rows,) float32, 0 for a filler row.
+    inputs: input_ids, attention_mask (and token_type_ids), each (pieces, tokens) int64. A row is one piece,
+    and `pieces` None, unless long texts are cut into windows. labels: (rows,) int64 or float32, or (rows,
+    labels) uint8. row_ids (the numbers of the rows in the encoded split): (rows,) int64. weights: (rows,)
+    float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -42,6 +81,20 @@ class MicroBatch:
     row_ids: torch.Tensor
     weights: torch.Tensor
     slot: Slot
+    pieces: Pieces | None = None
+
+    @property
+    def piece_ids(self) -> torch.Tensor:
+        """(pieces,) int64 numbers that no two pieces of a split share; those of the rows, where a row is one
+        piece."""
+        return self.row_ids if self.pieces is None else self.pieces.ids
+
+    def of_rows(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores (pieces, targets) as one for each row (rows, targets): the mean of its pieces."""
+        if self.pieces is None:
+            return scores
+        rows = scores.new_zeros(len(self.row_ids), scores.shape[1])
+        return rows.index_add(0, self.pieces.rows, scores * self.pieces.shares[:, None])
 
     def to(self, *args: Any, **kwargs: Any) -> MicroBatch:
         """The same on another device."""
@@ -57,14 +110,24 @@ class MicroBatch:
         begins = range(0, len(self.row_ids), most_rows)
         parts = []
         for begin in begins:
-            slot = replace(self.slot, is_last=self.slot.is_last and begin == begins[-1])
-            parts.append(replace(self._map(lambda t, b=begin: t[b : b + most_rows]), slot=slot))
+            rows = slice(begin, begin + most_rows)
+            of_inputs = self.pieces.where(rows) if self.pieces else rows
+            parts.append(
+                replace(
+                    self,
+                    inputs={name: tensor[of_inputs] for name, tensor in self.inputs.items()},
+                    labels=self.labels[rows], row_ids=self.row_ids[rows], weights=self.weights[rows],
+                    slot=replace(self.slot, is_last=self.slot.is_last and begin == begins[-1]),
+                    pieces=self.pieces and self.pieces.part(rows),
+                )
+            )  # fmt: skip
         return parts
 
     def _map(self, function: Any) -> MicroBatch:
         inputs = {name: function(tensor) for name, tensor in self.inputs.items()}
         row_ids, labels, weights = map(function, (self.row_ids, self.labels, self.weights))
-        return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights)
+        pieces = self.pieces and self.pieces.map(function)
+        return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights, pieces=pieces)
 
 
 LABEL_TYPES = {"i": np.int64, "u": np.uint8, "f": np.float32}
@@ -92,6 +155,7 @@ class RowDataset(Dataset):
             row_ids=torch.from_numpy(rows.astype(np.int64)),
             weights=torch.from_numpy(weights.astype(np.float32)),
             slot=slot,
+            pieces=None if self.rows.pieces is None else Pieces.of(rows, self.rows.pieces[rows]),
         )
 
 
@@ -143,7 +207,7 @@ class EvaluationSampler:
     """A batch sampler over every row once; empty slots make the list a multiple of the processes."""
 
     def __init__(self, dataset: RowDataset, batch_size: int, num_processes: int) -> None:
-        self.batches = evaluation_batches(dataset.rows.lengths, batch_size)
+        self.batches = evaluation_batches(dataset.rows.lengths, batch_size, dataset.rows.pieces)
         self.empty = -len(self.batches) % num_processes
 
     def __len__(self) -> int:

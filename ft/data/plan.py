@@ -63,8 +63,18 @@ def shares(rows: np.ndarray, num_processes: int, micro_batch_size: int) -> list[
     return [[cut[rank][m] for rank in range(num_processes)] for m in range(count)]
 
 
-def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def evaluation_batches(
+    lengths: np.ndarray, batch_size: int, pieces: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Every row once, sorted from long to short, in batches that are the same for any launch; so are the
-    scores."""
+    scores. `pieces` (rows,): what each row counts of a batch, where that is not one."""
     order = np.argsort(-lengths, kind="stable")
-    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    if pieces is None:
+        return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    ends, batches, begin = np.cumsum(pieces[order]), [], 0
+    while begin < len(order):
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + batch_size, side="right")))
+        batches.append(order[begin:end])
+        begin = end
+    return batches

@@ -27,13 +27,14 @@ from ft.data.audit import (
 )
 from ft.data.encode import EncodedRows, encode, labels_of
 from ft.data.files import ONE_FILE_A_ROW
+from ft.data.pieces import Cut
 from ft.data.sources import Source, find_sources
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 5  # part of every key: raise it when what is written changes
+CACHE_VERSION = 6  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -164,11 +165,18 @@ def _build(
     progress: Callable,
 ) -> None:
     tables, columns, facts, notes = _audited(options, task, sources, splits)
-    least = tokenizer.num_special_tokens_to_add(pair=len(columns.texts) == 2) + len(columns.texts)
+    is_pair = len(columns.texts) == 2
+    least = tokenizer.num_special_tokens_to_add(pair=is_pair) + len(columns.texts)
     if max_length < least:
         raise UserError(
             f"max_length: found {max_length}, expected at least {least} tokens for a pair of texts with this "
             "tokenizer."
+        )
+    cut = Cut(max_length, options.long_text or "truncate", options.max_windows or 1)
+    if is_pair and cut.long_text != "truncate":
+        raise UserError(
+            f"long_text: found {cut.long_text}, but a row has two texts ({', '.join(columns.texts)}), of "
+            "which the longer one is truncated; leave it out, or name one column in text_column_names."
         )
     tokenizer = copy.deepcopy(
         tokenizer
@@ -180,7 +188,7 @@ def _build(
         with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:
             for name, table in tables.items():
                 path = temporary / f"{name}.arrow"
-                encode(table, columns, tokenizer, max_length, path, options.preprocessing_num_workers, bar)
+                encode(table, columns, tokenizer, cut, path, options.preprocessing_num_workers, bar)
         state = {
             "splits": list(tables),
             "columns": vars(columns),

@@ -170,12 +170,12 @@ class TextClassification(Task):
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
         """The kind's losses, weighted and summed over the rows."""
-        logits = model(**batch.inputs).logits.float()
+        logits = batch.of_rows(model(**batch.inputs).logits.float())
         return (self.kind.training_losses(logits, batch.labels) * batch.weights).sum()
 
     def predict(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, labels), and the kind's plain loss of each row."""
-        logits = model(**batch.inputs).logits.float()
+        logits = batch.of_rows(model(**batch.inputs).logits.float())
         return logits, self.kind.plain_losses(logits, batch.labels)
 
     def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:
