@@ -16,12 +16,18 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "freeze": ("freeze embeddings", {"freeze": "embeddings"}),
     "ema": ("ema_decay 0.99", {"ema_decay": 0.99}),
     "lora": ("lora_rank 8, at a rate of its own", {"lora_rank": 8}),
+    "head_tail": ("long_text head_tail", {"long_text": "head_tail"}),
+    "windows": ("long_text windows", {"long_text": "windows"}),
 }
+FOR_LONG_TEXTS = ("head_tail", "windows")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    kinds = "folders with train, and test or validation, as csv or jsonl"
+    kinds = (
+        "folders with train, and test or validation, as csv or jsonl; or pkg: paths, a fifth of which "
+        "becomes the test rows"
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help=kinds)
     parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
@@ -32,7 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight_decay", type=float, default=0.01)
     parser.add_argument("--max_train_samples", type=int, help="fewer training rows of each data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=[a for a in ARMS if a not in FOR_LONG_TEXTS]
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -40,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
     gemm = [gemm_peak()]
     for folder in options.data:
-        runs = measured.setdefault(folder.resolve().name, {arm: [] for arm in options.arms})
+        name = str(folder) if _is_package(folder) else folder.resolve().name
+        runs = measured.setdefault(name, {arm: [] for arm in options.arms})
         for seed in options.seeds:
             for arm in options.arms:
                 found = train_py(_flags(options, folder, arm, seed), options.extra)
@@ -64,13 +73,26 @@ def _flags(options: argparse.Namespace, folder: Path, arm: str, seed: int) -> di
         recipe["head_learning_rate"] *= options.learning_rate
     names = "max_length warmup_ratio weight_decay max_train_samples".split()
     shared = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if _is_package(folder):
+        data: dict[str, Any] = {
+            "dataset_name": folder, "test_split_percentage": 20, "on_bad_rows": "drop",
+            "on_duplicates": "drop",
+        }  # fmt: skip
+    else:
+        data = {
+            "train_file": data_file(folder, "train", kinds=KINDS),
+            "test_file": data_file(folder, "test", "validation", kinds=KINDS),
+        }
     return {
-        "model_name_or_path": options.model, "train_file": data_file(folder, "train", kinds=KINDS),
-        "test_file": data_file(folder, "test", "validation", kinds=KINDS), "validation_split_percentage": 0,
+        **data, "model_name_or_path": options.model, "validation_split_percentage": 0,
         "global_batch_size": GLOBAL_BATCH, "num_train_epochs": options.epochs, "save_strategy": "no",
         "seed": seed, "learning_rate": options.lora_learning_rate if arm == "lora" else options.learning_rate,
         **shared, **recipe,
     }  # fmt: skip
+
+
+def _is_package(folder: Path) -> bool:
+    return str(folder).startswith("pkg:")
 
 
 def _text(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
