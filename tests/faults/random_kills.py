@@ -22,7 +22,7 @@ from conftest import ROOT, TORCHRUN, flags  # noqa: E402
 
 from ft.checkpoint import FILES, checkpoints_in, find_damage  # noqa: E402
 
-KILLS_A_RUN = 5
+KILLS_A_RUN = 10
 WATCHDOG = 180  # seconds
 
 
@@ -122,7 +122,7 @@ def one_run(model, data, folder, whole, kills, generator):
 
 
 def kill_often(model, data, folder, kills, seed=0):
-    """Runs with five kills each until there were `kills`; returns them."""
+    """Runs with ten kills each until there were `kills`; returns them."""
     generator = random.Random(seed)
     finish(config(model, data, folder / "whole"))
     done = []

@@ -167,14 +167,18 @@ def test_out_of_memory_on_one_row_is_an_error(config, monkeypatch):
 
 
 @pytest.mark.case(
-    "the same launch on two processes three times, with `deterministic` and without",
+    "the same on two processes three times, in two launches, with `deterministic` and without",
     "bit-identical",
 )
 def test_two_runs_of_one_launch_are_bit_identical(config, tmp_path):
     """On a CPU they are in any case; deterministic: true asks torch for it."""
+    runs = {}
     for name, value in {"a": True, "b": True, "c": False}.items():
         words = {**config, "output_dir": tmp_path / name, "deterministic": value, "save_strategy": "no"}
-        done = launch([*TORCHRUN, "2"], flags(**words))
+        runs[name] = ("train", flags(**words))
+    for jobs in ("a", "bc"):  # two launches
+        (tmp_path / "jobs.json").write_text(json.dumps([runs[name] for name in jobs]))
+        done = launch([*TORCHRUN, "2"], [str(tmp_path / "jobs.json")], script="tests/several.py")
         assert done.returncode == 0, done.stderr
     assert same_bits(tmp_path / "a/final", tmp_path / "b/final")
     assert same_bits(tmp_path / "a/final", tmp_path / "c/final")

@@ -31,7 +31,7 @@ KINDS = {
     "focal tags": ("tags", {"focal_gamma": 1.5, "pos_weight": '{"rare": 4}'}),
     "scores": ("scores", {"label_column_name": "score"}),
     "pairs": ("pairs", {"text_column_names": "one,two"}),
-    "windows": ("reviews", {"max_length": 12, "long_text": "windows", "max_windows": 3}),
+    "windows": ("reviews", {"max_length": 12, "long_text": "windows", "learning_rate": 5e-3}),
     "head and tail": ("reviews", {"max_length": 12, "long_text": "head_tail"}),
 }
 TASKS = ("focal", "tags", "scores", "pairs")  # one of each kind

@@ -17,6 +17,12 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _audit_here(monkeypatch):
+    """In this process, where the imports are paid for; those that launch have it in a process of its own."""
+    monkeypatch.setattr("ft.preflight.audit.audit_apart", audit)
+
+
 @pytest.fixture
 def data(reviews, tmp_path):
     """A copy of the reviews, to be spoilt."""

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import ONE, flags, launch, train_here
 
-from ft.verify import compare
+from ft.verify import _Matrix, compare
 
 
 def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
@@ -19,12 +19,22 @@ def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags):
-    done = launch(ONE, [*flags(**base_flags), "--dropout_mode", "torch", "--verify"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "NOT THE SAME: 2 processes: differs first at update 1: " in done.stdout
-    assert "killed and resumed: differs" not in done.stdout  # the generators are reseeded for every update
-    assert "Traceback" not in done.stderr
+def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags, monkeypatch, capfd):
+    """The launches are runs in this process, all as one process with whole or cut updates."""
+
+    def here(self, place, processes=1, words=()):
+        options = dict(zip([word.lstrip("-") for word in words[::2]], words[1::2], strict=True))
+        asked = base_flags | {"dropout_mode": "torch", "max_train_steps": 8, "save_steps": 4}
+        asked |= {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 4}
+        assert train_here(**asked | options | {"output_dir": place}) == 0
+
+    monkeypatch.setattr(_Matrix, "_launch", here)
+    monkeypatch.setattr(_Matrix, "_launch_and_kill", lambda self, place: here(self, place))
+    assert train_here(**base_flags, dropout_mode="torch", verify=True) == 1
+    out = capfd.readouterr().out
+    assert re.search(r"NOT THE SAME: 1 process, micro-batches of 8: differs first at update 1: loss \(", out)
+    assert "NOT THE SAME: 2 processes, micro-batches of 8: differs first at update 1: " in out
+    assert "killed and resumed: differs" not in out and "the same: within" not in out
 
 
 @pytest.fixture
