@@ -22,7 +22,8 @@ FLOORS = [
         "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
         "ft.preflight.near",
-        "ft.data.encode ft.data.sources ft.runtime ft.scored ft.tasks.text_classification.kind "
+        "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
+        "ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
         "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
@@ -31,7 +32,7 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess",
+        "ft.resume ft.assess ft.predict",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
         "ft.preflight.reading ft.preflight.floors ft.preflight.probe",
