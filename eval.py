@@ -2,7 +2,7 @@
 ...]`, or hold two runs against each other: `eval.py --compare RUN_A RUN_B`.
 
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
-results.json and predictions.jsonl to output_dir."""
+results.json, report.html and predictions.jsonl to output_dir."""
 
 from ft.cli import parse
 from ft.config import EvalConfig
@@ -25,6 +25,7 @@ def score(config: EvalConfig) -> int:
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics
     from ft.model import build_model, load_model_config, load_tokenizer, longest_text, write_whole
+    from ft.page import write_page
     from ft.report import (
         evaluation_folder,
         evaluation_notes,
@@ -75,6 +76,7 @@ def score(config: EvalConfig) -> int:
             folder / "predictions.jsonl",
             "".join(to_json(line, ensure_ascii=False) + "\n" for line in predicted),
         )
+        write_page(folder, config, task, data, results, {split: result}, accelerator)
         notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]
         lines = [f"note: {note}" for note in notes]
         if config.suspected_label_errors:
@@ -82,7 +84,7 @@ def score(config: EvalConfig) -> int:
         for line in lines:
             print(printable(line))
         print(f"{split}: {len(rows):,} rows: {result_line(results, prefix, task)}")
-        print(f"written to {folder}: results.json, predictions.jsonl")
+        print(f"written to {folder}: results.json, report.html, predictions.jsonl")
     return EXIT_DONE
 
 
