@@ -45,7 +45,7 @@ def write_page(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    jinja.filters |= {"number": number, "said": said}
+    jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
     content = page_content(folder, config, task, data, results, scored) | {
         "environment": environment(data, accelerator)
     }
@@ -74,7 +74,9 @@ def page_content(
         "curves": _curves(folder, config.best_metric, plots) if trained else [],
         "plots": {split: _plots(split, found[split], task, data, scored[split], plots) for split in scored},
         "together": _plots_of_all(found, plots),
-        "errors": {split: [_error(line) for line in found[split].get("worst_errors", [])] for split in scored},
+        "errors": {
+            split: [_error(line) for line in found[split].get("worst_errors", [])] for split in scored
+        },
         "data_splits": list(data.splits),
         "rows_table": audit.rows_table(data),
         "label_table": audit.label_table(data, task),
@@ -115,10 +117,14 @@ def _curves(folder: Path, metric: str | None, plots: Plots) -> list[str]:
         panels[f"validation {metric}"] = [f"eval/{metric}"]
     drawn = []
     for title, keys in panels.items():
-        points = {key: [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float)] for key in keys}
+        points = {
+            key: [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float)] for key in keys
+        }
         series = {key: list(zip(*of, strict=True)) for key, of in points.items() if of}
         if series:
-            drawn.append(plots.lines(f"{title} over updates", "update", title, series, sparse=keys[1:]))
+            drawn.append(
+                plots.lines(f"{title} over updates", "update", title, series, keys[1:], whole_x=True)
+            )
     return drawn
 
 
@@ -136,9 +142,9 @@ def _plots(
     elif labels.ndim == 2 or scores.shape[1] == 2:
         # Of two classes, those of the second one: a label that a row has or has not.
         given = decisions(scores, labels) if labels.ndim == 2 else (softmax(scores)[:, 1], labels == 1)
-        chosen = [label["threshold"] for label in found.get("per_label", {}).values()] or [0.5]
+        used = [label["threshold"] for label in found.get("per_label", {}).values()] or [0.5]
         title = f"precision, recall and F1 against the threshold, {split}"
-        drawn["thresholds"] = plots.thresholds(title, threshold_curve(*given), chosen)
+        drawn["thresholds"] = plots.thresholds(title, threshold_curve(*given), used)
     return drawn
 
 
@@ -167,17 +173,27 @@ def _error(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def number(value: Any) -> str:
     """A number for people: four significant digits, whole ones whole, a dash for none."""
-    if value is None or isinstance(value, str):
-        return "–" if value is None else value
+    if value is None or isinstance(value, float | np.floating) and math.isnan(value):
+        return "–"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
-    if math.isnan(value):
-        return "–"
-    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:#.4g}"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 as a percentage of three digits."""
+    return f"{100 * share:.3g} %"
 
 
 def said(value: Any) -> str:
     """A target or a prediction, as the data has it, for people."""
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "no label"
-    return number(value)
+        return ", ".join(value) or "no label"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def breakable(name: str) -> Any:
+    """A name, escaped, which a narrow column may break after its underscores."""
+    from markupsafe import Markup
+
+    return Markup("_<wbr>").join(name.split("_"))

@@ -61,7 +61,9 @@ def target_table(data: Data) -> list[tuple[str, list[float]]]:
     if not labels or labels[0].dtype.kind != "f":
         return []
     measures = {"mean": np.mean, "standard deviation": np.std, "least": np.min, "greatest": np.max}
-    return [(name, [float(measure(rows)) for rows in labels]) for name, measure in measures.items()]
+    return [
+        (f"target, {name}", [float(measure(rows)) for rows in labels]) for name, measure in measures.items()
+    ]
 
 
 def _labels(data: Data) -> list[np.ndarray]:

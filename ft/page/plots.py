@@ -35,14 +35,18 @@ class Plots:
         self._drawn = 0
 
     def lines(
-        self, title: str, x_label: str, y_label: str, series: Mapping[str, Points], sparse: Sequence[str] = ()
-    ) -> str:
-        """A line for each series of x and y; those named `sparse` show their points."""
+        self, title: str, x_label: str, y_label: str, series: Mapping[str, Points],
+        sparse: Sequence[str] = (), whole_x: bool = False,
+    ) -> str:  # fmt: skip
+        """A line for each series of x and y; those named `sparse` show their points. `whole_x`: x is a
+        count."""
 
         def draw(axes: Axes) -> None:
             for color, (name, (x, y)) in zip(COLORS, series.items(), strict=False):
                 marker = "o" if name in sparse or len(x) < 30 else None
                 axes.plot(x, y, marker=marker, color=color, label=name)
+            if whole_x:
+                axes.xaxis.get_major_locator().set_params(integer=True)
             if len(series) > 1:
                 axes.legend()
 
@@ -63,16 +67,16 @@ class Plots:
 
         return self._figure(title, "probability", "share that happened", draw)
 
-    def thresholds(self, title: str, curve: Mapping[str, np.ndarray], chosen: Sequence[float]) -> str:
-        """Precision, recall and F1 against the threshold, with lines at those that were chosen."""
+    def thresholds(self, title: str, curve: Mapping[str, np.ndarray], used: Sequence[float]) -> str:
+        """Precision, recall and F1 against the threshold, with lines at those in use."""
 
         def draw(axes: Axes) -> None:
             for color, name in zip(COLORS, ("precision", "recall", "f1"), strict=False):
                 axes.plot(curve["threshold"], curve[name], color=color, label=name)
-            for number, threshold in enumerate(sorted(set(chosen))):
+            for number, threshold in enumerate(sorted(set(used))):
                 axes.axvline(
-                    threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=1 if len(chosen) == 1 else 0.4,
-                    label=None if number else "chosen",
+                    threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)),
+                    alpha=1 if len(set(used)) == 1 else 0.4, label=None if number else "in use",
                 )  # fmt: skip
             axes.set(xlim=(0, 1), ylim=(-0.03, 1.03))
             axes.legend(loc="best")
@@ -124,7 +128,7 @@ class Plots:
             figure = Figure(figsize=size)
             FigureCanvasSVG(figure)
             # Fixed margins: to fit them to the labels takes longer than the rest.
-            axes = figure.add_axes((0.15, 0.5 / size[1], 0.81, 1 - 0.62 / size[1]))
+            axes = figure.add_axes((0.19, 0.5 / size[1], 0.78, 1 - 0.75 / size[1]))
             axes.set(xlabel=x_label, ylabel=y_label)
             draw(axes)
             buffer = io.StringIO()
