@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def finish(run: Run) -> None:
-    """Write final/, score the test rows with the best model, write results.json, training.png and report.html, say
-    how it went. Called on all processes."""
+    """Write final/, score the test rows with the best model, write results.json, training.png and
+    report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
     run.settle()
     if run.stopped_early():

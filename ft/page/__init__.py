@@ -1,5 +1,5 @@
-"""report.html: one file for people, with all that a run or an evaluation found, made of results.json's content,
-the log, the data and the config."""
+"""report.html: one file for people, with all that a run or an evaluation found, made of what results.json
+holds, the log, the data and the config."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def page_content(
     folder: Path, config: Config, task: Task, data: Data, results: Mapping[str, Any],
     scored: Mapping[str, Evaluation],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the template shows, but for the environment. A table or plot that this kind of label lacks is empty
-    or not there."""
+    """What the template shows, but for the environment. A table or plot that this kind of label lacks is
+    empty or not there."""
     plots = Plots()
     found = {split: _found(results, split) for split in scored}
     trained = "train/total_steps" in results
@@ -117,10 +117,11 @@ def _curves(folder: Path, metric: str | None, plots: Plots) -> list[str]:
         panels[f"validation {metric}"] = [f"eval/{metric}"]
     drawn = []
     for title, keys in panels.items():
-        points = {
-            key: [(r["step"], r[key]) for r in rows if isinstance(r.get(key), int | float)] for key in keys
-        }
-        series = {key: list(zip(*of, strict=True)) for key, of in points.items() if of}
+        series = {}
+        for key in keys:
+            logged = [row for row in rows if isinstance(row.get(key), int | float)]
+            if logged:
+                series[key] = ([row["step"] for row in logged], [row[key] for row in logged])
         if series:
             drawn.append(
                 plots.lines(f"{title} over updates", "update", title, series, keys[1:], whole_x=True)
@@ -173,7 +174,7 @@ def _error(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def number(value: Any) -> str:
     """A number for people: four significant digits, whole ones whole, a dash for none."""
-    if value is None or isinstance(value, float | np.floating) and math.isnan(value):
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return "–"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
@@ -182,7 +183,7 @@ def number(value: Any) -> str:
 
 def percent(share: float) -> str:
     """A share from 0 to 1 as a percentage of three digits."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
 
 
 def said(value: Any) -> str:

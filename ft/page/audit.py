@@ -27,7 +27,7 @@ def rows_table(data: Data) -> list[tuple[str, list[int | float | None]]]:
     lengths = [data.splits[split].full_lengths for split in splits]
     table: list[tuple[str, list[Any]]] = [
         ("rows", [len(data.splits[split]) for split in splits]),
-        *((f"dropped: {reason}", [known.get("dropped", {}).get(reason) for known in facts]) for reason in reasons),
+        *((f"dropped: {why}", [known.get("dropped", {}).get(why) for known in facts]) for why in reasons),
         *((words, [known.get(name) for known in facts]) for name, words in REASONS.items()),
         ("tokens a row, mean", [float(known.mean()) for known in lengths]),
         ("tokens, longest row", [int(known.max()) for known in lengths]),
@@ -60,7 +60,12 @@ def target_table(data: Data) -> list[tuple[str, list[float]]]:
     labels = _labels(data)
     if not labels or labels[0].dtype.kind != "f":
         return []
-    measures = {"mean": np.mean, "standard deviation": np.std, "least": np.min, "greatest": np.max}
+    measures: dict[str, Any] = {
+        "mean": np.mean,
+        "standard deviation": np.std,
+        "least": np.min,
+        "greatest": np.max,
+    }
     return [
         (f"target, {name}", [float(measure(rows)) for rows in labels]) for name, measure in measures.items()
     ]

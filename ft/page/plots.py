@@ -1,4 +1,4 @@
-"""Plots as SVG that stands inside a page: in the page's own colours and fonts, and the same bytes for the same
+"""Plots as SVG that stands inside a page: in the page's own colours and fonts, the same bytes for the same
 numbers."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INK = "#010203"  # stands for the colour of the page's text, which is known to t
 COLORS = ("#2f7fd1", "#d9731a", "#2f9e57", "#b04fc4")  # to be told apart on white, on black and in grey
 SIZE = (4.6, 3.1)  # inches: about as wide as a phone, so that the text keeps its size there
 MOST_CELLS = 300  # of a heat map, on a side
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
@@ -46,7 +46,9 @@ class Plots:
                 marker = "o" if name in sparse or len(x) < 30 else None
                 axes.plot(x, y, marker=marker, color=color, label=name)
             if whole_x:
-                axes.xaxis.get_major_locator().set_params(integer=True)
+                from matplotlib.ticker import MaxNLocator
+
+                axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             if len(series) > 1:
                 axes.legend()
 
