@@ -2,7 +2,7 @@
 ...]`, or hold two runs against each other: `eval.py --compare RUN_A RUN_B`.
 
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
-results.json and the predictions to output_dir; where no row has a label, predictions alone."""
+results.json, report.html and the predictions to output_dir; where no row has a label, predictions alone."""
 
 from ft.cli import parse
 from ft.config import EvalConfig
@@ -33,6 +33,7 @@ def score(config: EvalConfig) -> int:
         training_texts,
         write_whole,
     )
+    from ft.page import write_page
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
     from ft.report import (
@@ -88,6 +89,7 @@ def score(config: EvalConfig) -> int:
         kind, delimiter, schema = config.predictions_format, config.label_delimiter, rows.table.schema
         with PredictionFile(folder, kind, delimiter, schema) as file:
             file.write(predicted)
+        write_page(folder, config, task, data, results, {split: result}, accelerator)
         notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]
         lines = [f"note: {note}" for note in notes]
         if config.suspected_label_errors:
@@ -95,7 +97,7 @@ def score(config: EvalConfig) -> int:
         for line in lines:
             print(printable(line))
         print(f"{split}: {len(rows):,} rows: {result_line(results, prefix, task)}")
-        print(f"written to {folder}: results.json, {file.path.name}")
+        print(f"written to {folder}: results.json, report.html, {file.path.name}")
     return EXIT_DONE
 
 

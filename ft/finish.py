@@ -1,5 +1,5 @@
-"""The end of a run: the last model, the test rows scored once by the best model, results.json and the
-picture."""
+"""The end of a run: the last model, the test rows scored once by the best model, results.json, the
+picture and the page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ft.best import forget_bests
 from ft.ema import averaged
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
+from ft.page import write_page
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def finish(run: Run) -> None:
-    """Write final/, score the test rows with the best model, write results.json and training.png, say how it
-    went. Called on all processes."""
+    """Write final/, score the test rows with the best model, write results.json, training.png and
+    report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
     run.settle()
     if run.stopped_early():
@@ -70,6 +71,7 @@ def finish(run: Run) -> None:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         forget_bests(run.output_dir)
         draw_training(run.output_dir, config.best_metric)
+        write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))
 

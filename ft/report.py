@@ -138,7 +138,9 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         f"{results['perf/tokens_per_second']:,.0f} tokens/s)"
     )
     names = [
-        name for name in ("results.json", "metrics.jsonl", "training.png") if (output_dir / name).exists()
+        name
+        for name in ("results.json", "report.html", "metrics.jsonl", "training.png")
+        if (output_dir / name).exists()
     ]
     lines.append(f"written to {output_dir}: best/ and final/ (models), {', '.join(names)}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ FLOORS = [
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.layers ft.health ft.signals ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics "
-        "ft.analysis.calibration ft.analysis.errors ft.preflight.findings "
+        "ft.analysis.calibration ft.analysis.errors ft.page.plots ft.preflight.findings "
         "ft.preflight.memory ft.preflight.rows",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks "
         "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
@@ -32,7 +32,8 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess ft.predict",
+        "ft.resume ft.assess ft.predict ft.page.audit",
+        "ft.page",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
         "ft.preflight.reading ft.preflight.floors ft.preflight.probe",
