@@ -55,18 +55,16 @@ def finish(run: Run) -> None:
         "perf/tokens_per_second": run.tokens / seconds,
         "perf/total_seconds": time.monotonic() - run.began,
     }
-    scored = {"validation": run.latest} if run.latest else {}
+    scored: dict[str, Evaluation] = {}
+    if run.latest:
+        scored["validation"] = run.latest
+        results |= _assessed(run, "validation", run.latest)  # with what was chosen for these weights
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
             _load(run, "best")
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
-    for split, result in scored.items():
-        prefix = "eval" if split == "validation" else split
-        found = (
-            assess(config, run.task, run.data, split, result) if result.scores is not None else result.metrics
-        )
-        results |= {f"{prefix}/{key}": value for key, value in found.items()}
+        results |= _assessed(run, "test", scored["test"])
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         forget_bests(run.output_dir)
@@ -74,6 +72,15 @@ def finish(run: Run) -> None:
         write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))
+
+
+def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
+    """What results.json has of a scored split; on processes that hold no scores, its metrics alone."""
+    prefix = "eval" if split == "validation" else split
+    found = result.metrics
+    if result.scores is not None:
+        found = assess(run.config, run.task, run.data, split, result)
+    return {f"{prefix}/{key}": value for key, value in found.items()}
 
 
 def _last_score(run: Run, split: str) -> Evaluation:
