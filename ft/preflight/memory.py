@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(
         words in said
         for words in ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
-                      "bad_alloc", "can't start new thread")
+                      "bad_alloc", "can't start new thread", "failed to map segment")
     )  # fmt: skip
 
 

@@ -191,9 +191,19 @@ def test_bad_rows_block_and_the_machine_is_tried_all_the_same(base_flags, data, 
     assert report["forecast"]["updates"] == 14
 
 
-def test_what_the_memory_does_not_hold_blocks(base_flags, tmp_path, monkeypatch):
-    monkeypatch.setattr("ft.preflight.memory.free_host_bytes", lambda: 2**20)
-    assert train_here(**base_flags, preflight=True) == EXIT_USER_ERROR
+LITTLE_MEMORY = """
+import runpy, sys
+import ft.preflight.memory
+ft.preflight.memory.free_host_bytes = lambda: 2**20
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_what_the_memory_does_not_hold_blocks(base_flags, tmp_path):
+    """In a process of its own: one that has run before holds memory that it can use again."""
+    done = launch([*ONE, "-c", LITTLE_MEMORY], [*flags(**base_flags), "--preflight"])
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
     assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["memory"]
     assert not (tmp_path / "run" / ".preflight").exists()
