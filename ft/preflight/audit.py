@@ -114,7 +114,8 @@ def _rows_of(data: Data, split: str) -> Rows:
     from ft.data.audit import joined_text
 
     encoded = data.splits[split]
-    return Rows(joined_text(encoded.table, data.columns), encoded.row, encoded.labels, encoded.full_lengths)
+    texts = joined_text(encoded.table, data.columns)
+    return Rows(texts, encoded.row, encoded.labels, encoded.full_lengths, encoded.cut)
 
 
 def _tokens(split: ReadSplit, tokenizer: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ def token_lengths(splits: dict[str, Rows], max_length: int) -> dict[str, Any]:
     for split, rows in splits.items():
         if rows.tokens is None or not len(rows):
             continue
-        cut = rows.tokens > max_length
+        cut = rows.tokens > max_length if rows.cut is None else rows.cut
         found[split] = {
             "mean": float(rows.tokens.mean()),
             "median": float(np.median(rows.tokens)),

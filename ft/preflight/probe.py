@@ -110,13 +110,16 @@ class Probe(Run):
     def _choose_rows(self, split: str) -> None:
         """Keep the rows of some batches of a split, the first and longest among them."""
         rows, processes = self.data.splits[split], self.accelerator.num_processes
-        batches = evaluation_batches(rows.lengths, self.config.per_device_eval_batch_size)
+        most = self.config.per_device_eval_batch_size
+        batches = evaluation_batches(rows.lengths, most, rows.pieces)
         costs = batch_costs(batches, rows.lengths, processes)
         self.measured.planned_rounds[split] = costs.sum(axis=0)
         chosen = np.unique(np.linspace(0, len(costs) - 1, min(ROUNDS, len(costs))).round().astype(int))
         kept = [batch for place in chosen for batch in batches[place * processes : (place + 1) * processes]]
-        self.measured.round_costs += list(costs[chosen])
-        self.data.splits[split] = rows.take(np.concatenate(kept))
+        rows = self.data.splits[split] = rows.take(np.concatenate(kept))
+        # Of windows, the rows that were kept may fall into other batches than before.
+        batches = evaluation_batches(rows.lengths, most, rows.pieces)
+        self.measured.round_costs += list(batch_costs(batches, rows.lengths, processes))
 
     # --- the loop
 

@@ -19,12 +19,14 @@ class Rows:
     """The rows of one split. `texts` (rows,) has one string a row, both texts of a pair joined; `row` (rows,)
     the row numbers in the source, from 0; `labels` (rows,) or (rows, labels) what the task made of them, None
     where it could not; `tokens` (rows,) their lengths before they are cut, None where no tokenizer could be
-    loaded."""
+    loaded; `cut` (rows,) whether the model does not see all of a text, None for those longer than
+    max_length."""
 
     texts: pa.ChunkedArray
     row: np.ndarray
     labels: np.ndarray | None = None
     tokens: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row)

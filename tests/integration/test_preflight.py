@@ -242,3 +242,13 @@ def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
     done = launch(ONE, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
     assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
     assert "BLOCKING: validation data: row 61: found the label 'strange'" in done.stdout
+
+
+def test_windows_are_tried_as_the_run_scores_them(base_flags, tmp_path):
+    """Batches of an evaluation hold so many windows, not rows; a text in windows is not cut."""
+    words = {"long_text": "windows", "max_length": 10, "max_windows": 99, "per_device_eval_batch_size": 7}
+    assert train_here(**base_flags, **words, preflight=True) == EXIT_DONE
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert report["tokens"]["splits"]["train"]["cut_rows"] == 0
+    assert "cut" not in [finding["topic"] for finding in report["findings"]]
+    assert report["forecast"]["seconds"]["evaluations"] > 0
