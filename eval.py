@@ -24,18 +24,13 @@ def score(config: EvalConfig) -> int:
     from ft.data.prepare import prepare_data
     from ft.data.slices import check_slice_columns
     from ft.data.sources import choose_split, find_sources
-    from ft.evaluation import evaluate, load_named_metrics
-    from ft.model import (
-        build_model,
-        load_model_config,
-        load_tokenizer,
-        longest_text,
-        training_texts,
-        write_whole,
-    )
+    from ft.evaluation import evaluate, load_named_metrics, prefix_of
+    from ft.model import build_model
+    from ft.output import write_whole
     from ft.page import write_page
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
+    from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_texts
     from ft.report import (
         evaluation_folder,
         evaluation_notes,
@@ -79,15 +74,14 @@ def score(config: EvalConfig) -> int:
 
     if accelerator.is_main_process:
         folder = evaluation_folder(config.output_dir, split)
-        prefix = "eval" if split == "validation" else split
+        prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path}
         found = assess(config, task, data, split, result)
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         predicted = prediction_lines(rows, data.columns, task, result.scores)
-        kind, delimiter, schema = config.predictions_format, config.label_delimiter, rows.table.schema
-        with PredictionFile(folder, kind, delimiter, schema) as file:
+        with PredictionFile(folder, config, rows.table.schema) as file:
             file.write(predicted)
         write_page(folder, config, task, data, results, {split: result}, accelerator)
         notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]

@@ -38,8 +38,9 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.finish import finish
     from ft.health import skip_if_nonfinite, spread_nonfinite
     from ft.invariance import key_dropout
-    from ft.model import build_model, load_model_config, load_tokenizer, longest_text
+    from ft.model import build_model
     from ft.optim import build_optimizer, build_scheduler
+    from ft.pretrained import load_model_config, load_tokenizer, longest_text
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
     from ft.tasks import build_task

@@ -15,7 +15,7 @@ from ft.config import Config
 from ft.data.prepare import Data
 from ft.data.slices import slice_values
 from ft.evaluation import Evaluation
-from ft.model import write_whole
+from ft.output import write_whole
 from ft.report import prediction_lines
 from ft.tasks.base import Task
 from ft.tracking import to_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -41,6 +42,24 @@ class Progress:
     metrics_rows: int = 0  # of metrics.jsonl; later ones come again
     evaluation_due: bool = False  # the run was stopped in the middle of one
     health: Health = field(default_factory=Health)
+
+    def weigh(self, value: float | None, sign: int, threshold: float) -> bool:
+        """Take the metric of an evaluation at this step: count patience, for which it has to be better by
+        more than `threshold`, and say whether it is the best so far. `sign` is 1 where higher is better,
+        else -1; None and NaN are never better."""
+
+        def beats(other: float | None, by: float) -> bool:
+            if value is None or math.isnan(value):
+                return False
+            return other is None or sign * (value - other) > by
+
+        is_best = beats(self.best_metric, 0)
+        if is_best:
+            self.best_step, self.best_metric = self.step, value
+        self.evaluations_without_gain += 1
+        if beats(self.patience_metric, threshold):
+            self.patience_metric, self.evaluations_without_gain = value, 0
+        return is_best
 
 
 def snapshot(accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:

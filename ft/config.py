@@ -1,8 +1,10 @@
 """The config of a run: all options, and what can be judged of them without data or model."""
 
+from __future__ import annotations
+
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ft.errors import UserError
@@ -64,6 +66,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
+
+    def repeatable(self) -> Config:
+        """The same without what was said of the folder itself: it repeats the run, neither resumes nor
+        removes."""
+        return replace(self, resume_from_checkpoint=None, overwrite_output_dir=False)
 
     def _check_recipes(self) -> None:
         if not 0 < self.layerwise_lr_decay <= 1:

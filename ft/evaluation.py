@@ -102,6 +102,11 @@ def gather_rows(
     return [array[order] for array in found]
 
 
+def prefix_of(split: str) -> str:
+    """What stands before the names of a split's metrics, in results.json and the trackers."""
+    return "eval" if split == "validation" else split
+
+
 def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:
     """The metrics that the user named, on the main process, which computes them; None elsewhere or without
     names."""

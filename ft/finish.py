@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ft.assess import assess
 from ft.best import forget_bests
 from ft.ema import averaged
-from ft.evaluation import Evaluation
-from ft.model import load_weights, write_whole
+from ft.evaluation import Evaluation, prefix_of
+from ft.model import load_weights
+from ft.output import write_whole
 from ft.page import write_page
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
@@ -76,11 +77,10 @@ def finish(run: Run) -> None:
 
 def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
     """What results.json has of a scored split; on processes that hold no scores, its metrics alone."""
-    prefix = "eval" if split == "validation" else split
     found = result.metrics
     if result.scores is not None:
         found = assess(run.config, run.task, run.data, split, result)
-    return {f"{prefix}/{key}": value for key, value in found.items()}
+    return {f"{prefix_of(split)}/{key}": value for key, value in found.items()}
 
 
 def _last_score(run: Run, split: str) -> Evaluation:

@@ -1,10 +1,8 @@
-"""Tokenizer and pretrained model in, exported model out."""
+"""The weights: a pretrained model in, an exported model out."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,212 +13,11 @@ from safetensors import SafetensorError
 
 from ft.checkpoint import replace_folder
 from ft.config import Config
-from ft.data.files import is_pointer
-from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
-from ft.options import ModelOptions
+from ft.pretrained import find_model
 from ft.tasks.base import Task
-from ft.values import split_names
-
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# Entries of a model's config that have another owner here.
-OWNED = {
-    **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type"), "the data"),
-    **dict.fromkeys(("dtype", "torch_dtype"), "the launch: accelerate launch --mixed_precision bf16"),
-    **dict.fromkeys(("model_type", "architectures", "transformers_version"), "model_name_or_path"),
-    **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions"), "the loop"),
-}
-# RoBERTa and its kin count positions from behind the number of the padding token: a table of 514 holds 512.
-POSITIONS_AFTER_PADDING = (
-    "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta "
-    "roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
-).split()
-
-
-def find_model(name: str, key: str = "model_name_or_path") -> str:
-    """A local folder as a path, or the name as it is, for the Hub."""
-    path = local_path(name)
-    looks_local = name.startswith(("pkg:", ".", "/", "~")) or name.count("/") > 1
-    if path.is_dir():
-        return str(path)
-    if path.exists() or looks_local:
-        raise UserError(f"{key}: {name!r} is no folder; expected a model folder, a Hub id or a pkg: path.")
-    return name
-
-
-def training_texts(options: ModelOptions) -> tuple[str, ...]:
-    """The text columns that were named for the training of a model in best/ or final/ of a run, from the
-    run's config.yaml; empty where that does not say."""
-    import yaml
-
-    path = local_path(options.model_name_or_path).parent / "config.yaml"
-    try:
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return tuple(split_names(known["text_column_names"]))
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return ()
-
-
-def check_model_folder(path: str, allow_pickle: bool) -> None:
-    """Refuse a local folder that lacks config or weights, before any work is spent on the data."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").exists():
-        best = folder / "best"  # of a run's output_dir
-        hint = f"did you mean {str(best)!r}?" if best.is_dir() else "expected a Transformers model folder."
-        if (folder / "adapter_config.json").exists():
-            hint = "it is an adapter; its merged model stands in best/ or final/, one folder up."
-        raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
-    if not any((folder / name).exists() for name in WEIGHT_FILES):
-        raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
-    pointers = [name for name in WEIGHT_FILES if (folder / name).exists() and is_pointer(folder / name)]
-    if pointers:
-        raise UserError(
-            f"model_name_or_path: {str(folder / pointers[0])!r} is the pointer of Git LFS to a file that was "
-            "not fetched; run `git lfs pull` there."
-        )
-    if not allow_pickle and not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
-        raise UserError(
-            f"model_name_or_path: {path!r} holds its weights in a pickle, a format that can hide programs; "
-            f"expected {WEIGHT_FILES[0]}. Convert it, or, if you trust its source, set allow_pickle."
-        )
-
-
-def load_model_config(options: Config) -> Any:
-    """The model's config with `config_overrides` applied; settles how long texts are cut, too."""
-    from transformers import AutoConfig
-
-    path = find_model(options.model_name_or_path)
-    check_model_folder(path, options.allow_pickle)
-    config = _from_pretrained(
-        AutoConfig, "model_name_or_path", path, revision=options.model_revision,
-        trust_remote_code=options.trust_remote_code,
-    )  # fmt: skip
-    apply_overrides(config, options.config_overrides or "")
-    settle_long_text(options, config)
-    return config
-
-
-def settle_long_text(options: Config, model_config: Any) -> None:
-    """Fill in long_text and max_windows where the user left them to the model, and note them in the model's
-    config, so that whoever loads an exported model can cut texts as its training did."""
-    if options.long_text is None:
-        options.long_text = getattr(model_config, "long_text", None) or "truncate"
-    if options.max_windows is not None and options.long_text != "windows":
-        raise UserError(
-            f"max_windows: is about long_text: windows, but long_text is {options.long_text}; leave it out."
-        )
-    theirs = getattr(model_config, "max_windows", None)
-    options.max_windows = (options.max_windows or theirs or 8) if options.long_text == "windows" else None
-    for name in ("long_text", "max_windows"):
-        value = getattr(options, name)
-        if value not in (None, "truncate"):
-            setattr(model_config, name, value)
-        elif hasattr(model_config, name):
-            delattr(model_config, name)
-
-
-def apply_overrides(config: Any, text: str) -> None:
-    """Change a model's config by "name=value,..."; each value takes the type of the one that is there.
-
-    (Its own update_from_string cannot set what is None, and takes NaN.)"""
-    known = [*config.to_dict(), *config.attribute_map]
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if name in OWNED:
-            raise UserError(f"config_overrides: {name!r} is decided by {OWNED[name]}; leave it out.")
-        if not equals or name not in known:
-            near = difflib.get_close_matches(name, known, n=1) if equals else []
-            hint = f"did you mean {near[0]!r}?" if near else "expected name=value pairs, separated by commas."
-            raise UserError(f"config_overrides: {pair!r} names nothing in the model's config; {hint}")
-        try:
-            setattr(config, name, _like(getattr(config, name), value))
-        except Exception as error:  # the config's own checks raise a type of their own
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"config_overrides: {pair!r} cannot be: {why[-1].strip()}.") from None
-
-
-def _like(old: Any, text: str) -> Any:
-    """A value of the type of `old`; where that is None, of whatever type the text looks like."""
-    switches = {"true": True, "false": False}
-    if isinstance(old, bool):
-        if text.lower() not in switches:
-            raise ValueError("expected true or false")
-        return switches[text.lower()]
-    if isinstance(old, str):
-        return text
-    if isinstance(old, int):
-        return int(text)
-    if old is not None and not isinstance(old, float):
-        raise ValueError(f"it holds {old!r}; only numbers, texts, true and false can be changed")
-    try:
-        number = float(text)
-    except ValueError:
-        if old is not None:
-            raise
-        return switches.get(text.lower(), text)
-    if not math.isfinite(number):
-        raise ValueError("expected a finite number")
-    return int(text) if old is None and text.lstrip("-").isdigit() else number
-
-
-def load_tokenizer(options: ModelOptions) -> Any:
-    """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token."""
-    from transformers import AutoTokenizer
-
-    key = "tokenizer_name" if options.tokenizer_name else "model_name_or_path"
-    path = find_model(options.tokenizer_name or options.model_name_or_path, key)
-    tokenizer = _from_pretrained(
-        AutoTokenizer, key, path, trust_remote_code=options.trust_remote_code,
-        **({} if options.tokenizer_name else {"revision": options.model_revision}),
-    )  # fmt: skip
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up from nothing but its class
-        raise UserError(
-            f"{key}: {path!r} holds no tokenizer; expected tokenizer.json, or set tokenizer_name."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
-def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
-                "have read it, or choose another model."
-            ) from None
-        hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
-        raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
-
-
-def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
-    """max_length in tokens: the one asked for, at most what the model has positions for, or that limit."""
-    positions = getattr(model_config, "max_position_embeddings", None) or 10**6
-    if positions < 0:  # XLNet's way to say that it has no limit
-        positions = 10**6
-    if model_config.model_type in POSITIONS_AFTER_PADDING:
-        positions -= (model_config.pad_token_id or 0) + 1
-    limit = min(tokenizer.model_max_length, positions)
-    least = tokenizer.num_special_tokens_to_add() + 1
-    if asked is None:
-        return limit if limit < 10**6 else 512
-    if not least <= asked <= limit:
-        raise UserError(
-            f"max_length: found {asked}, expected {least} to {limit} tokens with this model and tokenizer."
-        )
-    return asked
 
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
@@ -345,10 +142,3 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
     if accelerator.num_processes > 1:
         for tensor in plain.state_dict().values():
             broadcast(tensor, from_process=0)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -55,8 +55,7 @@ def predict(
             for _ in chunks:
                 pass
             return EXIT_DONE
-        kind, delimiter, schema = config.predictions_format, config.label_delimiter, rows.table.schema
-        with PredictionFile(folder, kind, delimiter, schema) as file:
+        with PredictionFile(folder, config, rows.table.schema) as file:
             for part, scores in chunks:
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made

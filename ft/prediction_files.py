@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from ft.config import EvalConfig
 from ft.errors import UserError
 from ft.tracking import to_json
 
@@ -20,18 +21,18 @@ class PredictionFile(AbstractContextManager):
 
     jsonl has the lines as they are. csv and parquet have, in the place of the probabilities, a column
     probability_LABEL for each label. csv has every field in quotes, so that no text breaks a line, and
-    several labels in one field, joined by `delimiter`; parquet has them as lists, and a row group for each
-    part. `schema` is that of the encoded rows, for the types of what is copied. Raises `UserError` where
+    several labels in one field, joined by label_delimiter; parquet has them as lists, and a row group for
+    each part. `schema` is that of the encoded rows, for the types of what is copied. Raises `UserError` where
     nothing can be written, or a name or a label stands in the way."""
 
-    def __init__(self, folder: Path, kind: str, delimiter: str | None = None, schema: Any = None) -> None:
-        self.path, self.kind = folder / f"predictions.{kind}", kind
-        self.types = {field.name: field.type for field in schema or () if field.name != "label"}
-        self.delimiter = delimiter or JOINED
+    def __init__(self, folder: Path, config: EvalConfig, schema: Any) -> None:
+        self.kind, self.delimiter = config.predictions_format, config.label_delimiter or JOINED
+        self.path = folder / f"predictions.{self.kind}"
+        self.types = {field.name: field.type for field in schema if field.name != "label"}
         self._temporary = folder / f".{self.path.name}.tmp"
         self._table: Any = None  # the csv or parquet writer, once there is a first line
         with self._complaints():
-            if kind == "parquet":
+            if self.kind == "parquet":
                 self._file: Any = open(self._temporary, "wb")
             else:
                 self._file = open(self._temporary, "w", encoding="utf-8", newline="")

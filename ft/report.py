@@ -203,37 +203,43 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def draw_training(output_dir: Path, metric: str) -> None:
-    """training.png: loss, learning rate and the validation metric over updates, from metrics.jsonl; none
-    where nothing was logged, as when a finished run is taken up in another folder."""
-    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    panels = [("loss", ["train/loss", "eval/loss"]), ("learning rate", ["train/learning_rate"])]
-    panels.append((f"validation {metric}", [f"eval/{metric}"]))
-    panels = [
-        (t, keys)
-        for t, keys in panels
-        if t != "validation loss" and any(k in row for row in rows for k in keys)
-    ]
-    if not panels:
+def training_curves(output_dir: Path, metric: str | None) -> dict[str, dict[str, np.ndarray]]:
+    """Loss, learning rate and the validation metric over updates, as far as metrics.jsonl has them: for each
+    its series by name, (points, 2) of update and value."""
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    asked = {"loss": ["train/loss", "eval/loss"], "learning rate": ["train/learning_rate"]}
+    if metric != "loss":
+        asked[f"validation {metric}"] = [f"eval/{metric}"]
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for title, keys in asked.items():
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+            if points:  # "NaN" and "Infinity" become numbers
+                curves.setdefault(title, {})[key] = np.array(points, dtype=float)
+    return curves
+
+
+def draw_training(output_dir: Path, metric: str | None) -> None:
+    """training.png: `training_curves`, one below the other; none where nothing was logged, as when a finished
+    run is taken up in another folder."""
+    curves = training_curves(output_dir, metric)
+    if not curves:
         return
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 2.6 * len(panels)), sharex=True, squeeze=False)
-    for axis, (title, keys) in zip(axes[:, 0], panels, strict=True):
-        for key in keys:
-            points = np.array(
-                [(row["step"], row[key]) for row in rows if row.get(key) is not None], dtype=float
-            )
-            if len(points):
-                sparse = len(points) < 30 or key.startswith("eval/")
-                axis.plot(*points.T, marker="o" if sparse else None, markersize=3, linewidth=1.4, label=key)
+    figure, axes = plt.subplots(len(curves), 1, figsize=(8, 2.6 * len(curves)), sharex=True, squeeze=False)
+    for axis, (title, series) in zip(axes[:, 0], curves.items(), strict=True):
+        for key, points in series.items():
+            sparse = len(points) < 30 or key.startswith("eval/")
+            axis.plot(*points.T, marker="o" if sparse else None, markersize=3, linewidth=1.4, label=key)
         axis.set_ylabel(title)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if len(keys) > 1:
+        if len(series) > 1:
             axis.legend(frameon=False)
     axes[-1, 0].set_xlabel("update")
     figure.align_ylabels()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,8 +24,8 @@ from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
 from ft.lora import check_peft
-from ft.model import export, write_whole
-from ft.output import check_output_dir, clear_output_dir, lock_output_dir
+from ft.model import export
+from ft.output import check_output_dir, clear_output_dir, lock_output_dir, write_whole
 from ft.report import environment, model_card, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
@@ -113,10 +112,7 @@ class Run:
             elif self.checkpoint in checkpoint.checkpoints_in(self.output_dir / "checkpoints"):
                 # A crash may have come before this was done for it.
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
-            # Without what was said of the folder itself: the file repeats the run, it neither resumes nor
-            # removes.
-            repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
-            write_whole(self.output_dir / "config.yaml", dump(repeat))
+            write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
         self.tracker = Tracker(
@@ -227,25 +223,15 @@ class Run:
             self.tracker.log(
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
-            value = values[config.best_metric]
+            before = progress.best_step
             sign = 1 if config.higher_is_better else -1
-            if value is not None and not math.isnan(value):
-                if progress.best_metric is None or sign * (value - progress.best_metric) > 0:
-                    before, progress.best_step, progress.best_metric = (
-                        progress.best_step,
-                        progress.step,
-                        value,
-                    )
-                    progress.best_calibration = self.task.calibration
-                    known = before and before == self._saved_best
-                    self.export("best", values, kept_best(self.output_dir, before) if known else None)
-                    if self.accelerator.is_main_process:
-                        progress.best_weights = weights_sample(self.output_dir / "best")
-                anchor = progress.patience_metric
-                if anchor is None or sign * (value - anchor) > config.early_stopping_threshold:
-                    progress.patience_metric, progress.evaluations_without_gain = value, 0
-                    return
-            progress.evaluations_without_gain += 1
+            if not progress.weigh(values[config.best_metric], sign, config.early_stopping_threshold):
+                return
+            progress.best_calibration = self.task.calibration
+            known = before and before == self._saved_best
+            self.export("best", values, kept_best(self.output_dir, before) if known else None)
+            if self.accelerator.is_main_process:
+                progress.best_weights = weights_sample(self.output_dir / "best")
 
     def save(self) -> None:
         """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""

@@ -19,8 +19,7 @@ from typing import Any
 from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.errors import EXIT_DONE, Stopped, printable
-from ft.model import write_whole
-from ft.output import REPLACED, check_seeds_dir, lock_output_dir, put_back, set_aside
+from ft.output import REPLACED, check_seeds_dir, lock_output_dir, put_back, set_aside, write_whole
 from ft.runtime import STARTED, HostGroup, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import group_runs, to_json
@@ -102,8 +101,7 @@ class _Record:
 
     def add(self, run: Config) -> None:
         """Note a finished seed."""
-        repeat = replace(self.config, resume_from_checkpoint=None, overwrite_output_dir=False)
-        write_whole(self.folder / "config.yaml", dump(repeat))
+        write_whole(self.folder / "config.yaml", dump(self.config.repeatable()))
         self.finished[str(run.seed)] = _asked(run)
         write_whole(self.folder / "seeds.json", to_json(self.finished, indent=1) + "\n")
 
@@ -122,9 +120,7 @@ class _Record:
 
 def _asked(run: Config) -> str:
     """A hash of what a run was asked for, but for where it goes on and when it has to end."""
-    asked = replace(
-        run, resume_from_checkpoint=None, overwrite_output_dir=False, max_time=None, hang_timeout=None
-    )
+    asked = replace(run.repeatable(), max_time=None, hang_timeout=None)
     return hashlib.sha256(dump(asked).encode()).hexdigest()[:16]
 
 

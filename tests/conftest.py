@@ -45,6 +45,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model: Path) -> Any:
+    """That of the tiny model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of this test's own: what it prepares is encoded for it."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
 def make_tiny_model(folder: Path) -> Path:
     """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up
     words."""

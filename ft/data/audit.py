@@ -17,15 +17,8 @@ LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sent
 ID_NAMES = ["id", "idx", "row_id"]
 
 SHOWN = 10  # rows in a message
-RESERVED = [
-    "row",
-    "label",
-    "input_ids",
-    "token_type_ids",
-    "full_length",
-    "cut",
-    "pieces",
-]  # of the encoded rows
+# Columns of the encoded rows.
+RESERVED = "row label input_ids token_type_ids full_length cut pieces".split()
 WRITTEN = ["prediction", "probabilities"]  # further columns of the predictions
 
 

@@ -118,10 +118,7 @@ class EncodedRows:
     labels) of 0 and 1; None without any. `pieces` (rows,): the windows of each text, all of a text of one
     length; None where a text is one piece."""
 
-    def __init__(self, path: Path) -> None:
-        self._hold(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
-
-    def _hold(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.full_lengths = _numbers(self.table["full_length"].chunks)
         self.cut = _numbers(self.table["cut"].chunks).astype(bool)
@@ -141,17 +138,18 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @staticmethod
+    def open(path: Path) -> EncodedRows:
+        """The rows that `encode` has written."""
+        return EncodedRows(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+
     def take(self, rows: np.ndarray) -> EncodedRows:
         """Some of the rows, in memory."""
-        taken = object.__new__(EncodedRows)
-        taken._hold(self.table.take(pa.array(rows)))
-        return taken
+        return EncodedRows(self.table.take(pa.array(rows)))
 
     def part(self, begin: int, end: int) -> EncodedRows:
         """The rows from `begin` to before `end`, still mapped."""
-        part = object.__new__(EncodedRows)
-        part._hold(self.table.slice(begin, end - begin))
-        return part
+        return EncodedRows(self.table.slice(begin, end - begin))
 
     def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from ft.analysis.calibration import decisions, threshold_curve
 from ft.cli import dump
 from ft.config import Config
 from ft.data.prepare import Data
-from ft.evaluation import Evaluation
+from ft.evaluation import Evaluation, prefix_of
 from ft.metrics import softmax
-from ft.model import write_whole
+from ft.output import write_whole
 from ft.page import audit
 from ft.page.plots import Plots
-from ft.report import environment, truncation_notes
+from ft.report import environment, training_curves, truncation_notes
 from ft.tasks.base import Task
 
 NAME = "report.html"
@@ -46,9 +45,9 @@ def write_page(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
-    content = page_content(folder, config, task, data, results, scored) | {
-        "environment": environment(data, accelerator)
-    }
+    written = folder / "environment.json"  # by the run
+    about = json.loads(written.read_text("utf-8")) if written.exists() else environment(data, accelerator)
+    content = page_content(folder, config, task, data, results, scored) | {"environment": about}
     page = jinja.get_template("report.html.j2").render(content).lstrip()
     write_whole(folder / NAME, NOT_HTML.sub("\N{REPLACEMENT CHARACTER}", page))
 
@@ -62,7 +61,6 @@ def page_content(
     plots = Plots()
     found = {split: _found(results, split) for split in scored}
     trained = "train/total_steps" in results
-    repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
     return {
         "name": config.run_name or Path(config.output_dir).resolve().name,
         "folder": str(folder),
@@ -83,14 +81,14 @@ def page_content(
         "target_table": audit.target_table(data),
         "notes": [*data.notes, *truncation_notes(data.splits)],
         "findings": audit.preflight_findings(config.output_dir),
-        "yaml": dump(repeat),
+        "yaml": dump(config.repeatable()),
         "most_rows": MOST_ROWS,
     }
 
 
 def _found(results: Mapping[str, Any], split: str) -> dict[str, Any]:
     """What results.json has of a scored split."""
-    prefix = "eval/" if split == "validation" else f"{split}/"
+    prefix = f"{prefix_of(split)}/"
     return {key[len(prefix) :]: value for key, value in results.items() if key.startswith(prefix)}
 
 
@@ -110,23 +108,15 @@ def _metrics(found: Mapping[str, dict[str, Any]], headline: list[str]) -> list[d
 
 
 def _curves(folder: Path, metric: str | None, plots: Plots) -> list[str]:
-    """Loss, learning rate and the metric that chooses the best model, over updates, as far as logged."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    panels = {"loss": ["train/loss", "eval/loss"], "learning rate": ["train/learning_rate"]}
-    if metric != "loss":
-        panels[f"validation {metric}"] = [f"eval/{metric}"]
-    drawn = []
-    for title, keys in panels.items():
-        series = {}
-        for key in keys:
-            logged = [row for row in rows if isinstance(row.get(key), int | float)]
-            if logged:
-                series[key] = ([row["step"] for row in logged], [row[key] for row in logged])
-        if series:
-            drawn.append(
-                plots.lines(f"{title} over updates", "update", title, series, keys[1:], whole_x=True)
-            )
-    return drawn
+    """A plot for each of the training's curves."""
+    return [
+        plots.lines(
+            f"{title} over updates", "update", title,
+            {key: tuple(points.T) for key, points in series.items()},
+            [key for key in series if key.startswith("eval/")], whole_x=True,
+        )
+        for title, series in training_curves(folder, metric).items()
+    ]  # fmt: skip
 
 
 def _plots(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ft.analysis.targets import count_labels, spread
 from ft.data.prepare import Data
 from ft.tasks.base import Task
 
@@ -42,12 +43,10 @@ def label_table(data: Data, task: Task) -> list[tuple[str, list[int]]]:
     if not labels or labels[0].dtype.kind == "f":
         return []
     if labels[0].ndim == 2:
-        counts = [rows.sum(axis=0, dtype=np.int64) for rows in labels]
         names = [task.describe_target(one)[0] for one in np.eye(labels[0].shape[1], dtype=labels[0].dtype)]
     else:
-        classes = max(int(rows.max()) for rows in labels) + 1
-        counts = [np.bincount(rows, minlength=classes) for rows in labels]
-        names = [task.describe_target(number) for number in range(classes)]
+        names = [task.describe_target(n) for n in range(1 + max(int(rows.max()) for rows in labels))]
+    counts = [count_labels(rows, len(names)) for rows in labels]
     order = np.argsort(-counts[0], kind="stable")
     return [(names[place], [int(count[place]) for count in counts]) for place in order]
 
@@ -57,14 +56,10 @@ def target_table(data: Data) -> list[tuple[str, list[float]]]:
     labels = _labels(data)
     if not labels or labels[0].dtype.kind != "f":
         return []
-    measures: dict[str, Any] = {
-        "mean": np.mean,
-        "standard deviation": np.std,
-        "least": np.min,
-        "greatest": np.max,
-    }
+    found = [spread(rows) for rows in labels]
     return [
-        (f"target, {name}", [float(measure(rows)) for rows in labels]) for name, measure in measures.items()
+        (f"target, {name.replace('_', ' ')}", [of[name] for of in found])
+        for name in ("mean", "standard_deviation", "least", "greatest")
     ]
 
 

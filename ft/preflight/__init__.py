@@ -130,7 +130,7 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
 
 def _conclude(config: Config, report: dict[str, Any], findings: Findings) -> int:
     """Write preflight.json, print the screen, and give the exit code."""
-    from ft.model import write_whole
+    from ft.output import write_whole
     from ft.preflight.screen import screen
     from ft.tracking import to_json
 

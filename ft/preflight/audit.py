@@ -80,7 +80,7 @@ def audit(config: Config) -> dict[str, Any]:
 
 def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:
     """The run's tokenizer and its max_length; None where there is a fault."""
-    from ft.model import load_model_config, load_tokenizer, longest_text
+    from ft.pretrained import load_model_config, load_tokenizer, longest_text
 
     try:
         model_config, tokenizer = load_model_config(config), load_tokenizer(config)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ft.analysis.targets import count_labels, spread
 from ft.preflight.findings import Findings
 from ft.preflight.rows import Rows
 
@@ -21,8 +22,8 @@ def label_facts(
     Of a regression, mean, standard deviation and quartiles instead."""
     labelled = {split: rows.labels for split, rows in splits.items() if rows.labels is not None}
     if problem_type == "regression":
-        return {"problem_type": problem_type, "targets": {s: _spread(v) for s, v in labelled.items()}}
-    counts = {split: _counts(labels, len(names)) for split, labels in labelled.items()}
+        return {"problem_type": problem_type, "targets": {s: spread(v) for s, v in labelled.items()}}
+    counts = {split: count_labels(labels, len(names)) for split, labels in labelled.items()}
     lacking = {
         split: [
             name
@@ -66,18 +67,5 @@ def _listed(names: list[str]) -> str:
     return f"{'the labels' if len(names) > 1 else 'the label'} {', '.join(map(repr, names[:NAMED]))}{more}"
 
 
-def _counts(labels: np.ndarray, names: int) -> np.ndarray:
-    """(labels,) rows of each label; `labels` is (rows,) or (rows, labels)."""
-    return np.bincount(labels, minlength=names) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.int64)
-
-
 def _others(counts: dict[str, np.ndarray], split: str) -> np.ndarray:
     return np.sum([count for other, count in counts.items() if other != split], axis=0) + 0 * counts[split]
-
-
-def _spread(targets: np.ndarray) -> dict[str, float]:
-    low, first, median, third, high = np.quantile(targets, (0, 0.25, 0.5, 0.75, 1)).tolist()
-    return {
-        "mean": float(targets.mean()), "standard_deviation": float(targets.std()), "least": low,
-        "quartile_1": first, "median": median, "quartile_3": third, "greatest": high,
-    }  # fmt: skip

@@ -13,8 +13,8 @@ from ft.config import Config
 from ft.data.audit import Columns, choose_columns, find_bad_rows, has_labels, joined_text, plain
 from ft.data.encode import labels_of
 from ft.data.files import format_of, lines_not_utf8, read_table
-from ft.data.prepare import usable_rows
 from ft.data.sources import Source, find_sources
+from ft.data.usable import usable_rows
 from ft.errors import UserError
 from ft.preflight.findings import Findings
 from ft.preflight.rows import EXAMPLES, Rows

@@ -183,7 +183,7 @@ def encoded_rows(tmp_path):
     from ft.data.encode import EncodedRows
 
     (folder,) = [path.parent for path in (tmp_path / "hf/ft-encoded").glob("*/data.json")]
-    return {path.stem: EncodedRows(path).row for path in folder.glob("*.arrow")}
+    return {path.stem: EncodedRows.open(path).row for path in folder.glob("*.arrow")}
 
 
 def test_yelp_small_runs_on_the_tutorials_rows_and_again_without_the_hub(hub, repositories, tmp_path):

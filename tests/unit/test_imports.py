@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     floor.split()
     for floor in (
-        "ft ft.errors ft.analysis ft.analysis.resampling",
+        "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.layers ft.health ft.signals ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics "
@@ -28,7 +28,7 @@ FLOORS = [
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
         "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
         "ft.tasks.text_classification.multi_label ft.tasks.text_classification.regression "
-        "ft.tasks.text_classification.single_label",
+        "ft.tasks.text_classification.single_label ft.data.usable ft.pretrained",
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",

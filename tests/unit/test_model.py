@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from ft.config import Config, EvalConfig
 from ft.errors import UserError
-from ft.model import apply_overrides, build_model, load_model_config, load_tokenizer, longest_text
+from ft.model import build_model
+from ft.pretrained import apply_overrides, load_model_config, load_tokenizer, longest_text
 from ft.tasks.text_classification import TextClassification
 
 

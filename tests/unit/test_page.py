@@ -15,7 +15,7 @@ from ft.assess import assess
 from ft.cli import parse
 from ft.config import Config
 from ft.data.prepare import prepare_data
-from ft.evaluation import Evaluation
+from ft.evaluation import Evaluation, prefix_of
 from ft.page import breakable, number, write_page
 from ft.report import progress_bar
 from ft.tasks import build_task
@@ -85,7 +85,7 @@ def write(folder, tiny_model, label, rows=60, **more):
             task.calibration = task.calibrate(scores, labels)
         scored[split] = Evaluation({"rows": rows, "loss": 0.5, **task.metrics(scores, labels)}, scores)
         found = assess(config, task, data, split, scored[split])
-        results |= {f"{'eval' if split == 'validation' else split}/{k}": v for k, v in found.items()}
+        results |= {f"{prefix_of(split)}/{k}": v for k, v in found.items()}
     log = [{"step": n, "train/loss": 1 / n, "train/learning_rate": 1e-5} for n in (1, 2, 3, 4)]
     jsonl(folder / "metrics.jsonl", [*log, {"step": 4, "eval/loss": "NaN"}])
     import torch

@@ -20,16 +20,7 @@ from ft.tasks.text_classification import TextClassification
 PREFIX, SUFFIX = [101], [102]
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model):
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def cut_into(body, *cut):

@@ -170,7 +170,7 @@ class TextClassification(Task):
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
         """The kind's losses, weighted and summed over the rows."""
-        logits = batch.of_rows(model(**batch.inputs).logits.float())
+        logits = self.score(model, batch)
         return (self.kind.training_losses(logits, batch.labels) * batch.weights).sum()
 
     def score(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
