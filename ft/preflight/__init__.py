@@ -84,6 +84,7 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
     """The probe after its run; None where an error, which is a finding, ended that."""
     from ft.output import check_output_dir
     from ft.preflight.memory import (
+        LEAST,
         free_host_bytes,
         is_out_of_memory,
         limited_to,
@@ -108,23 +109,29 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
         return made[0]
 
     processes, free = processes_here(), free_host_bytes()
-    most = free // processes + used_host_bytes()
-    try:
-        with limited_to(free // processes):
+    too_little = (
+        f"memory: {free / 1e9:.1f} GB were free for {processes} process{'es' * (processes > 1)}, too little "
+    )
+    remedy = "lower per_device_train_batch_size (the result stays the same) or max_length."
+    share = free // processes
+    if share < LEAST:
+        findings.block("memory", f"{too_little}to try anything; free some.")
+        return None
+    most = share + used_host_bytes()
+    with limited_to(share):
+        try:
             train(short, make)
-        made[0].measured.most_host_bytes = most
-        return made[0]
-    except UserError as error:
-        findings.block("memory" if "out of memory" in str(error) else "run", str(error))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        findings.block(
-            "memory",
-            f"memory: {free / 1e9:.1f} GB were free for {processes} process{'es' * (processes > 1)}, too "
-            f"little for the longest update or what follows it ({' '.join(str(error).split())[:200]}); lower "
-            "per_device_train_batch_size (the result stays the same) or max_length.",
-        )
+            made[0].measured.most_host_bytes = most
+            return made[0]
+        except UserError as error:
+            findings.block("memory" if is_out_of_memory(error) else "run", str(error))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            why = " ".join(str(error).split())[:200]
+            findings.block(
+                "memory", f"{too_little}for the longest update or what follows it ({why}); {remedy}"
+            )
     return None
 
 

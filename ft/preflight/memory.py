@@ -4,6 +4,7 @@ of the kernel's killer where it does not suffice."""
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
+LEAST = 2**28  # bytes below which nothing is tried: importing a library may end the process
+LITTLE = 2**24  # bytes; less does not hold the stacks of two threads
 UNLIMITED = 2**60  # version 1 writes about 2**63 for "no limit"
 
 
@@ -89,14 +92,30 @@ def limited_to(free: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
+def headroom() -> float:
+    """The bytes that this process may still take under `limited_to`."""
+    if sys.platform != "linux":
+        return math.inf
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return math.inf if most == resource.RLIM_INFINITY else most - _status("VmData")
+
+
+# What libraries say of it, and glibc's loader (elf/dl-load.c, dl-map-segments.h) of one to import.
+SAID = (
+    "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
+    "can't start new thread", "resource temporarily unavailable", "failed to map segment",
+    "cannot map zero-fill pages", "cannot change memory protections",
+    "cannot create shared object descriptor",
+)  # fmt: skip
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; libraries raise several kinds."""
+    """Whether an error says that memory did not suffice, or comes where nearly none was left; libraries raise
+    many kinds."""
     said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in said
-        for words in ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory",
-                      "bad_alloc", "can't start new thread", "failed to map segment")
-    )  # fmt: skip
+    return isinstance(error, MemoryError) or any(words in said for words in SAID) or headroom() < LITTLE
 
 
 def _status(name: str) -> int:

@@ -8,7 +8,8 @@ from conftest import ONE, flags, launch, make_rows, train_here, two_processes, w
 
 from ft.cli import parse
 from ft.config import Config
-from ft.errors import EXIT_DONE, EXIT_USER_ERROR
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from ft.preflight import preflight
 from ft.preflight.audit import audit
 
 KEYS = {
@@ -191,22 +192,44 @@ def test_bad_rows_block_and_the_machine_is_tried_all_the_same(base_flags, data, 
     assert report["forecast"]["updates"] == 14
 
 
-LITTLE_MEMORY = """
-import runpy, sys
-import ft.preflight.memory
-ft.preflight.memory.free_host_bytes = lambda: 2**20
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def blocking_of(folder):
+    report = json.loads((folder / "preflight.json").read_text())
+    return [f["topic"] for f in report["findings"] if f["level"] == "blocking"]
 
 
-def test_what_the_memory_does_not_hold_blocks(base_flags, tmp_path):
-    """In a process of its own: one that has run before holds memory that it can use again."""
-    done = launch([*ONE, "-c", LITTLE_MEMORY], [*flags(**base_flags), "--preflight"])
-    assert done.returncode == EXIT_USER_ERROR, done.stderr
-    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
-    assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["memory"]
+def test_nothing_is_tried_where_next_to_no_memory_is_free(base_flags, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("ft.preflight.memory.free_host_bytes", lambda: 2**20)
+    assert train_here(**base_flags, preflight=True) == EXIT_USER_ERROR
+    assert blocking_of(tmp_path / "run") == ["memory"] and "too little to try" in capfd.readouterr().out
     assert not (tmp_path / "run" / ".preflight").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+        ImportError("_ccallback_c.so: cannot map zero-fill pages"),
+        UserError("model_name_or_path: 'm' cannot be loaded: OSError: Cannot allocate memory (os error 12)"),
+    ],
+)
+def test_what_the_memory_does_not_hold_blocks(base_flags, tmp_path, error):
+    def train(config, run_class):
+        raise error
+
+    assert preflight(parse(Config, flags(**base_flags)), train) == EXIT_USER_ERROR
+    assert blocking_of(tmp_path / "run") == ["memory"]
+
+
+def test_an_error_of_another_kind_is_raised_unless_no_memory_was_left(base_flags, tmp_path, monkeypatch):
+    def train(config, run_class):
+        raise SystemError("error return without exception set")
+
+    with pytest.raises(SystemError):
+        preflight(parse(Config, flags(**base_flags)), train)
+    monkeypatch.setattr("ft.preflight.memory.headroom", lambda: 2**20)
+    assert preflight(parse(Config, flags(**base_flags)), train) == EXIT_USER_ERROR
+    assert blocking_of(tmp_path / "run") == ["memory"]
 
 
 def test_an_output_dir_that_holds_a_run_blocks_and_stays_as_it_is(base_flags, tmp_path):
