@@ -1,4 +1,4 @@
-"""The table of the faults: `python -m pytest -n 0 -m case --table docs/reliability.md`.
+"""The table of the faults: `python -m pytest -n 0 -m case --table=docs/reliability.md`.
 
 Its tests are marked with what they do and what happens then; the table holds what that run saw."""
 
@@ -12,7 +12,7 @@ FAULTS = Path(__file__).parent / "faults"
 GOODPUT = "## Goodput"
 HEAD = """# Reliability: what was done to a run, and what happened
 
-Made by `python -m pytest -n 0 -m case --table docs/reliability.md`, which asserts every row. The last column
+Made by `python -m pytest -n 0 -m case --table=docs/reliability.md`, which asserts every row. The last column
 counts the variants that ended as the row says, of those that were tried.
 
 """
