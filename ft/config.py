@@ -59,6 +59,17 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"resume_from_checkpoint: found {self.resume_from_checkpoint!r}, but num_seeds is "
                 f"{self.num_seeds}: each seed has checkpoints of its own; expected latest."
             )
+        if self.push_to_hub and self.num_seeds > 1:
+            raise UserError(
+                "push_to_hub: num_seeds trains several models; leave it out, and upload one of them with "
+                "`hf upload`."
+            )
+        if not self.push_to_hub:
+            for name in ("hub_model_id", "hub_private_repo"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name}: is about push_to_hub, which is not set; set it, or leave it out."
+                    )
         for name in ("class_weights", "pos_weight"):
             self.weights(name)
         self._check_recipes()

@@ -11,6 +11,7 @@ from ft.best import forget_bests
 from ft.ema import averaged
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
+from ft.push import push
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
 
@@ -31,11 +32,10 @@ def finish(run: Run) -> None:
     seconds = run.clock.seconds()
     if run.latest is None and config.eval_strategy != "no":
         run.latest = _last_score(run, "validation")  # a finished run was resumed
-    last_metrics = run.latest.metrics if run.latest else {}
-    run.export("final", last_metrics)
+    run.export("final", run.latest)
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
-        run.export("best", last_metrics)
+        run.export("best", run.latest)
         if config.eval_strategy == "no":
             run.say(
                 "not evaluated (eval_strategy: no), so best/ is the model of the last update, as final/ is"
@@ -72,6 +72,8 @@ def finish(run: Run) -> None:
         draw_training(run.output_dir, config.best_metric)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))
+    if config.push_to_hub:
+        run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")
 
 
 def _last_score(run: Run, split: str) -> Evaluation:

@@ -34,7 +34,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 6  # part of every key: raise it when what is written changes
+CACHE_VERSION = 7  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -42,13 +42,14 @@ class Data:
     """The encoded splits ("train", "validation", "test"; those that there are), and what is known of them.
 
     `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
-    user."""
+    user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source."""
 
     splits: dict[str, EncodedRows]
     columns: Columns
     facts: dict[str, Any]
     notes: list[str]
     fingerprint: str
+    sources: dict[str, str]
 
 
 def prepare_data(
@@ -81,7 +82,7 @@ def prepare_data(
             again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
             data = None if again else _open(folder, task)
             if data is None:
-                _build(folder, options, task, tokenizer, max_length, sources, splits, progress)
+                _build(folder, options, task, tokenizer, max_length, sources, prints, splits, progress)
                 data = _open(folder, task)
     except OSError as error:
         raise UserError(
@@ -103,6 +104,7 @@ def _open(folder: Path, task: Task) -> Data | None:
             facts=known["facts"],
             notes=known["notes"],
             fingerprint=folder.name,
+            sources=known["sources"],
         )
     except (OSError, ValueError, KeyError):  # pyarrow's complaint of a cut file is a ValueError
         return None
@@ -161,6 +163,7 @@ def _build(
     tokenizer: Any,
     max_length: int,
     sources: dict[str, Source],
+    prints: dict[str, str],
     splits: tuple[str, ...],
     progress: Callable,
 ) -> None:
@@ -194,6 +197,7 @@ def _build(
             "columns": vars(columns),
             "facts": facts,
             "notes": notes,
+            "sources": prints,
             "task": task.state(),
         }
         (temporary / "data.json").write_text(json.dumps(state))

@@ -31,7 +31,7 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess",
+        "ft.resume ft.assess ft.card ft.push",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
         "ft.preflight.reading ft.preflight.floors ft.preflight.probe",
