@@ -2,7 +2,7 @@
 ...]`, or hold two runs against each other: `eval.py --compare RUN_A RUN_B`.
 
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
-results.json and predictions.jsonl to output_dir."""
+results.json, report.html and the predictions to output_dir; where no row has a label, predictions alone."""
 
 from ft.cli import parse
 from ft.config import EvalConfig
@@ -19,12 +19,23 @@ def score(config: EvalConfig) -> int:
 
     from ft.analysis.label_errors import check_cleanlab
     from ft.assess import assess, write_label_errors
+    from ft.data.audit import Scoring
     from ft.data.loader import EvaluationSampler, RowDataset, build_loader
     from ft.data.prepare import prepare_data
     from ft.data.slices import check_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics
-    from ft.model import build_model, load_model_config, load_tokenizer, longest_text, write_whole
+    from ft.model import (
+        build_model,
+        load_model_config,
+        load_tokenizer,
+        longest_text,
+        training_texts,
+        write_whole,
+    )
+    from ft.page import write_page
+    from ft.predict import predict
+    from ft.prediction_files import PredictionFile
     from ft.report import (
         evaluation_folder,
         evaluation_notes,
@@ -44,7 +55,6 @@ def score(config: EvalConfig) -> int:
     notes: list[str] = []
     model = build_model(config, task, model_config, tokenizer, notes)
     split = config.split or choose_split(config, find_sources(config))
-    check_slice_columns(config, (split,))
     if config.suspected_label_errors:
         check_cleanlab()
     named = load_named_metrics(config.metric_names, task, accelerator)
@@ -52,8 +62,13 @@ def score(config: EvalConfig) -> int:
     def bar(**options):  # noqa: ANN003, ANN202
         return progress_bar(accelerator.is_local_main_process, leave=False, **options)
 
-    data = prepare_data(config, task, tokenizer, max_length, bar, splits=(split,))
+    scoring = Scoring(training_texts(config), config.id_column_name)
+    data = prepare_data(config, task, tokenizer, max_length, bar, splits=(split,), scoring=scoring)
     rows = data.splits[split]
+    if rows.labels is None:
+        return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
+
+    check_slice_columns(config, (split,))
     dataset = RowDataset(rows, tokenizer)
     sampler = EvaluationSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
@@ -71,10 +86,10 @@ def score(config: EvalConfig) -> int:
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         predicted = prediction_lines(rows, data.columns, task, result.scores)
-        write_whole(
-            folder / "predictions.jsonl",
-            "".join(to_json(line, ensure_ascii=False) + "\n" for line in predicted),
-        )
+        kind, delimiter, schema = config.predictions_format, config.label_delimiter, rows.table.schema
+        with PredictionFile(folder, kind, delimiter, schema) as file:
+            file.write(predicted)
+        write_page(folder, config, task, data, results, {split: result}, accelerator)
         notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]
         lines = [f"note: {note}" for note in notes]
         if config.suspected_label_errors:
@@ -82,7 +97,7 @@ def score(config: EvalConfig) -> int:
         for line in lines:
             print(printable(line))
         print(f"{split}: {len(rows):,} rows: {result_line(results, prefix, task)}")
-        print(f"written to {folder}: results.json, predictions.jsonl")
+        print(f"written to {folder}: results.json, report.html, {file.path.name}")
     return EXIT_DONE
 
 

@@ -48,8 +48,9 @@ def assess(config: Config, task: Task, data: Data, split: str, result: Evaluatio
         key, measured = "error", judged.error
         worst = np.argsort(-judged.error, kind="stable")[:WORST]
     lines = prediction_lines(rows, data.columns, task, scores, worst)
+    skipped = ("probabilities", data.columns.id)  # the same as after training, which reads no ids
     found["worst_errors"] = [
-        {name: _shortened(value) for name, value in line.items() if name != "probabilities"}
+        {name: _shortened(value) for name, value in line.items() if name not in skipped}
         | {key: float(measured[place])}
         for line, place in zip(lines, worst, strict=True)
     ]

@@ -23,8 +23,8 @@ ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "we
 LEFT_OUT = (
     "model_name_or_path model_revision tokenizer_name dataset_name train_file validation_file test_file task "
     "max_length long_text max_windows overwrite_cache preprocessing_num_workers dataloader_num_workers "
-    "max_time max_predict_samples per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-    "trust_remote_code allow_pickle"
+    "max_time max_predict_samples per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps trust_remote_code allow_pickle"
 ).split()
 
 

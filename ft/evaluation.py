@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +58,8 @@ def evaluate(
                 after_batch(accelerator.num_processes * real)
     finally:
         model.train(was_training)
-    gathered = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-    if accelerator.num_processes > 1:
-        padded = [accelerator.pad_across_processes(t, dim=0, pad_index=-1) for t in gathered]
-        gathered = [accelerator.gather(tensor) for tensor in padded]
-        gathered = [tensor[gathered[0] >= 0] for tensor in gathered]
-    ids, scores_all, losses_all = (tensor.cpu().numpy() for tensor in gathered)
-    order = np.argsort(ids)
-    if not np.array_equal(ids[order], np.arange(len(rows))):
-        raise RuntimeError(
-            f"scored {len(ids)} rows ({len(np.unique(ids))} different ones), expected {len(rows)}"
-        )
-    broken = ids[~np.isfinite(scores_all).all(axis=1)]
+    scores_all, losses_all = gather_rows(accelerator, parts, 0, len(rows))
+    broken = np.flatnonzero(~np.isfinite(scores_all).all(axis=1))
     if len(broken):
         raise UserError(
             f"the scores of {len(broken):,} of {len(rows):,} rows are not finite: the training has diverged. "
@@ -78,11 +68,10 @@ def evaluate(
     assert rows.labels is not None
     found: list[Any] = [None, task.calibration]
     if accelerator.is_main_process:
-        scores_all = scores_all[order]
         if calibrate:
             task.calibration = task.calibrate(scores_all, rows.labels)
         ours = task.metrics(scores_all, rows.labels)
-        metrics = {"rows": len(rows), "loss": float(losses_all[order].astype(np.float64).mean()), **ours}
+        metrics = {"rows": len(rows), "loss": float(losses_all.astype(np.float64).mean()), **ours}
         if named is not None:
             metrics |= named.compute(task.predictions(scores_all), rows.labels, ours, scores_all.shape[1])
         found = [metrics, task.calibration]
@@ -94,6 +83,28 @@ def evaluate(
         if accelerator.is_main_process
         else Evaluation(metrics, None)
     )
+
+
+def gather_rows(
+    accelerator: Accelerator, parts: Sequence[tuple[torch.Tensor, ...]], begin: int, end: int
+) -> list[np.ndarray]:
+    """What all processes found for the rows from `begin` to before `end` of a split, on every process and in
+    the order of the rows.
+
+    `parts` are those of this process, one a batch: the numbers of its rows, (rows,), and what was found for
+    them, (rows, ...). Raises `RuntimeError` unless each row comes once."""
+    gathered = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    if accelerator.num_processes > 1:
+        padded = [accelerator.pad_across_processes(t, dim=0, pad_index=-1) for t in gathered]
+        gathered = [accelerator.gather(tensor) for tensor in padded]
+        gathered = [tensor[gathered[0] >= 0] for tensor in gathered]
+    ids, *found = (tensor.cpu().numpy() for tensor in gathered)
+    order = np.argsort(ids)
+    if not np.array_equal(ids[order], np.arange(begin, end)):
+        raise RuntimeError(
+            f"scored {len(ids)} rows ({len(np.unique(ids))} different ones), expected {end - begin}"
+        )
+    return [array[order] for array in found]
 
 
 def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:

@@ -1,5 +1,5 @@
-"""The end of a run: the last model, the test rows scored once by the best model, results.json and the
-picture."""
+"""The end of a run: the last model, the test rows scored once by the best model, results.json, the
+picture and the page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ft.best import forget_bests
 from ft.ema import averaged
 from ft.evaluation import Evaluation
 from ft.model import load_weights, write_whole
+from ft.page import write_page
 from ft.push import push
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def finish(run: Run) -> None:
-    """Write final/, score the test rows with the best model, write results.json and training.png, say how it
-    went. Called on all processes."""
+    """Write final/, score the test rows with the best model, write results.json, training.png and
+    report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
     run.settle()
     if run.stopped_early():
@@ -54,26 +55,34 @@ def finish(run: Run) -> None:
         "perf/tokens_per_second": run.tokens / seconds,
         "perf/total_seconds": time.monotonic() - run.began,
     }
-    scored = {"validation": run.latest} if run.latest else {}
+    scored: dict[str, Evaluation] = {}
+    if run.latest:
+        scored["validation"] = run.latest
+        results |= _assessed(run, "validation", run.latest)  # with what was chosen for these weights
     if "test" in run.data.splits:
         if progress.best_step != progress.step:
             _load(run, "best")
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
-    for split, result in scored.items():
-        prefix = "eval" if split == "validation" else split
-        found = (
-            assess(config, run.task, run.data, split, result) if result.scores is not None else result.metrics
-        )
-        results |= {f"{prefix}/{key}": value for key, value in found.items()}
+        results |= _assessed(run, "test", scored["test"])
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         forget_bests(run.output_dir)
         draw_training(run.output_dir, config.best_metric)
+        write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
         run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")
+
+
+def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
+    """What results.json has of a scored split; on processes that hold no scores, its metrics alone."""
+    prefix = "eval" if split == "validation" else split
+    found = result.metrics
+    if result.scores is not None:
+        found = assess(run.config, run.task, run.data, split, result)
+    return {f"{prefix}/{key}": value for key, value in found.items()}
 
 
 def _last_score(run: Run, split: str) -> Evaluation:

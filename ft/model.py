@@ -22,6 +22,7 @@ from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.options import ModelOptions
 from ft.tasks.base import Task
+from ft.values import split_names
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -52,6 +53,19 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
     if path.exists() or looks_local:
         raise UserError(f"{key}: {name!r} is no folder; expected a model folder, a Hub id or a pkg: path.")
     return name
+
+
+def training_texts(options: ModelOptions) -> tuple[str, ...]:
+    """The text columns that were named for the training of a model in best/ or final/ of a run, from the
+    run's config.yaml; empty where that does not say."""
+    import yaml
+
+    path = local_path(options.model_name_or_path).parent / "config.yaml"
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return tuple(split_names(known["text_column_names"]))
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return ()
 
 
 def check_model_folder(path: str, allow_pickle: bool) -> None:

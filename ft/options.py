@@ -282,6 +282,12 @@ class EvalOptions:
 
     split: Literal["train", "validation", "test"] | None = None
     """The split to score. Default: test where there is one, else validation."""
+    id_column_name: str | None = None
+    """Column that is copied to the predictions, so that rows are found again. Default: id, idx or row_id,
+    where there is one."""
+    predictions_format: Literal["jsonl", "csv", "parquet"] = "jsonl"
+    """Format of the predictions. csv and parquet have a column probability_LABEL for each label; csv joins
+    several labels of a row with label_delimiter, or "|". --compare reads jsonl alone."""
     suspected_label_errors: bool = False
     """Write the rows whose label is likely wrong, found by cleanlab (an extra), to label_errors.jsonl."""
     compare: list[str] | str | None = None

@@ -13,8 +13,8 @@ from ft.errors import UserError
 from ft.options import RunOptions
 
 LEAVES = (
-    "config.yaml environment.json metrics.jsonl results.json seeds.json training.png wandb_id checkpoints "
-    "best final wandb tensorboard"
+    "config.yaml environment.json metrics.jsonl results.json report.html seeds.json training.png wandb_id "
+    "checkpoints best final wandb tensorboard"
 ).split()
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.

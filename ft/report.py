@@ -138,7 +138,9 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         f"{results['perf/tokens_per_second']:,.0f} tokens/s)"
     )
     names = [
-        name for name in ("results.json", "metrics.jsonl", "training.png") if (output_dir / name).exists()
+        name
+        for name in ("results.json", "report.html", "metrics.jsonl", "training.png")
+        if (output_dir / name).exists()
     ]
     lines.append(f"written to {output_dir}: best/ and final/ (models), {', '.join(names)}")
     return "\n".join(lines)
@@ -253,12 +255,15 @@ def evaluation_folder(output_dir: str, split: str) -> Path:
 def prediction_lines(
     rows: Any, columns: Any, task: Task, scores: np.ndarray, places: np.ndarray | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One object a row: row number, text (or both texts), label, prediction and probabilities. `scores` is
-    (rows, targets), in the order of the encoded split, in which `places` names the rows; all of them, in the
-    order of the source, by default."""
+    """One object a row: row number, id where there is one, text (or both texts), label, prediction and
+    probabilities. `scores` is (rows, targets), in the order of the encoded split, in which `places` names the
+    rows; all of them, in the order of the source, by default."""
     texts = [rows.table[name] for name in columns.texts]
+    ids = rows.table[columns.id] if columns.id else None
     for place in np.argsort(rows.row, kind="stable") if places is None else places:
         line = {"row": int(rows.row[place])}
+        if ids is not None:
+            line[columns.id] = ids[int(place)].as_py()
         if len(texts) == 1:
             line["text"] = texts[0][int(place)].as_py()
         else:

@@ -1,4 +1,5 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, log loss, temperature, coverage.
+"""Whether probabilities mean what they say: calibration error, Brier score, log loss, temperature, coverage,
+thresholds.
 
 Everything here speaks of *decisions*: one a row for a single label (the probability of the predicted class,
 and whether it is right), one a row and label for several labels (the probability that a row has a label, and
@@ -154,3 +155,22 @@ def _surest_first(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
     sorted_confidence = confidence[order]
     ends = np.flatnonzero(np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)) + 1
     return ends, np.cumsum(right[order].astype(np.float64))[ends - 1] / ends, sorted_confidence[ends - 1]
+
+
+# --- precision and recall against the threshold
+
+
+def threshold_curve(probability: np.ndarray, happened: np.ndarray, points: int = POINTS) -> dict[str, Any]:
+    """What would be right if all that is given at least a threshold counted as predicted: `threshold`, evenly
+    from 0 to 1, and `precision`, `recall` and `f1` there, each (points + 1,).
+
+    probability, happened (decisions,). Precision is NaN where nothing is given that much; recall and F1 are
+    where nothing happened."""
+    thresholds = np.linspace(0, 1, points + 1)
+    said = len(probability) - np.searchsorted(np.sort(probability), thresholds)
+    true = np.count_nonzero(happened)
+    hits = true - np.searchsorted(np.sort(probability[happened]), thresholds)
+    with np.errstate(invalid="ignore"):
+        precision, f1 = hits / said, 2 * hits / (said + true)
+        recall = hits / true if true else np.full(len(thresholds), np.nan)
+    return {"threshold": thresholds, "precision": precision, "recall": recall, "f1": f1 if true else recall}

@@ -14,38 +14,62 @@ from ft.errors import UserError
 
 TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "question"]
 LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars", "score"]
-
+ID_NAMES = ["id", "idx", "row_id"]
 
 SHOWN = 10  # rows in a message
-RESERVED = ["row", "label", "input_ids", "token_type_ids", "full_length"]  # columns of the encoded rows
+RESERVED = [
+    "row",
+    "label",
+    "input_ids",
+    "token_type_ids",
+    "full_length",
+    "cut",
+    "pieces",
+]  # of the encoded rows
+WRITTEN = ["prediction", "probabilities"]  # further columns of the predictions
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are used: one text, or the two of a pair, and the label."""
+    """The columns that are used: one text, or the two of a pair, the label, and, for predictions, an id; ""
+    where there is none."""
 
     texts: tuple[str, ...]
     label: str
+    id: str = ""
 
 
-def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, split: str) -> Columns:
-    """The columns that the user named, or those that a name or a type gives away."""
-    there = table.column_names
-    # The type is said where it may be why a column is not taken.
-    listed = ", ".join(
-        f"{f.name!r}" if _is_string(f.type) else f"{f.name!r} ({f.type})" for f in table.schema
-    )
-    for key, names in (("text_column_names", texts), ("label_column_name", [label] if label else [])):
+@dataclass(frozen=True)
+class Scoring:
+    """What else an evaluation asks of the columns: the texts that the model was trained on, which are taken
+    where the data has them and the user names none, and the id that the user named."""
+
+    texts: tuple[str, ...] = ()
+    id: str | None = None
+
+
+def choose_columns(
+    table: pa.Table,
+    texts: Sequence[str],
+    label: str | None,
+    split: str,
+    is_labelled: bool = True,
+    id_column: str = "",
+) -> Columns:
+    """The columns that the user named, or those that a name or a type gives away. For rows that are not
+    labelled, `label` is a column to leave alone, which need not be there."""
+    listed = _listed(table)
+    for key, names in (
+        ("text_column_names", texts),
+        ("label_column_name", [label] if label and is_labelled else []),
+    ):
         for name in names:
-            if there.count(name) != 1:
-                found = "no column" if name not in there else "more than one column"
-                raise UserError(f"{key}: the {split} data has {found} {name!r}; its columns: {listed}.")
-    if label is None:
-        label = next((name for wanted in LABEL_NAMES for name in there if name.lower() == wanted), None)
-    if label is None:
+            _check_there(key, table, name, split)
+    label = label or guess_label(table)
+    if label is None and is_labelled:
         raise UserError(f"label_column_name: cannot tell the label among the columns {listed}; name it.")
     if not texts:
-        strings = [f.name for f in table.schema if _is_string(f.type) and f.name != label]
+        strings = [f.name for f in table.schema if _is_string(f.type) and f.name not in (label, id_column)]
         known = [name for wanted in TEXT_NAMES for name in strings if name.lower() == wanted]
         if not known and len(strings) != 1:
             raise UserError(
@@ -55,16 +79,84 @@ def choose_columns(table: pa.Table, texts: Sequence[str], label: str | None, spl
         texts = known[:1] or strings
     for name in texts:
         _check_text(table, name, split)
-    if label in texts:
+    if label in texts and is_labelled:
         raise UserError(f"label_column_name: {label!r} is the text column, too; name another column.")
-    return Columns(tuple(texts), label)
+    return Columns(tuple(texts), label if label and is_labelled else "", id_column)
+
+
+def guess_label(table: pa.Table) -> str | None:
+    """The column whose name says that it is the label, if there is one."""
+    return next(
+        (name for wanted in LABEL_NAMES for name in table.column_names if name.lower() == wanted), None
+    )
+
+
+def choose_id(table: pa.Table, wanted: str | None, used: Sequence[str], split: str) -> str:
+    """The column that is copied to the predictions as the id of a row: the one that the user named, or one
+    whose name says it; "" where there is none. `used` are the columns with another use."""
+    there = table.column_names
+    if wanted is None:
+        known = [name for known in ID_NAMES for name in there if name.lower() == known]
+        good = [name for name in known if there.count(name) == 1 and name not in used]
+        return next((name for name in good if _as_id(table[name]) is not None), "")
+    _check_there("id_column_name", table, wanted, split)
+    if wanted in used:
+        raise UserError(f"id_column_name: {wanted!r} is the text or the label, too; name another column.")
+    if wanted in (*RESERVED, *WRITTEN, "text"):
+        raise UserError(
+            f"id_column_name: {wanted!r} is the name of another column of the predictions; rename it."
+        )
+    if _as_id(table[wanted]) is None:
+        kind = table.schema.field(wanted).type
+        raise UserError(
+            f"id_column_name: the {split} column {wanted!r} holds {kind}, expected numbers or texts."
+        )
+    return wanted
+
+
+def ids_of(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
+    """The column of the ids: whole numbers as they are, anything else as texts."""
+    ids, metadata = _as_id(table[columns.id]), table.schema.field(columns.id).metadata
+    assert ids is not None
+    if metadata and MIXED.items() <= metadata.items():
+        read = ([_plain(text) for text in chunk.to_pylist()] for chunk in ids.chunks)
+        ids = pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
+    if _is_string(ids.type):
+        _check_utf8(ids, columns.id)
+    return ids
+
+
+def _plain(text: str | None) -> str | None:
+    """A text that stands as JSON beside other values; those as JSON."""
+    return json.loads(text) if text and text.startswith('"') else text
+
+
+def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    if pa.types.is_integer(column.type):
+        return column
+    try:
+        return column.cast(pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return None
+
+
+def _listed(table: pa.Table) -> str:
+    """The columns; the type is said where it may be why one is not taken."""
+    return ", ".join(f"{f.name!r}" if _is_string(f.type) else f"{f.name!r} ({f.type})" for f in table.schema)
+
+
+def _check_there(key: str, table: pa.Table, name: str, split: str) -> None:
+    there = table.column_names
+    if there.count(name) != 1:
+        found = "no column" if name not in there else "more than one column"
+        raise UserError(f"{key}: the {split} data has {found} {name!r}; its columns: {_listed(table)}.")
 
 
 def unused_texts(table: pa.Table, columns: Columns) -> list[str]:
     """Other columns of text, which a user who named none may have meant, too."""
     if table.schema.metadata == ONE_FILE_A_ROW:
         return []
-    used = (*columns.texts, columns.label)
+    used = (*columns.texts, columns.label, columns.id)
     return [field.name for field in table.schema if _is_string(field.type) and field.name not in used]
 
 
@@ -96,7 +188,7 @@ def _is_string(kind: pa.DataType) -> bool:
 def plain(table: pa.Table, columns: Columns) -> pa.Table:
     """The table with the strings of the columns that are used in one form: categories and views written
     out."""
-    for name in dict.fromkeys((*columns.texts, columns.label)):
+    for name in dict.fromkeys((*columns.texts, *([columns.label] if columns.label else []))):
         column, field = table[name], table.schema.field(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -152,13 +244,14 @@ def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = Fa
         bad[f"{name} is only white space"] = _rows(pc.and_not(blank, empty))
         long = pc.greater(pc.utf8_length(table[name]), LONGEST_TEXT).fill_null(False)
         bad[f"{name} is longer than {LONGEST_TEXT:,} characters"] = _rows(long)
-    label = table[columns.label]
-    missing = _is_missing(label, blank_is_a_label)
-    if pa.types.is_floating(label.type):
-        null = pc.is_null(label)
-        bad[f"{columns.label} is nan"] = _rows(pc.and_not(missing, null))
-        missing = null
-    bad[f"{columns.label} is missing"] = _rows(missing)
+    if columns.label:
+        label = table[columns.label]
+        missing = _is_missing(label, blank_is_a_label)
+        if pa.types.is_floating(label.type):
+            null = pc.is_null(label)
+            bad[f"{columns.label} is nan"] = _rows(pc.and_not(missing, null))
+            missing = null
+        bad[f"{columns.label} is missing"] = _rows(missing)
     return {reason: rows for reason, rows in bad.items() if len(rows)}
 
 

@@ -147,6 +147,12 @@ class EncodedRows:
         taken._hold(self.table.take(pa.array(rows)))
         return taken
 
+    def part(self, begin: int, end: int) -> EncodedRows:
+        """The rows from `begin` to before `end`, still mapped."""
+        part = object.__new__(EncodedRows)
+        part._hold(self.table.slice(begin, end - begin))
+        return part
+
     def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
         the pieces of a row follow one another.

@@ -72,8 +72,8 @@ class MicroBatch:
 
     inputs: input_ids, attention_mask (and token_type_ids), each (pieces, tokens) int64. A row is one piece,
     and `pieces` None, unless long texts are cut into windows. labels: (rows,) int64 or float32, or (rows,
-    labels) uint8. row_ids (the numbers of the rows in the encoded split): (rows,) int64. weights: (rows,)
-    float32, 0 for a filler row.
+    labels) uint8, or (rows, 0) where there are none. row_ids (the numbers of the rows in the encoded split):
+    (rows,) int64. weights: (rows,) float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -148,10 +148,10 @@ class RowDataset(Dataset):
         rows = slot.rows if len(slot.rows) else np.array([slot.filler])
         weights = self.row_weights[rows] if len(slot.rows) else np.zeros(1)
         inputs = self.rows.padded(rows, self.pad_id)
-        assert self.rows.labels is not None
+        labels = np.zeros((len(rows), 0), np.uint8) if self.rows.labels is None else self.rows.labels[rows]
         return MicroBatch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
-            labels=torch.from_numpy(self.rows.labels[rows].astype(LABEL_TYPES[self.rows.labels.dtype.kind])),
+            labels=torch.from_numpy(labels.astype(LABEL_TYPES[labels.dtype.kind])),
             row_ids=torch.from_numpy(rows.astype(np.int64)),
             weights=torch.from_numpy(weights.astype(np.float32)),
             slot=slot,
@@ -218,6 +218,37 @@ class EvaluationSampler:
             yield Slot(rows, 0)
         for _ in range(self.empty):
             yield Slot(np.zeros(0, np.int64), 0)
+
+
+class ChunkSampler:
+    """The same for chunk after chunk of `chunk_rows` neighbouring rows: the batches of one chunk come before
+    those of the next, as many on every process. `chunks` are their first rows, their ends, and the number of
+    batches that a process has of each."""
+
+    def __init__(self, dataset: RowDataset, batch_size: int, num_processes: int, chunk_rows: int) -> None:
+        # (An attribute "batch_size" would have Accelerate look into the batches.)
+        self.rows, self.most, self.num_processes = dataset.rows, batch_size, num_processes
+        begins = range(0, len(dataset), chunk_rows)
+        ends = [min(begin + chunk_rows, len(dataset)) for begin in begins]
+        self.chunks = [
+            (begin, end, -(-len(self._batches(begin, end)) // num_processes))
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    def _batches(self, begin: int, end: int) -> list[np.ndarray]:
+        pieces = None if self.rows.pieces is None else self.rows.pieces[begin:end]
+        return evaluation_batches(self.rows.lengths[begin:end], self.most, pieces)
+
+    def __len__(self) -> int:
+        return sum(batches for _, _, batches in self.chunks) * self.num_processes
+
+    def __iter__(self) -> Iterator[Slot]:
+        for begin, end, batches in self.chunks:
+            filled = self._batches(begin, end)
+            for rows in filled:
+                yield Slot(rows + begin, begin)
+            for _ in range(batches * self.num_processes - len(filled)):
+                yield Slot(np.zeros(0, np.int64), begin)
 
 
 def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: torch.device) -> DataLoader:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,16 @@ import pyarrow as pa
 
 from ft.checkpoint import find_damage, write_manifest
 from ft.data.audit import (
+    WRITTEN,
     Columns,
+    Scoring,
     choose_columns,
+    choose_id,
     describe_rows,
     find_bad_rows,
+    guess_label,
     has_labels,
+    ids_of,
     joined_text,
     plain,
     shared_rows,
@@ -34,12 +39,13 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 7  # part of every key: raise it when what is written changes
+CACHE_VERSION = 8  # part of every key: raise it when what is written changes
 
 
 @dataclass
 class Data:
     """The encoded splits ("train", "validation", "test"; those that there are), and what is known of them.
+    One that an evaluation asked for has no labels where no row of its source has one.
 
     `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
     user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source."""
@@ -59,11 +65,13 @@ def prepare_data(
     max_length: int,
     progress: Callable,
     splits: tuple[str, ...] = (),
+    scoring: Scoring | None = None,
 ) -> Data:
     """Read, audit and encode the data that the options name, or map what an earlier run has encoded.
 
     `splits` limits the work to some of them (all: train, validation, test). Without "train" the task must
-    know its targets already. One process of a machine does the work while the others wait for its lock, not
+    know its targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need
+    no labels. One process of a machine does the work while the others wait for its lock, not
     in a collective that could time out. Raises `UserError` for whatever is wrong with the data."""
     sources = find_sources(options)
     if not splits and "train" not in sources:
@@ -71,7 +79,7 @@ def prepare_data(
             f"no training data: found {' and '.join(sources)} only; set train_file or train_split_name."
         )
     prints = {split: source.fingerprint() for split, source in sources.items()}
-    folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits)
+    folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits, scoring)
     if not options.overwrite_cache and (data := _open(folder, task)):
         return data
     from filelock import FileLock
@@ -82,7 +90,9 @@ def prepare_data(
             again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
             data = None if again else _open(folder, task)
             if data is None:
-                _build(folder, options, task, tokenizer, max_length, sources, prints, splits, progress)
+                _build(
+                    folder, options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
+                )
                 data = _open(folder, task)
     except OSError as error:
         raise UserError(
@@ -100,7 +110,7 @@ def _open(folder: Path, task: Task) -> Data | None:
         known = json.loads((folder / "data.json").read_text())
         data = Data(
             splits={name: EncodedRows(folder / f"{name}.arrow") for name in known["splits"]},
-            columns=Columns(tuple(known["columns"]["texts"]), known["columns"]["label"]),
+            columns=Columns(tuple(known["columns"].pop("texts")), **known["columns"]),
             facts=known["facts"],
             notes=known["notes"],
             fingerprint=folder.name,
@@ -121,13 +131,14 @@ def cache_root() -> Path:
 
 
 def _key(
-    options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, splits: tuple
-) -> str:
+    options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, splits: tuple,
+    scoring: Scoring | None,
+) -> str:  # fmt: skip
     """A hash over all that decides the encoding: bytes of the data, tokenizer, options, targets known
     beforehand."""
     chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
     parts = [CACHE_VERSION, *_identity(tokenizer), max_length, chosen, prints, splits]
-    parts += [type(task).__name__, task.state()]
+    parts += [type(task).__name__, task.state(), *([vars(scoring)] if scoring else [])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:32]
 
 
@@ -165,9 +176,10 @@ def _build(
     sources: dict[str, Source],
     prints: dict[str, str],
     splits: tuple[str, ...],
+    scoring: Scoring | None,
     progress: Callable,
 ) -> None:
-    tables, columns, facts, notes = _audited(options, task, sources, splits)
+    tables, columns, facts, notes = _audited(options, task, sources, splits, scoring)
     is_pair = len(columns.texts) == 2
     least = tokenizer.num_special_tokens_to_add(pair=is_pair) + len(columns.texts)
     if max_length < least:
@@ -209,10 +221,20 @@ def _build(
 
 
 def _audited(
-    options: DataOptions, task: Task, sources: dict[str, Source], splits: tuple[str, ...]
-) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
-    """The usable rows of every split, with the columns row, label (as numbers) and the texts."""
+    options: DataOptions, task: Task, sources: dict[str, Source], splits: tuple[str, ...],
+    scoring: Scoring | None,
+) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:  # fmt: skip
+    """The usable rows of every split, with the columns row, label (as numbers), the texts and the id."""
+    read: dict[str, pa.Table] = {}
+    if scoring and splits[0] in sources:
+        split = splits[0]
+        read[split] = sources[split].read()
+        label = options.label_column_name or guess_label(read[split])
+        twice = label is not None and read[split].column_names.count(label) > 1  # refused further down
+        if label is None or not (twice or has_labels(read[split], label)):
+            return _unlabelled(options, scoring, read.pop(split), label, split)
     learns = not task.has_targets
+    ids: dict[str, str] = {}
     notes: list[str] = []
     facts: dict[str, Any] = {}
     tables: dict[str, pa.Table] = {}
@@ -220,19 +242,21 @@ def _audited(
     for split, source in sources.items():
         if splits == ("test",) and split != "test" and "test" in sources:
             continue  # nothing changes a test split that was given; the others may depend on one another
-        raw = source.read()
+        raw = read.pop(split) if split in read else source.read()
         if split == "test" and not splits and columns and not has_labels(raw, columns.label):
             notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
-        texts = columns.texts if columns else tuple(options.text_columns)
+        texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None
-        columns = choose_columns(raw, texts, columns.label if columns else options.label_column_name, split)
-        others = unused_texts(raw, columns) if is_first and not options.text_columns else []
+        label = columns.label if columns else options.label_column_name
+        # Of the split that is scored, or the one that it is set aside from.
+        if scoring and split == (splits[0] if splits[0] in sources else "train"):
+            used = [*texts, *filter(None, [label or guess_label(raw)])]
+            ids[split] = choose_id(raw, scoring.id, used, split)
+        columns = choose_columns(raw, texts, label, split, id_column=ids.get(split, ""))
+        others = unused_texts(raw, columns) if is_first and not texts else []
         if others:
-            notes.append(
-                f"the text is the column {columns.texts[0]!r}; not used: {', '.join(map(repr, others))}; "
-                "text_column_names chooses another, or two for a pair"
-            )
+            notes.append(_unused_note(columns, others))
         raw = plain(raw, columns)
         field, names = raw.schema.field(columns.label), source.class_names.get(columns.label)
         if split == "train" and learns:
@@ -244,8 +268,10 @@ def _audited(
         tables[split] = pa.table(
             {name: raw[name].take(keep) for name in columns.texts}
             | {"row": keep, "label": task.encode_targets(targets, field, keep, split, names)}
+            | ({columns.id: ids_of(raw, columns).take(keep)} if columns.id else {})
         )
     assert columns is not None
+    columns = replace(columns, id=next(iter(ids.values()), ""))
     _set_aside(options, task, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
     _drop_shared(options, tables, columns, facts, notes)
@@ -265,6 +291,55 @@ def _audited(
     if learns:
         task.fit(labels_of(tables["train"]))
     return tables, columns, facts, notes
+
+
+def _unlabelled(
+    options: DataOptions, scoring: Scoring, raw: pa.Table, label: str | None, split: str
+) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
+    """The same for a split without labels, in the order of its source."""
+    texts = _texts(options, scoring, raw)
+    used = [*texts, *([label] if label and label in raw.column_names else [])]
+    id_column = choose_id(raw, scoring.id, used, split)
+    columns = choose_columns(raw, texts, label, split, is_labelled=False, id_column=id_column)
+    named = f" (column {label!r})" if label else ""
+    notes = [f"{split}: no row has a label{named}, so its rows are predicted and not scored"]
+    others = [] if texts else unused_texts(raw, columns)
+    if others:
+        notes.append(_unused_note(columns, others))
+    ids = ids_of(raw, columns) if columns.id else None
+    raw = plain(raw.select(list(columns.texts)), columns)
+    keep, facts = usable_rows(options, raw, columns, split, notes, blank_is_a_label=False)
+    most = options.max_eval_samples if split == "validation" else options.max_predict_samples
+    most = options.max_train_samples if split == "train" else most
+    if most and most < len(keep):
+        notes.append(f"{split}: a sample of {most:,} of {len(keep):,} rows")
+        keep = keep[np.sort(sample(len(keep), most))]
+    if len(keep) < raw.num_rows:
+        raw, ids = raw.take(keep), None if ids is None else ids.take(keep)
+    table = raw.append_column("row", pa.array(keep))
+    if ids is not None:
+        table = table.append_column(columns.id, ids)
+    return {split: table}, columns, {split: {**facts, "rows": len(keep)}}, notes
+
+
+def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tuple[str, ...]:
+    """The text columns that the user named, or that the model was trained on, if these are there; else
+    none."""
+    trained_on = scoring.texts if scoring and set(scoring.texts) <= set(raw.column_names) else ()
+    texts = tuple(options.text_columns) or trained_on
+    taken = [name for name in texts if scoring and len(texts) == 2 and name in WRITTEN]
+    if taken:
+        raise UserError(
+            f"text_column_names: {taken[0]!r} is the name of another column of the predictions; rename it."
+        )
+    return texts
+
+
+def _unused_note(columns: Columns, others: list[str]) -> str:
+    return (
+        f"the text is the column {columns.texts[0]!r}; not used: {', '.join(map(repr, others))}; "
+        "text_column_names chooses another, or two for a pair"
+    )
 
 
 def usable_rows(

@@ -94,6 +94,10 @@ class Task(ABC):
         """The sum (not the mean) of the rows' losses times their weights: a scalar on the device."""
 
     @abstractmethod
+    def score(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Scores (rows, targets) float32 on the device, from the texts alone: `batch` may have no labels."""
+
+    @abstractmethod
     def predict(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (rows, targets) and the unsmoothed loss of each row (rows,), both float32 on the device."""
 

@@ -56,6 +56,9 @@ def test_eval_says_what_training_said(trained):
     theirs = {key: value for key, value in again.items() if key.startswith("test/")}
     assert theirs == {key: value for key, value in ours.items() if key.startswith("test/")}
     assert again["headline"] == ours["headline"] == ["accuracy", "f1_macro"]
+    pages = [(trained / place / "report.html").read_text() for place in (".", "evaluation-test")]
+    assert all(f"<b>{ours['test/accuracy']:#.4g}</b>" in page and "south" in page for page in pages)
+    assert ["#curves" in page for page in pages] == [True, False]
 
 
 def test_each_metric_has_an_interval_around_it(trained):

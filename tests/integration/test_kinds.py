@@ -100,6 +100,11 @@ def test_accumulation_and_two_processes_give_the_same(config, on_two, request, t
             assert difference <= tolerance(key), (other.name, key)
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
     assert set(results[0]) == set(results[1]) and results[0]["best/step"] == results[1]["best/step"]
+    for key in results[0].keys() & {
+        "eval/accuracy",
+        "eval/f1_micro",
+    }:  # of the same thresholds as its interval
+        assert results[0][f"{key}_low"] <= results[0][key] <= results[0][f"{key}_high"]
 
 
 def assert_close(one, other, key):

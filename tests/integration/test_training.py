@@ -17,7 +17,8 @@ def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):
     assert train_here(**base_flags) == 0
     model = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     checkpoint = ["manifest.json", "model.safetensors", "optimizer.pt", "state.json"]
-    expected = ["config.yaml", "environment.json", "metrics.jsonl", "results.json", "training.png"]
+    expected = ["config.yaml", "environment.json", "metrics.jsonl", "report.html"]
+    expected += ["results.json", "training.png"]
     expected += [f"{name}/{file}" for name in ("best", "final") for file in model]
     expected += [f"checkpoints/step-{step:08d}/{file}" for step in (7, 14) for file in checkpoint]
     expected += ["checkpoints/latest"]

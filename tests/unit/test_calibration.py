@@ -12,6 +12,7 @@ from ft.analysis.calibration import (
     reliability,
     single_label_scores,
     surest_share,
+    threshold_curve,
 )
 
 
@@ -111,3 +112,17 @@ def test_a_curve_of_many_rows_is_short_and_goes_to_all_of_them():
     curve = coverage(generator.random(30_000), generator.random(30_000) < 0.9)["curve"]
     assert len(curve) <= 100 and curve[-1]["coverage"] == 1
     assert curve[-1]["accuracy"] == pytest.approx(0.9, abs=0.01)
+
+
+def test_a_threshold_curve_counts_what_is_given_at_least_the_threshold():
+    generator = np.random.default_rng(3)
+    probability = np.round(generator.random(400), 2)  # many are equal to a threshold
+    happened = generator.random(400) < probability
+    curve = threshold_curve(probability, happened)
+    assert list(curve["threshold"][[0, -1]]) == [0, 1]
+    for place in (0, 7, 50, 93):
+        said = probability >= curve["threshold"][place]
+        expected = sk.precision_recall_fscore_support(happened, said, average="binary")[:3]
+        assert [curve[name][place] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
+    nothing = threshold_curve(probability / 2, np.zeros(400, bool))
+    assert np.isnan(nothing["precision"][-1]) and np.isnan(nothing["recall"]).all()

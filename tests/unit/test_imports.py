@@ -16,13 +16,14 @@ FLOORS = [
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.layers ft.health ft.signals ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics "
-        "ft.analysis.calibration ft.analysis.errors ft.preflight.findings "
+        "ft.analysis.calibration ft.analysis.errors ft.page.plots ft.preflight.findings "
         "ft.preflight.memory ft.preflight.rows",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks "
         "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
         "ft.preflight.near",
-        "ft.data.encode ft.data.sources ft.runtime ft.scored ft.tasks.text_classification.kind "
+        "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
+        "ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
         "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
@@ -31,7 +32,8 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess ft.card ft.push",
+        "ft.resume ft.assess ft.predict ft.page.audit ft.card ft.push",
+        "ft.page",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
         "ft.preflight.reading ft.preflight.floors ft.preflight.probe",

@@ -173,9 +173,13 @@ class TextClassification(Task):
         logits = batch.of_rows(model(**batch.inputs).logits.float())
         return (self.kind.training_losses(logits, batch.labels) * batch.weights).sum()
 
+    def score(self, model: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Logits (rows, labels)."""
+        return batch.of_rows(model(**batch.inputs).logits.float())
+
     def predict(self, model: torch.nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, labels), and the kind's plain loss of each row."""
-        logits = batch.of_rows(model(**batch.inputs).logits.float())
+        logits = self.score(model, batch)
         return logits, self.kind.plain_losses(logits, batch.labels)
 
     def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:

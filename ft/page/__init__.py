@@ -1,0 +1,200 @@
+"""report.html: one file for people, with all that a run or an evaluation found, made of what results.json
+holds, the log, the data and the config."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ft.analysis.calibration import decisions, threshold_curve
+from ft.cli import dump
+from ft.config import Config
+from ft.data.prepare import Data
+from ft.evaluation import Evaluation
+from ft.metrics import softmax
+from ft.model import write_whole
+from ft.page import audit
+from ft.page.plots import Plots
+from ft.report import environment, truncation_notes
+from ft.tasks.base import Task
+
+NAME = "report.html"
+MOST_ROWS = 100  # of a table
+MOST_CLASSES = 20  # of a confusion matrix that is a table; a picture beyond
+NOT_HTML = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what no HTML file may hold
+
+
+def write_page(
+    folder: Path, config: Config, task: Task, data: Data, results: Mapping[str, Any],
+    scored: Mapping[str, Evaluation], accelerator: Any,
+) -> None:  # fmt: skip
+    """Write report.html into the folder that holds results.json; the texts of the data are escaped in it.
+
+    `results` is the content of results.json, `scored` has the evaluations that it speaks of under their
+    splits. To be called on the main process."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
+    content = page_content(folder, config, task, data, results, scored) | {
+        "environment": environment(data, accelerator)
+    }
+    page = jinja.get_template("report.html.j2").render(content).lstrip()
+    write_whole(folder / NAME, NOT_HTML.sub("\N{REPLACEMENT CHARACTER}", page))
+
+
+def page_content(
+    folder: Path, config: Config, task: Task, data: Data, results: Mapping[str, Any],
+    scored: Mapping[str, Evaluation],
+) -> dict[str, Any]:  # fmt: skip
+    """What the template shows, but for the environment. A table or plot that this kind of label lacks is
+    empty or not there."""
+    plots = Plots()
+    found = {split: _found(results, split) for split in scored}
+    trained = "train/total_steps" in results
+    repeat = replace(config, resume_from_checkpoint=None, overwrite_output_dir=False)
+    return {
+        "name": config.run_name or Path(config.output_dir).resolve().name,
+        "folder": str(folder),
+        "trained": trained,
+        "results": results,
+        "config": config,
+        "splits": found,
+        "metrics": _metrics(found, results["headline"]),
+        "curves": _curves(folder, config.best_metric, plots) if trained else [],
+        "plots": {split: _plots(split, found[split], task, data, scored[split], plots) for split in scored},
+        "together": _plots_of_all(found, plots),
+        "errors": {
+            split: [_error(line) for line in found[split].get("worst_errors", [])] for split in scored
+        },
+        "data_splits": list(data.splits),
+        "rows_table": audit.rows_table(data),
+        "label_table": audit.label_table(data, task),
+        "target_table": audit.target_table(data),
+        "notes": [*data.notes, *truncation_notes(data.splits)],
+        "findings": audit.preflight_findings(config.output_dir),
+        "yaml": dump(repeat),
+        "most_rows": MOST_ROWS,
+    }
+
+
+def _found(results: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What results.json has of a scored split."""
+    prefix = "eval/" if split == "validation" else f"{split}/"
+    return {key[len(prefix) :]: value for key, value in results.items() if key.startswith(prefix)}
+
+
+def _metrics(found: Mapping[str, dict[str, Any]], headline: list[str]) -> list[dict[str, Any]]:
+    """The numbers, the headline first: name, and for each split value, low and high."""
+    names = dict.fromkeys([*headline, *(name for numbers in found.values() for name in numbers)])
+    return [
+        {
+            "name": name,
+            "headline": name in headline,
+            "cells": [[of.get(name), of.get(f"{name}_low"), of.get(f"{name}_high")] for of in found.values()],
+        }
+        for name in names
+        if name != "rows" and not name.endswith(("_low", "_high"))
+        and any(isinstance(numbers.get(name), int | float) for numbers in found.values())
+    ]  # fmt: skip
+
+
+def _curves(folder: Path, metric: str | None, plots: Plots) -> list[str]:
+    """Loss, learning rate and the metric that chooses the best model, over updates, as far as logged."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    panels = {"loss": ["train/loss", "eval/loss"], "learning rate": ["train/learning_rate"]}
+    if metric != "loss":
+        panels[f"validation {metric}"] = [f"eval/{metric}"]
+    drawn = []
+    for title, keys in panels.items():
+        series = {}
+        for key in keys:
+            logged = [row for row in rows if isinstance(row.get(key), int | float)]
+            if logged:
+                series[key] = ([row["step"] for row in logged], [row[key] for row in logged])
+        if series:
+            drawn.append(
+                plots.lines(f"{title} over updates", "update", title, series, keys[1:], whole_x=True)
+            )
+    return drawn
+
+
+def _plots(
+    split: str, found: Mapping[str, Any], task: Task, data: Data, result: Evaluation, plots: Plots
+) -> dict[str, str]:
+    """The plots of one split alone."""
+    scores, labels = result.scores, data.splits[split].labels
+    assert scores is not None and labels is not None
+    drawn = {}
+    if len(found.get("confusion_matrix", [])) > MOST_CLASSES:
+        drawn["confusion"] = plots.confusion(f"confusion matrix, {split}", found["confusion_matrix"])
+    if labels.dtype.kind == "f":
+        drawn["agreement"] = plots.agreement(f"predictions, {split}", labels, task.predictions(scores))
+    elif labels.ndim == 2 or scores.shape[1] == 2:
+        # Of two classes, those of the second one: a label that a row has or has not.
+        given = decisions(scores, labels) if labels.ndim == 2 else (softmax(scores)[:, 1], labels == 1)
+        used = [label["threshold"] for label in found.get("per_label", {}).values()] or [0.5]
+        title = f"precision, recall and F1 against the threshold, {split}"
+        drawn["thresholds"] = plots.thresholds(title, threshold_curve(*given), used)
+    return drawn
+
+
+def _plots_of_all(found: Mapping[str, dict[str, Any]], plots: Plots) -> dict[str, str]:
+    """The plots that show all splits together."""
+    drawn = {}
+    if tables := {split: of["reliability"] for split, of in found.items() if "reliability" in of}:
+        drawn["reliability"] = plots.reliability("reliability diagram", tables)
+    if curves := {split: of["coverage"] for split, of in found.items() if "coverage" in of}:
+        points = {
+            split: ([p["coverage"] for p in curve], [p["accuracy"] for p in curve])
+            for split, curve in curves.items()
+        }
+        drawn["coverage"] = plots.lines(
+            "accuracy against coverage", "share of the rows, the surest first", "share that is right", points
+        )
+    return drawn
+
+
+def _error(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of worst_errors with its texts apart."""
+    known = ("row", "label", "prediction", "confidence", "error")
+    texts = [(name, text) for name, text in line.items() if name not in known]
+    return {"texts": texts, **{name: line[name] for name in known if name in line}}
+
+
+def number(value: Any) -> str:
+    """A number for people: four significant digits, whole ones whole, a dash for none."""
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:#.4g}"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 as a percentage of three digits."""
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
+
+
+def said(value: Any) -> str:
+    """A target or a prediction, as the data has it, for people."""
+    if isinstance(value, list):
+        return ", ".join(value) or "no label"
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def breakable(name: str) -> Any:
+    """A name, escaped, which a narrow column may break after its underscores."""
+    from markupsafe import Markup
+
+    return Markup("_<wbr>").join(name.split("_"))

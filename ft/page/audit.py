@@ -1,0 +1,83 @@
+"""What the page says of the data: rows, labels, what was dropped, repeated or cut, and what the preflight
+found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ft.data.prepare import Data
+from ft.tasks.base import Task
+
+REASONS = {
+    "repeated_texts": "repeat the text of another row of the split",
+    "shared_with_validation": "text is in validation, too",
+    "shared_with_test": "text is in test, too",
+}
+
+
+def rows_table(data: Data) -> list[tuple[str, list[int | float | None]]]:
+    """Lines of a table with a column for each split; None where a split has no such number."""
+    splits = list(data.splits)
+    facts = [data.facts.get(split, {}) for split in splits]
+    reasons = dict.fromkeys(reason for known in facts for reason in known.get("dropped", {}))
+    lengths = [data.splits[split].full_lengths for split in splits]
+    table: list[tuple[str, list[Any]]] = [
+        ("rows", [len(data.splits[split]) for split in splits]),
+        *((f"dropped: {why}", [known.get("dropped", {}).get(why) for known in facts]) for why in reasons),
+        *((words, [known.get(name) for known in facts]) for name, words in REASONS.items()),
+        ("tokens a row, mean", [float(known.mean()) for known in lengths]),
+        ("tokens, longest row", [int(known.max()) for known in lengths]),
+        ("texts that are cut", [int(data.splits[split].cut.sum()) for split in splits]),
+    ]  # fmt: skip
+    return [(name, cells) for name, cells in table if any(cell is not None for cell in cells)]
+
+
+def label_table(data: Data, task: Task) -> list[tuple[str, list[int]]]:
+    """Rows that have each label, a column for each split, the most frequent first; nothing for numbers."""
+    labels = _labels(data)
+    if not labels or labels[0].dtype.kind == "f":
+        return []
+    if labels[0].ndim == 2:
+        counts = [rows.sum(axis=0, dtype=np.int64) for rows in labels]
+        names = [task.describe_target(one)[0] for one in np.eye(labels[0].shape[1], dtype=labels[0].dtype)]
+    else:
+        classes = max(int(rows.max()) for rows in labels) + 1
+        counts = [np.bincount(rows, minlength=classes) for rows in labels]
+        names = [task.describe_target(number) for number in range(classes)]
+    order = np.argsort(-counts[0], kind="stable")
+    return [(names[place], [int(count[place]) for count in counts]) for place in order]
+
+
+def target_table(data: Data) -> list[tuple[str, list[float]]]:
+    """The spread of the targets of a regression, a column for each split; nothing for labels."""
+    labels = _labels(data)
+    if not labels or labels[0].dtype.kind != "f":
+        return []
+    measures: dict[str, Any] = {
+        "mean": np.mean,
+        "standard deviation": np.std,
+        "least": np.min,
+        "greatest": np.max,
+    }
+    return [
+        (f"target, {name}", [float(measure(rows)) for rows in labels]) for name, measure in measures.items()
+    ]
+
+
+def _labels(data: Data) -> list[np.ndarray]:
+    """The encoded targets of every split; nothing where one has none."""
+    labels = [rows.labels for rows in data.splits.values()]
+    return [] if any(rows is None for rows in labels) else labels  # type: ignore[return-value]
+
+
+def preflight_findings(output_dir: str) -> list[dict[str, str]]:
+    """What a preflight in the same folder found, the blocking first; nothing where there was none."""
+    try:
+        found = json.loads((Path(output_dir) / "preflight.json").read_text(encoding="utf-8"))["findings"]
+        return sorted(found, key=lambda finding: finding["level"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or the user's own file of that name
+        return []

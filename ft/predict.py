@@ -1,0 +1,110 @@
+"""predict(): the rows of a split without labels, chunk by chunk, to a file of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ft.config import EvalConfig
+from ft.data.audit import describe_rows
+from ft.data.encode import EncodedRows
+from ft.data.loader import ChunkSampler, RowDataset, build_loader
+from ft.data.prepare import Data
+from ft.errors import EXIT_DONE, UserError, printable
+from ft.evaluation import gather_rows
+from ft.prediction_files import PredictionFile
+from ft.report import evaluation_folder, evaluation_notes, prediction_lines
+from ft.runtime import HostGroup
+from ft.tasks.base import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Enough for batches of rows of like length, few enough to hold the scores of. Not a function of the launch:
+# the same rows make up the same batches, and so get the same scores, on any number of processes.
+CHUNK_ROWS = 16_384
+
+
+def predict(
+    config: EvalConfig, accelerator: Accelerator, task: Task, model: Any, tokenizer: Any, data: Data,
+    split: str, notes: list[str], bar: Callable,
+) -> int:  # fmt: skip
+    """Write the predictions of a split without labels, in the order of its rows; returns the exit code.
+
+    The encoded rows stay in their file and the scores of one chunk are held, so that memory grows with the
+    rows by a few bytes each. Raises `UserError` where nothing can be written, or a score is not finite."""
+    if config.suspected_label_errors:
+        raise UserError(
+            f"suspected_label_errors: no row of the {split} data has a label; leave it out, or name the "
+            "label_column_name."
+        )
+    rows = data.splits[split]
+    folder = Path(HostGroup(accelerator).from_main(lambda: str(_folder(config.output_dir, split))))
+    dataset = RowDataset(rows, tokenizer)
+    sampler = ChunkSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes, CHUNK_ROWS)
+    loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
+    model, loader = accelerator.prepare(model, loader)
+    with bar(total=len(rows), desc=f"predict {split}", unit="rows") as shown:
+        chunks = predicted_chunks(accelerator, task, model, loader, sampler.chunks, rows, shown.update)
+        if not accelerator.is_main_process:
+            for _ in chunks:
+                pass
+            return EXIT_DONE
+        kind, delimiter, schema = config.predictions_format, config.label_delimiter, rows.table.schema
+        with PredictionFile(folder, kind, delimiter, schema) as file:
+            for part, scores in chunks:
+                file.write(prediction_lines(part, data.columns, task, scores))
+                del part, scores  # before the next are made
+    if (folder / "results.json").exists():
+        notes = [*notes, f"{folder / 'results.json'} is of an earlier evaluation"]
+    for note in (*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)):
+        print(printable(f"note: {note}"))
+    print(f"{split}: {len(rows):,} rows predicted, none scored")
+    print(f"written to {folder}: {file.path.name}")
+    return EXIT_DONE
+
+
+def predicted_chunks(
+    accelerator: Accelerator, task: Task, model: Any, loader: Any, chunks: list[tuple[int, int, int]],
+    rows: EncodedRows, after_batch: Callable[[int], object],
+) -> Iterator[tuple[EncodedRows, np.ndarray]]:  # fmt: skip
+    """The rows of one chunk after another with their scores (rows, targets), in their order, on every
+    process.
+
+    `loader` is the prepared loader of the split's `ChunkSampler`, and `chunks` are the sampler's. Nothing is
+    kept of a chunk when the next is asked for, nor done for the next before it is. Raises `UserError` for
+    scores that are not finite."""
+    model.eval()
+    batches = iter(loader)
+    for begin, end, count in chunks:
+        parts = []
+        with torch.inference_mode():
+            for batch in islice(batches, count):
+                with accelerator.autocast():
+                    scores = task.score(model, batch)
+                real = batch.slot.rows.size  # a filler slot has none
+                parts.append((batch.row_ids[:real], scores[:real].float()))
+                after_batch(accelerator.num_processes * real)
+        part, (gathered,) = rows.part(begin, end), gather_rows(accelerator, parts, begin, end)
+        del parts, scores, batch
+        broken = part.row[~np.isfinite(gathered).all(axis=1)]
+        if len(broken):
+            raise UserError(
+                f"the model's scores are not finite for {describe_rows(broken)}; rows count from 0. Is the "
+                "training that made it diverged?"
+            )
+        yield part, gathered
+        del gathered
+    assert next(batches, None) is None, "the loader holds more batches than the chunks"
+
+
+def _folder(output_dir: str, split: str) -> Path:
+    try:
+        return evaluation_folder(output_dir, split)
+    except OSError as error:
+        raise UserError(f"output_dir: {output_dir!r} cannot be made: {error.strerror}.") from None

@@ -1,0 +1,116 @@
+"""The file of predictions, in jsonl, csv or parquet: written as they come, whole or absent."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ft.errors import UserError
+from ft.tracking import to_json
+
+JOINED = "|"  # stands between the labels of a row in csv, where the user has no other delimiter
+
+
+class PredictionFile(AbstractContextManager):
+    """Takes the lines of `ft.report.prediction_lines` in parts. The file gets its name when all are written;
+    after an error nothing is left.
+
+    jsonl has the lines as they are. csv and parquet have, in the place of the probabilities, a column
+    probability_LABEL for each label. csv has every field in quotes, so that no text breaks a line, and
+    several labels in one field, joined by `delimiter`; parquet has them as lists, and a row group for each
+    part. `schema` is that of the encoded rows, for the types of what is copied. Raises `UserError` where
+    nothing can be written, or a name or a label stands in the way."""
+
+    def __init__(self, folder: Path, kind: str, delimiter: str | None = None, schema: Any = None) -> None:
+        self.path, self.kind = folder / f"predictions.{kind}", kind
+        self.types = {field.name: field.type for field in schema or () if field.name != "label"}
+        self.delimiter = delimiter or JOINED
+        self._temporary = folder / f".{self.path.name}.tmp"
+        self._table: Any = None  # the csv or parquet writer, once there is a first line
+        with self._complaints():
+            if kind == "parquet":
+                self._file: Any = open(self._temporary, "wb")
+            else:
+                self._file = open(self._temporary, "w", encoding="utf-8", newline="")
+
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Add some lines; each has the keys of the first."""
+        with self._complaints():
+            {"jsonl": self._write_jsonl, "csv": self._write_csv, "parquet": self._write_parquet}[self.kind](
+                lines
+            )
+
+    def _write_jsonl(self, lines: Iterable[dict[str, Any]]) -> None:
+        self._file.writelines(to_json(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def _write_csv(self, lines: Iterable[dict[str, Any]]) -> None:
+        for line in lines:
+            flat = _flat(line)
+            if self._table is None:
+                self._check_delimiter(line)
+                self._table = csv.writer(self._file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+                self._table.writerow(flat)
+            values = flat.values()
+            self._table.writerow(self.delimiter.join(v) if isinstance(v, list) else v for v in values)
+
+    def _write_parquet(self, lines: Iterable[dict[str, Any]]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [_flat(line) for line in lines]
+        if self._table is None:
+            types = {name: self.types.get(name, _type_of(value)) for name, value in rows[0].items()}
+            self._table = pq.ParquetWriter(self._file, pa.schema(list(types.items())))
+        self._table.write_table(pa.Table.from_pylist(rows, self._table.schema))
+
+    def _check_delimiter(self, line: dict[str, Any]) -> None:
+        odd = [name for name in line.get("probabilities", ()) if self.delimiter in name]
+        if odd and isinstance(line["prediction"], list):
+            raise UserError(
+                f"predictions_format: the label {odd[0]!r} holds {self.delimiter!r}, which is to stand "
+                "between the labels of a row in csv; set another label_delimiter, or choose jsonl or parquet."
+            )
+
+    @contextmanager
+    def _complaints(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}.") from None
+
+    def __exit__(self, kind: Any, *exc: Any) -> None:
+        with self._complaints():
+            try:
+                if self.kind == "parquet" and self._table is not None:
+                    self._table.close()
+                self._file.close()
+                if kind is None:
+                    self._temporary.replace(self.path)
+            finally:
+                self._temporary.unlink(missing_ok=True)
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """A line without the mapping of probabilities, which become columns."""
+    flat = {name: value for name, value in line.items() if name != "probabilities"}
+    for name, probability in line.get("probabilities", {}).items():
+        column = f"probability_{name}"
+        if column in flat:
+            raise UserError(
+                f"predictions_format: {column!r} is a column of the data and of the predictions; rename it, "
+                "or choose jsonl."
+            )
+        flat[column] = probability
+    return flat
+
+
+def _type_of(value: Any) -> Any:
+    """The Arrow type of a column whose first value this is."""
+    import pyarrow as pa
+
+    if isinstance(value, list):
+        return pa.list_(pa.string())
+    return pa.int64() if isinstance(value, int) else pa.float64() if isinstance(value, float) else pa.string()
