@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ft.errors import UserError
 from ft.options import BatchOptions, DataOptions, EvalOptions, ModelOptions, OptimOptions, RunOptions
@@ -61,6 +61,17 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"resume_from_checkpoint: found {self.resume_from_checkpoint!r}, but num_seeds is "
                 f"{self.num_seeds}: each seed has checkpoints of its own; expected latest."
             )
+        if self.push_to_hub and self.num_seeds > 1:
+            raise UserError(
+                "push_to_hub: num_seeds trains several models; leave it out, and upload one of them with "
+                "`hf upload`."
+            )
+        if not self.push_to_hub:
+            for name in ("hub_model_id", "hub_private_repo"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name}: is about push_to_hub, which is not set; set it, or leave it out."
+                    )
         for name in ("class_weights", "pos_weight"):
             self.weights(name)
         self._check_recipes()
@@ -71,6 +82,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         """The same without what was said of the folder itself: it repeats the run, neither resumes nor
         removes."""
         return replace(self, resume_from_checkpoint=None, overwrite_output_dir=False)
+
+    def private(self, **changes: Any) -> Config:
+        """The same run, of one seed, that tells no tracker and no hub, with some changes."""
+        alone: dict[str, Any] = {"num_seeds": 1, "report_to": "none", "push_to_hub": False}
+        return replace(self, **alone, hub_model_id=None, hub_private_repo=None, **changes)
 
     def _check_recipes(self) -> None:
         if not 0 < self.layerwise_lr_decay <= 1:

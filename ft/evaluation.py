@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """`metrics`: loss and the task's metrics, the same on every process. `scores` (rows, targets) in the
-    order of the encoded split, on the main process; None elsewhere."""
+    """`metrics`: loss and the task's metrics, the same on every process. `scores` (rows, targets) and
+    `labels` in the order of the encoded split, on the main process; None elsewhere."""
 
     metrics: dict[str, Any]
     scores: np.ndarray | None
+    labels: np.ndarray | None = None
 
 
 def evaluate(
@@ -77,7 +78,11 @@ def evaluate(
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(found, src=0)
     metrics, task.calibration = found
-    return Evaluation(metrics, scores_all if accelerator.is_main_process else None)
+    return (
+        Evaluation(metrics, scores_all, rows.labels)
+        if accelerator.is_main_process
+        else Evaluation(metrics, None)
+    )
 
 
 def gather_rows(

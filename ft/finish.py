@@ -13,6 +13,7 @@ from ft.evaluation import Evaluation, prefix_of
 from ft.model import load_weights
 from ft.output import write_whole
 from ft.page import write_page
+from ft.push import push
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
 
@@ -33,11 +34,10 @@ def finish(run: Run) -> None:
     seconds = run.clock.seconds()
     if run.latest is None and config.eval_strategy != "no":
         run.latest = _last_score(run, "validation")  # a finished run was resumed
-    last_metrics = run.latest.metrics if run.latest else {}
-    run.export("final", last_metrics)
+    run.export("final", run.latest)
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
-        run.export("best", last_metrics)
+        run.export("best", run.latest)
         if config.eval_strategy == "no":
             run.say(
                 "not evaluated (eval_strategy: no), so best/ is the model of the last update, as final/ is"
@@ -73,6 +73,8 @@ def finish(run: Run) -> None:
         write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
     run.close(results)
     run.say(end_summary(results, config, run.task, run.output_dir))
+    if config.push_to_hub:
+        run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")
 
 
 def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:

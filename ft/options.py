@@ -268,6 +268,12 @@ class RunOptions:
     installed."""
     run_name: str | None = None
     """Name of the run in the trackers. Default: the name of output_dir."""
+    push_to_hub: bool = False
+    """Upload best/ to the Hub at the end. The repository is made before the training."""
+    hub_model_id: str | None = None
+    """Repository for it, "name" or "organisation/name". Default: the name of output_dir."""
+    hub_private_repo: bool | None = None
+    """Whether a new repository is private. Default: as your account or organisation has it."""
 
 
 @dataclass(kw_only=True)

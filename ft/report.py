@@ -1,4 +1,4 @@
-"""What a person looks at: the summary in the terminal, the picture of the training, the model card."""
+"""What a person looks at: the summary in the terminal, and the picture of the training."""
 
 from __future__ import annotations
 
@@ -247,33 +247,6 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
     figure.savefig(output_dir / ".training.png", dpi=120)
     plt.close(figure)
     (output_dir / ".training.png").replace(output_dir / "training.png")
-
-
-def model_card(config: Config, task: Task, step: int, metrics: dict[str, Any]) -> str:
-    """README.md of an exported model: what it is, how good it was on the validation rows, how to load it."""
-    table = "\n".join(f"| {k} | {v:.4f} |" for k, v in metrics.items() if isinstance(v, int | float))
-    return f"""---
-pipeline_tag: {task.pipeline_tag}
-library_name: transformers
-base_model: {json.dumps(config.model_name_or_path)}
----
-# {config.run_name or Path(config.output_dir).resolve().name}
-
-{config.model_name_or_path} fine-tuned on {config.dataset_name or config.train_file}, after {step:,} updates
-of {config.global_batch_size} rows (seed {config.seed}, learning rate {config.learning_rate:g}).
-
-## Labels
-
-{task.card_labels()}
-
-## Validation
-
-{f"| metric | value |{chr(10)}|---|---|{chr(10)}{table}" if table else "Not evaluated."}
-
-## Use
-
-{task.card_usage()}
-"""
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:

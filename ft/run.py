@@ -13,6 +13,7 @@ import torch
 
 from ft import checkpoint
 from ft.best import forget_bests, kept_best, weights_sample
+from ft.card import model_card
 from ft.checkpoint import Progress
 from ft.cli import dump
 from ft.config import Config, parse_duration
@@ -26,12 +27,13 @@ from ft.health import HealthWatch
 from ft.lora import check_peft
 from ft.model import export
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir, write_whole
-from ft.report import environment, model_card, progress_bar, start_summary
+from ft.push import check_hub
+from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.signals import StopSignals
 from ft.tasks.base import Task
-from ft.tracking import Tracker, scalars, to_json
+from ft.tracking import Tracker, to_json
 from ft.watchdog import Watchdog
 from ft.writer import BackgroundWriter
 
@@ -63,6 +65,7 @@ class Run:
         if config.lora_rank is not None:
             check_peft()
         self._check_metrics()
+        self.hosts.from_main(lambda: check_hub(config))
 
     def _check_metrics(self) -> None:
         """Raise `UserError` for a metric that the task does not give; once what the task learns is known,
@@ -229,7 +232,7 @@ class Run:
                 return
             progress.best_calibration = self.task.calibration
             known = before and before == self._saved_best
-            self.export("best", values, kept_best(self.output_dir, before) if known else None)
+            self.export("best", self.latest, kept_best(self.output_dir, before) if known else None)
             if self.accelerator.is_main_process:
                 progress.best_weights = weights_sample(self.output_dir / "best")
 
@@ -364,12 +367,15 @@ class Run:
     def _hold(self, lock: Any) -> None:
         self._lock = lock  # of the main process, until it ends
 
-    def export(self, name: str, metrics: dict[str, Any], keep: Path | None = None) -> None:
-        """Write the model as it is to best/ or final/; the one that was there is kept as `keep`, or goes."""
+    def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
+        """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the
+        card; the one that was there is kept as `keep`, or goes."""
         with averaged(self.optimizer):
             state = self.accelerator.get_state_dict(self.model)
             if self.accelerator.is_main_process:
-                card = model_card(self.config, self.task, self.progress.step, scalars(metrics))
+                card = model_card(
+                    self.config, self.task, self.data, self.max_length, self.progress.step, scored
+                )
                 model = self.accelerator.unwrap_model(self.model)
                 state = self.task.export_weights(state, model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,11 @@ class _Matrix:
         bound = min(config.per_device_train_batch_size or math.inf, config.global_batch_size)
         self.quarter = max(1, int(bound) // 4)
         evaluates = config.eval_strategy != "no"
-        short = replace(
-            config,
+        short = config.private(
             max_train_steps=UPDATES, max_time=None, logging_steps=1, save_strategy="steps",
-            save_steps=SAVE_EVERY, save_total_limit=None, resume_from_checkpoint=None, report_to="none",
+            save_steps=SAVE_EVERY, save_total_limit=None, resume_from_checkpoint=None,
             eval_strategy="steps" if evaluates else "no", eval_steps=UPDATES // 2 if evaluates else None,
-            early_stopping_patience=None, verify=False, num_seeds=1, overwrite_output_dir=False,
+            early_stopping_patience=None, verify=False, overwrite_output_dir=False,
             warmup_steps=None if config.warmup_steps is None else min(config.warmup_steps, UPDATES),
             max_eval_samples=min(config.max_eval_samples or ROWS, ROWS),
             max_predict_samples=min(config.max_predict_samples or ROWS, ROWS),

@@ -20,7 +20,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 6  # part of every key: raise it when what is written changes
+CACHE_VERSION = 8  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -29,13 +29,14 @@ class Data:
     One that an evaluation asked for has no labels where no row of its source has one.
 
     `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
-    user."""
+    user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source."""
 
     splits: dict[str, EncodedRows]
     columns: Columns
     facts: dict[str, Any]
     notes: list[str]
     fingerprint: str
+    sources: dict[str, str]
 
 
 def prepare_data(
@@ -70,7 +71,9 @@ def prepare_data(
             again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
             data = None if again else _open(folder, task)
             if data is None:
-                _build(folder, options, task, tokenizer, max_length, sources, splits, scoring, progress)
+                _build(
+                    folder, options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
+                )
                 data = _open(folder, task)
     except OSError as error:
         raise UserError(
@@ -92,6 +95,7 @@ def _open(folder: Path, task: Task) -> Data | None:
             facts=known["facts"],
             notes=known["notes"],
             fingerprint=folder.name,
+            sources=known["sources"],
         )
     except (OSError, ValueError, KeyError):  # pyarrow's complaint of a cut file is a ValueError
         return None
@@ -151,6 +155,7 @@ def _build(
     tokenizer: Any,
     max_length: int,
     sources: dict[str, Source],
+    prints: dict[str, str],
     splits: tuple[str, ...],
     scoring: Scoring | None,
     progress: Callable,
@@ -185,6 +190,7 @@ def _build(
             "columns": vars(columns),
             "facts": facts,
             "notes": notes,
+            "sources": prints,
             "task": task.state(),
         }
         (temporary / "data.json").write_text(json.dumps(state))

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +58,7 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
 def _audit(config: Config) -> dict[str, Any]:
     from ft.output import check_output_dir
     from ft.preflight.audit import audit_apart
+    from ft.push import check_hub
 
     report = audit_apart(config)
     findings = Findings(report["findings"])
@@ -67,6 +67,10 @@ def _audit(config: Config) -> dict[str, Any]:
             findings.warn("checkpoint", warning)
     except UserError as error:
         findings.block("output_dir", str(error))
+    try:
+        check_hub(config, create=False)
+    except UserError as error:
+        findings.block("push_to_hub", str(error))
     return {**report, "findings": findings.as_json()}
 
 
@@ -95,10 +99,8 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
 
     blocking = findings.blocking_topics()
     checkpoint = None if "output_dir" in blocking else check_output_dir(config)[0]
-    short = replace(
-        config,
-        preflight=False,
-        num_seeds=1, output_dir=str(place), overwrite_output_dir=True, report_to="none", max_time=None,
+    short = config.private(
+        preflight=False, output_dir=str(place), overwrite_output_dir=True, max_time=None,
         resume_from_checkpoint=str(checkpoint) if checkpoint else None,
         on_bad_rows="drop" if "bad_rows" in blocking else config.on_bad_rows,
     )  # fmt: skip

@@ -232,13 +232,16 @@ def test_an_error_of_another_kind_is_raised_unless_no_memory_was_left(base_flags
     assert blocking_of(tmp_path / "run") == ["memory"]
 
 
-def test_an_output_dir_that_holds_a_run_blocks_and_stays_as_it_is(base_flags, tmp_path):
+def test_an_output_dir_that_holds_a_run_and_a_hub_out_of_reach_block_and_all_stays_as_it_is(
+    base_flags, tmp_path
+):
     short = {**base_flags, "max_train_steps": 2}
     assert train_here(**short) == EXIT_DONE
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    assert train_here(**short, preflight=True) == EXIT_USER_ERROR
+    assert train_here(**short, preflight=True, push_to_hub=True) == EXIT_USER_ERROR
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
-    assert [f["topic"] for f in report["findings"] if f["level"] == "blocking"] == ["output_dir"]
+    blocking = [f["topic"] for f in report["findings"] if f["level"] == "blocking"]
+    assert blocking == ["output_dir", "push_to_hub"]  # the latter as HF_HUB_OFFLINE is set
     after = {path: path.stat().st_mtime_ns for path in before if path.is_file()}
     assert after == {path: before[path] for path in after} and len(after) > 10
 

@@ -1,0 +1,151 @@
+"""The model card: what an exported model is, what it learned from, how good it was, how to load it.
+
+Nothing in it comes from the test rows, or from where the run lies: the same config gives the same card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ft.analysis.intervals import intervals
+from ft.config import Config
+from ft.data.prepare import Data
+from ft.data.sources import local_path
+from ft.evaluation import Evaluation
+from ft.options import BatchOptions, DataOptions, ModelOptions, OptimOptions
+from ft.tasks.base import Task
+
+RESAMPLES = 1000  # ten times as many stand behind results.json; this is done whenever a model is the best
+ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "weight_decay")
+# Said elsewhere in the card, or no matter of the model.
+LEFT_OUT = (
+    "model_name_or_path model_revision tokenizer_name dataset_name train_file validation_file test_file task "
+    "max_length long_text max_windows overwrite_cache preprocessing_num_workers dataloader_num_workers "
+    "max_time max_predict_samples per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps trust_remote_code allow_pickle"
+).split()
+
+
+def model_card(
+    config: Config, task: Task, data: Data, max_length: int, step: int, scored: Evaluation | None
+) -> str:
+    """README.md of an exported model after `step` updates; `scored` are the validation rows as it scores
+    them."""
+    base, source = config.model_name_or_path, config.dataset_name or config.train_file or ""
+    head = [f"pipeline_tag: {task.pipeline_tag}", "library_name: transformers"]
+    if not _is_local(base):
+        head.append(f"base_model: {json.dumps(base)}")
+    if config.dataset_name and not _is_local(source):
+        head.append(f"datasets: [{json.dumps(source)}]")
+    header, newline = "\n".join(head), "\n"
+    rows = ", ".join(f"{data.facts[s]['rows']:,} {s}" for s in ("train", "validation") if s in data.splits)
+    name = Path(base).name if _is_local(base) else base
+    return f"""---
+{header}
+---
+# {config.run_name or f"{name}, fine-tuned"}
+
+{name}, fine-tuned on {"local data" if _is_local(source) else source} ({rows} rows) for {step:,} updates of
+{config.global_batch_size} rows.
+
+## Labels
+
+{task.card_labels()}
+
+## Data
+
+{newline.join(_data(data))}
+
+## Validation
+
+{newline.join(_metrics(task, scored))}
+
+## Settings
+
+{newline.join(_settings(config))}
+
+## Limits
+
+{newline.join(_limits(config, task, max_length, scored))}
+
+## Use
+
+{task.card_usage()}
+"""
+
+
+def _is_local(name: str) -> bool:
+    return name.startswith("pkg:") or local_path(name).exists()
+
+
+def _data(data: Data) -> list[str]:
+    """What the rows were, so that they are known again."""
+    lines = [
+        f"- Text: {', '.join(f'`{name}`' for name in data.columns.texts)}; label: `{data.columns.label}`"
+    ]
+    for split, fingerprint in data.sources.items():
+        if split != "test":
+            lines.append(f"- {split}, SHA-256 of the source: `{fingerprint}`")
+    dropped = {s: facts["dropped"] for s, facts in data.facts.items() if s != "test" and facts.get("dropped")}
+    for split, reasons in dropped.items():
+        lines.append(
+            f"- {split}: left out " + ", ".join(f"{count:,} ({why})" for why, count in reasons.items())
+        )
+    return lines
+
+
+def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
+    """A table of the metrics, with intervals where the scores are at hand."""
+    if scored is None:
+        return ["Not evaluated."]
+    found: dict[str, Any] = {}
+    if scored.scores is not None and scored.labels is not None:
+        judged = task.judge(scored.scores, scored.labels)
+        found = intervals(judged.statistics[:1], RESAMPLES)
+    lines = [
+        f"{scored.metrics['rows']:,} rows. In brackets the 95 percent bootstrap interval over rows.", "",
+        "| metric | value |", "|---|---|",
+    ]  # fmt: skip
+    for name, value in scored.metrics.items():
+        if name == "rows" or not isinstance(value, int | float):
+            continue
+        interval = "" if found.get(name) is None else " ({:.4f} to {:.4f})".format(*found[name])
+        lines.append(f"| {name} | {value:.4f}{interval} |")
+    return lines
+
+
+def _settings(config: Config) -> list[str]:
+    """The options that decide what is learned, where they are not at their defaults."""
+    groups = (BatchOptions, OptimOptions, DataOptions, ModelOptions)
+    names = [name for group in groups for name in group.__annotations__ if name not in LEFT_OUT]
+    defaults = {field.name: field.default for field in fields(config)}
+    lines = ["| option | value |", "|---|---|"]
+    for name in names:
+        value = getattr(config, name)
+        if name in ALWAYS or value != defaults[name]:
+            lines.append(f"| {name} | `{json.dumps(value, ensure_ascii=False)}` |")
+    return lines
+
+
+def _limits(config: Config, task: Task, max_length: int, scored: Evaluation | None) -> list[str]:
+    """What the numbers do not say."""
+    cut = {
+        "truncate": "are cut there",
+        "head_tail": "lose their middle (`long_text: head_tail`; a pipeline cuts their end)",
+        "windows": f"are scored in up to {config.max_windows} windows of it (`long_text: windows`; a "
+        "pipeline sees the first)",
+    }
+    lines = [f"- Texts of more than {max_length:,} tokens {cut[config.long_text or 'truncate']}."]
+    if scored is not None:
+        lines.append(
+            "- The validation rows chose this model among those of other updates"
+            + (f", and its {', '.join(task.calibration)}" if task.calibration else "")
+            + ", so these numbers are a little too good; those of test rows stand in results.json of the run."
+        )
+    lines.append(
+        "- The numbers hold for rows drawn as these were. Other sources, times or languages, and another "
+        "seed of the training, give others."
+    )
+    return lines

@@ -1,0 +1,138 @@
+"""push_to_hub against a stand-in of the Hub's endpoints: asked before the training, done after it."""
+
+import base64
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+import yaml
+from conftest import ONE, flags, launch, train_here
+
+from ft.errors import UserError
+
+
+class Hub:
+    """Takes one account's repositories: whoami, create, preupload, LFS objects, commit."""
+
+    def __init__(self):
+        self.requests, self.objects, self.files, self.broken = [], {}, {}, ()
+        self.about = None
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                outer.requests.append(f"{self.command} {self.path}")
+                code, found = outer.answer(self.command, self.path, body, self.headers)
+                content = json.dumps(found).encode()
+                self.send_response(code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = answer
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, method, path, body, headers):
+        if any(word in path for word in self.broken):
+            return 500, {"error": "out of order"}
+        if path.startswith("/objects/"):
+            self.objects[path.rsplit("/", 1)[1]] = body
+            return 200, {}
+        if headers.get("Authorization") != "Bearer hf_secret":
+            return 401, {"error": "no token"}
+        if path == "/api/whoami-v2":
+            return 200, {"type": "user", "name": "ann", "orgs": []}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'ann'}/{asked['name']}"
+            return 200, {"url": f"{self.address}/{name}", "name": name, "id": name}
+        if path == "/api/validate-yaml":
+            card = json.loads(body)["content"]
+            self.about = yaml.safe_load(card.split("---\n")[1])
+            return 200, {"errors": [], "warnings": []}
+        if "/preupload/" in path:
+            return 200, {
+                "files": [
+                    {
+                        "path": file["path"], "shouldIgnore": False,
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+            }  # fmt: skip
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for one in objects:
+                one["actions"] = {"upload": {"href": f"{self.address}/objects/{one['oid']}"}}
+            return 200, {"transfer": "basic", "objects": objects}
+        if "/commit/" in path:
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.files[value["path"]] = self.objects[value["oid"]]
+            return 200, {"commitUrl": f"{self.address}/ann/m/commit/{'0' * 40}", "commitOid": "0" * 40}
+        return 404, {"error": f"{method} {path}"}
+
+
+@pytest.fixture
+def hub():
+    made = Hub()
+    yield made
+    made.server.shutdown()
+
+
+def pushed(hub, base_flags, token="hf_secret", **values):
+    words = {**base_flags, "max_train_steps": 2, "push_to_hub": "true", **values}
+    return launch(
+        ONE, flags(**words), HF_ENDPOINT=hub.address, HF_TOKEN=token, HF_HUB_OFFLINE="0",
+        HF_HUB_DISABLE_XET="1",
+    )  # fmt: skip
+
+
+def test_best_is_pushed_as_it_is(hub, base_flags, tmp_path):
+    done = pushed(hub, base_flags, hub_model_id="our-reviews")
+    assert done.returncode == 0, done.stderr
+    best = {path.name: path.read_bytes() for path in (tmp_path / "run/best").iterdir()}
+    assert {name: hub.files.get(name) for name in best} == best
+    assert hashlib.sha256(best["model.safetensors"]).hexdigest() in hub.objects
+    assert hub.about == {"pipeline_tag": "text-classification", "library_name": "transformers"}
+    assert "pushed best/ to http" in done.stdout
+    # The account is asked before there is anything to lose.
+    assert hub.requests[0].endswith("/api/whoami-v2") and hub.requests[1].endswith("/api/repos/create")
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in left if b"hf_secret" in path.read_bytes()]
+
+
+def test_a_token_that_the_hub_does_not_know_is_said_before_the_training(hub, base_flags, tmp_path):
+    done = pushed(hub, base_flags, token="hf_wrong")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: push_to_hub: {hub.address} does not take run: ")
+    assert hub.requests == ["GET /api/whoami-v2"] and not (tmp_path / "run").exists()
+
+
+def test_without_the_hub_it_is_said_before_the_training(base_flags, tmp_path):
+    with pytest.raises(UserError, match=r"^push_to_hub: HF_HUB_OFFLINE is set"):
+        train_here(**base_flags, push_to_hub="true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_push_that_fails_loses_nothing_and_says_how_to_go_on(hub, base_flags, tmp_path):
+    hub.broken = ("/commit/",)
+    done = pushed(hub, base_flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the run is finished" in done.stderr and "hf upload ann/run" in done.stderr
+    assert (tmp_path / "run/results.json").exists() and (tmp_path / "run/best/config.json").exists()
