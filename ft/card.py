@@ -41,13 +41,13 @@ def model_card(
         head.append(f"datasets: [{json.dumps(source)}]")
     header, newline = "\n".join(head), "\n"
     rows = ", ".join(f"{data.facts[s]['rows']:,} {s}" for s in ("train", "validation") if s in data.splits)
-    name = Path(base).name if _is_local(base) else base
+    name = _name(base)
     return f"""---
 {header}
 ---
 # {config.run_name or f"{name}, fine-tuned"}
 
-{name}, fine-tuned on {"local data" if _is_local(source) else source} ({rows} rows) for {step:,} updates of
+{name}, fine-tuned on {_name(source, "local data")} ({rows} rows) for {step:,} updates of
 {config.global_batch_size} rows.
 
 ## Labels
@@ -78,6 +78,13 @@ def model_card(
 
 def _is_local(name: str) -> bool:
     return name.startswith("pkg:") or local_path(name).exists()
+
+
+def _name(source: str, local: str | None = None) -> str:
+    """What a source is called where its path means nothing: `local`, or the last part of its path."""
+    if source.startswith("pkg:"):
+        return source.removeprefix("pkg:")
+    return (local or Path(source).resolve().name) if _is_local(source) else source
 
 
 def _data(data: Data) -> list[str]:
