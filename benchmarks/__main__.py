@@ -3,7 +3,17 @@
 import argparse
 import sys
 
-from benchmarks import accuracy, exactness, recipes, saving, start, throughput, tutorial
+from benchmarks import (
+    accuracy,
+    dropout,
+    exactness,
+    label_errors,
+    recipes,
+    saving,
+    start,
+    throughput,
+    tutorial,
+)
 
 COMMANDS = {
     "throughput": throughput,
@@ -13,6 +23,8 @@ COMMANDS = {
     "accuracy": accuracy,
     "tutorial": tutorial,
     "recipes": recipes,
+    "dropout": dropout,
+    "label_errors": label_errors,
 }
 
 
