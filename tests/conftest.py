@@ -7,13 +7,17 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from forks import Fork  # noqa: E402
 
 pytest_plugins = ["fault_table"]
 
@@ -170,8 +174,10 @@ def base_flags(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any
     }
 
 
-def train_here(**values: Any) -> int:
-    """Run train.py's own function in this process, on the flags given; returns the exit code."""
+def train_here(*, drawn: bool = False, **values: Any) -> int:
+    """Run train.py's own function in this process, on the flags given; returns the exit code. `drawn`: with
+    training.png and report.html, which take half of the time of such a run."""
+    import ft.finish
     import train
     from ft.cli import parse
     from ft.config import Config
@@ -180,8 +186,10 @@ def train_here(**values: Any) -> int:
 
     _forget_accelerator()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, LAUNCHER_DIED)}
+    nothing = {} if drawn else {"write_page": Mock(), "draw_training": Mock()}
     try:
-        return train.train(parse(Config, flags(**values)))
+        with patch.multiple(ft.finish, **nothing) if nothing else nullcontext():
+            return train.train(parse(Config, flags(**values)))
     except Stopped:
         return EXIT_STOPPED
     finally:
@@ -206,6 +214,9 @@ def _forget_accelerator() -> None:
     GradientState._reset_state()
 
 
+# A fork of a process that has imported all, and two likewise: for what a run does, not for how it is started.
+FORK = ["fork", "1"]
+FORKS = ["fork", "2"]
 ONE = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # --standalone finds a free port, so that launches do not get into each other's way.
@@ -216,11 +227,14 @@ def launch(
     command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a script for real; after `timeout` seconds the whole process group is killed and the test fails."""
-    env = {**os.environ, **environment}
-    process = subprocess.Popen(
-        [*command, str(ROOT / script), *words], env=env, cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    if command[0] == "fork":
+        assert not environment, "what a library reads when it is imported cannot be changed for a fork"
+        process = Fork(script, words, int(command[1]))
+    else:
+        process = subprocess.Popen(
+            [*command, str(ROOT / script), *words], env={**os.environ, **environment}, cwd=ROOT, text=True,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, ONE, ROOT, flags, launch
+from conftest import ACCELERATE, FORK, ROOT, flags, launch
 
 from ft.verify import compare
 
@@ -88,7 +88,7 @@ def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
     said = end(processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert "2 processes x 16 rows" in said[0]
-    done = launch(ONE, flags(**config(base_flags, tmp_path / "one")))
+    done = launch(FORK, flags(**config(base_flags, tmp_path / "one")))
     assert done.returncode == 0, done.stderr
     found = compare(tmp_path / "one", tmp_path / "two")
     assert found.first == "" and found.rows_scored == (61, 61)

@@ -1,42 +1,14 @@
-"""Runs that kill themselves at a given moment: each is a fork of a process that has made a run before, and
-imported all that a run does, and so takes a fraction of a launch's time. `Nursery` is the caller's side."""
+"""A run that kills itself at a given moment, as a script: `killed_run.py REQUEST`, a JSON object of the
+options of the run, the moment and the environment."""
 
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import traceback
 from pathlib import Path
 
-HERE = Path(__file__).parent
-
-
-class Nursery:
-    """Starts the process that forks; `run` is one run in a fork of it."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, config, moment="never", environment=None):
-        """Run `train_here(**config)`, which kills itself at a moment; returns the exit code, and what it
-        said."""
-        said = Path(config["output_dir"]).with_suffix(".said")
-        request = {
-            "config": {key: str(value) for key, value in config.items()}, "moment": moment,
-            "environment": environment or {}, "said": str(said),
-        }  # fmt: skip
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline()), said.read_text()
-
-    def close(self) -> None:
-        """End it."""
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+from ft import checkpoint
 
 
 def kill() -> None:
@@ -90,9 +62,45 @@ def kill_before(owner, name, condition):
     setattr(owner, name, call)
 
 
-def _run(request) -> int:
+# The steps of write_checkpoint at which something can happen, by the function that does them.
+STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "_digest", "flush", "rename"]
+NUMBERS = range(19)
+
+
+def at_step(number, fault, setattr=setattr, step=8):
+    """Let `fault` happen just before a step of the writing of the checkpoint of update `step`. Returns the
+    steps as they come."""
+    import safetensors.torch
+    import torch
+
+    seen, done = [], []
+
+    def counted(name, function, place_of=lambda args: args[0]):
+        def call(*args, **options):
+            place = str(place_of(args))
+            if not done and (f"step-{step:08d}" in place or (seen and "latest" in place)):
+                seen.append(name)
+                if len(seen) == number + 1:
+                    fault()
+                if name == "rename" and "latest" in place:
+                    done.append(True)
+            return function(*args, **options)
+
+        return call
+
+    second = lambda args: args[1]  # noqa: E731
+    setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
+    setattr(Path, "rename", counted("rename", Path.rename))
+    setattr(safetensors.torch, "save_file", counted("save_file", safetensors.torch.save_file, second))
+    setattr(torch, "save", counted("torch.save", torch.save, second))
+    for name in ("write_flushed", "_digest", "flush"):
+        setattr(checkpoint, name, counted(name, getattr(checkpoint, name)))
+    return seen
+
+
+def main(request) -> int:
+    """One run; the exit code."""
     from conftest import train_here
-    from test_kills import at_step
 
     os.environ |= request["environment"]
     moment, _, number = request["moment"].partition(" #")
@@ -100,35 +108,8 @@ def _run(request) -> int:
         at_step(int(number), kill, step=int(moment))
     elif moment != "never":
         kill_before(*moments()[moment])
-    return train_here(**request["config"])
-
-
-def main() -> None:
-    """Make a run for each request, a line of JSON: the first one here, each later one in a fork. Answers with
-    the exit code."""
-    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
-    answers, first = os.fdopen(os.dup(1), "w"), True
-    for line in sys.stdin:
-        request = json.loads(line)
-        said = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for output in (1, 2):
-            os.dup2(said, output)
-        os.close(said)
-        child = 0 if first else os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = _run(request)
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            if not first:
-                os._exit(code)
-        else:
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        first = False
-        print(code, file=answers, flush=True)
+    return train_here(**request["config"], drawn=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(json.loads(sys.argv[1])))

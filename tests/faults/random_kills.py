@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from compare import same_bits, without_timing  # noqa: E402
 from conftest import ROOT, TORCHRUN, flags  # noqa: E402
+from forks import Fork  # noqa: E402
 
 from ft.checkpoint import FILES, checkpoints_in, find_damage  # noqa: E402
 
@@ -35,8 +36,13 @@ def config(model, data, folder):
     )  # fmt: skip
 
 
+def fork(words):
+    """The run on two processes, forks of one that has imported all; where it left off, if it did."""
+    return Fork("train.py", [*words, "--resume_from_checkpoint", "latest"], processes=2)
+
+
 def start(words):
-    """The run on two processes; where it left off, if it did."""
+    """The same by a real launcher."""
     command = [*TORCHRUN, "2", str(ROOT / "train.py"), *words, "--resume_from_checkpoint", "latest"]
     return subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
@@ -79,7 +85,7 @@ def kill_at_random(process, folder, generator):
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 1.5))
     if process.poll() is not None:
-        return None, process.communicate()[0]
+        return None, said(process)
     what = generator.choice(["launcher", "rank", "both"])
     with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
         ranks = psutil.Process(process.pid).children()
@@ -90,18 +96,23 @@ def kill_at_random(process, folder, generator):
         else:
             what = "both"
             os.killpg(process.pid, signal.SIGKILL)
-    return what, process.communicate(timeout=WATCHDOG)[0]
+    return what, said(process)
 
 
-def finish(words):
+def said(process):
+    """Wait for the end of a run; what it said."""
+    return "".join(filter(None, process.communicate(timeout=WATCHDOG)))
+
+
+def finish(start, words):
     """Run to the end without a kill; returns what it said."""
     process = start(words)
-    out, _ = process.communicate(timeout=WATCHDOG)
+    out = said(process)
     assert process.returncode == 0, out
     return out
 
 
-def one_run(model, data, folder, whole, kills, generator):
+def one_run(start, model, data, folder, whole, kills, generator):
     """A run that is killed so many times; what was killed, in turn. Raises if it ends otherwise."""
     killed, resumed = [], 0
     while len(killed) < kills:
@@ -112,7 +123,7 @@ def one_run(model, data, folder, whole, kills, generator):
             break
         killed.append(f"{what} at {rows(folder)}")
     before = newest(folder)
-    went_on = check_start(before, finish(config(model, data, folder)))
+    went_on = check_start(before, finish(start, config(model, data, folder)))
     assert went_on or before is None, killed
     killed[-1:] = [f"{word}; {resumed + went_on} starts went on" for word in killed[-1:]]
     assert without_timing(folder) == without_timing(whole), killed
@@ -121,14 +132,15 @@ def one_run(model, data, folder, whole, kills, generator):
     return killed
 
 
-def kill_often(model, data, folder, kills, seed=0):
+def kill_often(start, model, data, folder, kills, seed=0):
     """Runs with ten kills each until there were `kills`; returns them."""
     generator = random.Random(seed)
-    finish(config(model, data, folder / "whole"))
+    finish(start, config(model, data, folder / "whole"))
     done = []
     while len(done) < kills:
         place = folder / f"run{len(done)}"
-        done += one_run(model, data, place, folder / "whole", min(KILLS_A_RUN, kills - len(done)), generator)
+        left = min(KILLS_A_RUN, kills - len(done))
+        done += one_run(start, model, data, place, folder / "whole", left, generator)
         print(f"{len(done)} of {kills} kills: bit-identical ({', '.join(done[-KILLS_A_RUN:])})", flush=True)
     return done
 
@@ -147,5 +159,5 @@ if __name__ == "__main__":
         os.environ["HF_HOME"] = str(place / "hf-home")
         model = conftest.make_tiny_model(place / "model")
         data = conftest.make_reviews(place / "reviews")
-        kill_often(model, data, place, options.kills, options.seed)
+        kill_often(start, model, data, place, options.kills, options.seed)
     print(f"{options.kills} of {options.kills} random SIGKILLs ended bit-identical")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, ONE, flags, launch, train_here
+from conftest import DAMAGE, FORK, flags, launch, train_here
 
 from ft.errors import UserError
 
@@ -134,9 +134,9 @@ def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     again = [*flags(**config), "--resume_from_checkpoint", "latest"]
-    done = launch(ONE, again)
+    done = launch(FORK, again)
     assert done.returncode == 2 and "error: output_dir: another run is writing to" in done.stderr
     holder.kill()
     holder.wait()
-    done = launch(ONE, again)
+    done = launch(FORK, again)
     assert done.returncode == 0, done.stderr

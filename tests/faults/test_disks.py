@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, ONE, ROOT, flags, launch, train_here
+from conftest import DAMAGE, FORK, ROOT, flags, launch, train_here
 
 from ft.data.prepare import cache_root
 
@@ -42,7 +42,7 @@ def test_a_full_disk(base_flags, tmp_path, mount):
     words |= {"eval_strategy": "steps", "eval_steps": 14}
     assert train_here(**{**words, "output_dir": tmp_path / "whole"}) == 0
     small = mount("small", "size=1m")
-    done = launch(ONE, flags(**{**words, "output_dir": small / "run"}))
+    done = launch(FORK, flags(**{**words, "output_dir": small / "run"}))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "0.0 MB were free on the disk" in done.stderr and "Traceback" not in done.stderr
     assert "warning: output_dir: the checkpoint of update" in done.stderr
@@ -58,7 +58,7 @@ def test_a_full_disk(base_flags, tmp_path, mount):
 )
 def test_a_read_only_output_dir(base_flags, mount):
     place = mount("locked", "ro")
-    done = launch(ONE, flags(**{**base_flags, "output_dir": place / "run"}))
+    done = launch(FORK, flags(**{**base_flags, "output_dir": place / "run"}))
     assert done.returncode == 2 and "error: output_dir" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ONE, ROOT, flags, launch, make_rows, train_here, write_csv
+from conftest import FORK, ONE, ROOT, flags, launch, make_rows, train_here, write_csv
 from safetensors.torch import load_file
 
 from ft.data import files
@@ -70,7 +70,7 @@ def test_remote_code_is_refused(base_flags, tiny_model, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "modeling_own.Own"}}
     (folder / "config.json").write_text(json.dumps(config))
-    done = launch(ONE, flags(**{**base_flags, **SHORT, "model_name_or_path": folder}))
+    done = launch(FORK, flags(**{**base_flags, **SHORT, "model_name_or_path": folder}))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "error: model_name_or_path" in done.stderr and "trust_remote_code" in done.stderr
     assert not (tmp_path / "harm").exists()
@@ -80,7 +80,7 @@ def test_remote_code_is_refused(base_flags, tiny_model, tmp_path):
 def test_a_yaml_file_builds_no_python_objects(tmp_path):
     harm = tmp_path / "harm"
     (tmp_path / "run.yaml").write_text(f"seed: !!python/object/apply:os.system ['touch {harm}']\n")
-    done = launch(ONE, [str(tmp_path / "run.yaml")])
+    done = launch(FORK, [str(tmp_path / "run.yaml")])
     assert done.returncode == 2 and "is not plain YAML" in done.stderr and "Traceback" not in done.stderr
     assert not harm.exists()
 
@@ -129,10 +129,10 @@ def test_texts_and_labels_give_nobody_orders(base_flags, tmp_path):
     path = write_csv(inside / "train.csv", rows)
     words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
     words |= {**SHORT, "output_dir": inside / "run", "train_file": path}
-    done = launch(ONE, flags(**words))
+    done = launch(FORK, flags(**words))
     assert done.returncode == 0, done.stderr
     scored = ["--model_name_or_path", str(inside / "run/best"), "--test_file", str(path)]
-    again = launch(ONE, [*scored, "--output_dir", str(inside / "scored")], script="eval.py")
+    again = launch(FORK, [*scored, "--output_dir", str(inside / "scored")], script="eval.py")
     assert again.returncode == 0, again.stderr
     for said in (done.stdout, done.stderr, again.stdout, again.stderr):
         assert not set("\x1b\x07\u202e") & set(said)
@@ -151,7 +151,7 @@ def test_texts_and_labels_give_nobody_orders(base_flags, tmp_path):
 def test_a_message_escapes_what_it_quotes(base_flags, tmp_path):
     write_csv(tmp_path / "data/train.csv", make_rows(20))
     write_csv(tmp_path / "data/validation.csv", [{"text": "a film", "label": "\x1b[31mred\u202e"}])
-    done = launch(ONE, flags(**{**base_flags, "dataset_name": tmp_path / "data"}))
+    done = launch(FORK, flags(**{**base_flags, "dataset_name": tmp_path / "data"}))
     assert done.returncode == 2
     assert "\x1b" not in done.stderr and "\u202e" not in done.stderr and "[31mred" in done.stderr
 
@@ -163,7 +163,7 @@ def test_an_output_dir_with_spaces_and_unicode(base_flags, tmp_path):
     assert train_here(**{**words, "max_train_steps": 6}, resume_from_checkpoint="latest") == 0
     model = words["output_dir"] / "best"
     scored = flags(model_name_or_path=model, dataset_name=base_flags["dataset_name"], output_dir=model.parent)
-    done = launch(ONE, scored, script="eval.py")
+    done = launch(FORK, scored, script="eval.py")
     assert done.returncode == 0, done.stderr
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import train_here
-from forks import Nursery, moments
-from random_kills import kill_often
+from conftest import FORK, launch, train_here
+from killed_run import NUMBERS, STEPS, at_step, moments
+from random_kills import fork, kill_often
 
 from ft import checkpoint
 
@@ -20,21 +20,22 @@ from ft import checkpoint
     "every run ends bit-identical",
 )
 def test_twenty_random_kills_on_two_processes_end_bit_identical(tiny_model, reviews, tmp_path):
-    assert len(kill_often(tiny_model, reviews, tmp_path, kills=20)) == 20
+    assert len(kill_often(fork, tiny_model, reviews, tmp_path, kills=20)) == 20
+
+
+def run(config, moment="never", **environment):
+    """A run that kills itself at a moment; the exit code, and what it said."""
+    words = {key: str(value) for key, value in config.items()}
+    request = json.dumps({"config": words, "moment": moment, "environment": environment})
+    done = launch(FORK, [request], script="tests/faults/killed_run.py")
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    forks = Nursery()
-    yield forks
-    forks.close()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_model, reviews, nursery):
-    """A run of 12 updates with a checkpoint every 4th, of which two are kept: the first of the nursery."""
+def whole(tmp_path_factory, tiny_model, reviews):
+    """A run of 12 updates with a checkpoint every 4th, of which two are kept."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    code, said = nursery.run(words(tiny_model, reviews, folder))
+    code, said = run(words(tiny_model, reviews, folder))
     assert code == 0, said
     return folder
 
@@ -45,42 +46,6 @@ def words(model, data, folder):
         "max_train_steps": 12, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 5,
         "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2, "per_device_eval_batch_size": 8,
     }  # fmt: skip
-
-
-# The steps of write_checkpoint at which something can happen, by the function that does them.
-STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "_digest", "flush", "rename"]
-NUMBERS = range(19)
-
-
-def at_step(number, fault, setattr=setattr, step=8):
-    """Let `fault` happen just before a step of the writing of the checkpoint of update `step`. Returns the
-    steps as they come."""
-    import safetensors.torch
-    import torch
-
-    seen, done = [], []
-
-    def counted(name, function, place_of=lambda args: args[0]):
-        def call(*args, **options):
-            place = str(place_of(args))
-            if not done and (f"step-{step:08d}" in place or (seen and "latest" in place)):
-                seen.append(name)
-                if len(seen) == number + 1:
-                    fault()
-                if name == "rename" and "latest" in place:
-                    done.append(True)
-            return function(*args, **options)
-
-        return call
-
-    second = lambda args: args[1]  # noqa: E731
-    setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
-    setattr(Path, "rename", counted("rename", Path.rename))
-    setattr(safetensors.torch, "save_file", counted("save_file", safetensors.torch.save_file, second))
-    setattr(torch, "save", counted("torch.save", torch.save, second))
-    for name in ("write_flushed", "_digest", "flush"):
-        setattr(checkpoint, name, counted(name, getattr(checkpoint, name)))
-    return seen
 
 
 @pytest.mark.case(
@@ -96,15 +61,15 @@ def test_the_steps_are_those_of_a_whole_save(tiny_model, reviews, tmp_path, monk
     assert len(seen) == len(NUMBERS)
 
 
-def killed_and_resumed(nursery, config, whole, moment):
+def killed_and_resumed(config, whole, moment):
     """Kill a run at a moment and start it again: it has to end as the one that was never killed."""
-    code, said = nursery.run(config, moment)
+    code, said = run(config, moment)
     assert code == -signal.SIGKILL, said
     folder = Path(config["output_dir"])
     there = checkpoint.checkpoints_in(folder / "checkpoints")
     for place in folder.glob("checkpoints/step-*"):
         assert checkpoint.find_damage(place, *checkpoint.FILES) == ""  # whole or absent
-    code, said = nursery.run({**config, "resume_from_checkpoint": "latest"})
+    code, said = run({**config, "resume_from_checkpoint": "latest"})
     assert code == 0, said
     assert (f"resumed from {there[-1]}" if there else "this run starts anew") in said
     for name in ("final", "best"):
@@ -126,10 +91,10 @@ def killed_and_resumed(nursery, config, whole, moment):
     "every checkpoint is whole or absent; resumed, the end is bit-identical",
 )
 def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(
-    tiny_model, reviews, tmp_path, whole, nursery, step, number
+    tiny_model, reviews, tmp_path, whole, step, number
 ):
     config = words(tiny_model, reviews, tmp_path / "run")
-    killed_and_resumed(nursery, config, whole, f"{step} #{number}")
+    killed_and_resumed(config, whole, f"{step} #{number}")
 
 
 @pytest.mark.parametrize("moment", moments())
@@ -138,24 +103,22 @@ def test_killed_at_a_step_of_a_save_the_run_ends_bit_identical(
     "the test rows are scored",
     "resumed, the end is bit-identical, results.json, too",
 )
-def test_killed_at_any_moment_the_run_ends_bit_identical(
-    tiny_model, reviews, tmp_path, whole, nursery, moment
-):
-    killed_and_resumed(nursery, words(tiny_model, reviews, tmp_path / "run"), whole, moment)
+def test_killed_at_any_moment_the_run_ends_bit_identical(tiny_model, reviews, tmp_path, whole, moment):
+    killed_and_resumed(words(tiny_model, reviews, tmp_path / "run"), whole, moment)
 
 
 @pytest.mark.case(
     "SIGKILL to a run with W&B (offline)",
     "resumed, it goes on under the same id",
 )
-def test_the_run_of_wandb_keeps_its_id(tiny_model, reviews, tmp_path, whole, nursery):
+def test_the_run_of_wandb_keeps_its_id(tiny_model, reviews, tmp_path, whole):
     pytest.importorskip("wandb")
     config = {**words(tiny_model, reviews, tmp_path / "run"), "report_to": "wandb"}
     offline = {"WANDB_MODE": "offline"}
-    code, said = nursery.run(config, "in the update after a checkpoint", offline)
+    code, said = run(config, "in the update after a checkpoint", **offline)
     assert code == -signal.SIGKILL, said
     name, resumes = (tmp_path / "run/wandb_id").read_text().split()
-    code, said = nursery.run({**config, "resume_from_checkpoint": "latest"}, environment=offline)
+    code, said = run({**config, "resume_from_checkpoint": "latest"}, **offline)
     assert code == 0 and resumes == "0", said
     assert (tmp_path / "run/wandb_id").read_text().split() == [name, "1"]
     folders = list((tmp_path / "run/wandb").glob("offline-run-*"))

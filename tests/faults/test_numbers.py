@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from compare import largest_difference, same_bits
-from conftest import ROOT, TORCHRUN, flags, launch, series, train_here
+from conftest import FORKS, ROOT, flags, launch, series, train_here
 from safetensors.torch import load_file
 from test_hangs import FAULTY
 
@@ -104,7 +104,7 @@ def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path)
     fault = "return loss(self, model, batch) + float('inf')"
     script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank="1"))  # in update 5
     words = flags(**{**config, **EACH, "max_train_steps": 6})
-    done = launch([*TORCHRUN, "2"], words, script=str(script))
+    done = launch(FORKS, words, script=str(script))
     assert done.returncode == 0, done.stderr
     assert "update 5 is skipped: its loss or gradient is not finite (loss inf" in done.stdout
     assert nothing_moved(tmp_path / "run", 4, 5)
@@ -178,7 +178,7 @@ def test_two_runs_of_one_launch_are_bit_identical(config, tmp_path):
         runs[name] = ("train", flags(**words))
     for jobs in ("a", "bc"):  # two launches
         (tmp_path / "jobs.json").write_text(json.dumps([runs[name] for name in jobs]))
-        done = launch([*TORCHRUN, "2"], [str(tmp_path / "jobs.json")], script="tests/several.py")
+        done = launch(FORKS, [str(tmp_path / "jobs.json")], script="tests/several.py")
         assert done.returncode == 0, done.stderr
     assert same_bits(tmp_path / "a/final", tmp_path / "b/final")
     assert same_bits(tmp_path / "a/final", tmp_path / "c/final")

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, metrics_of
+from conftest import ACCELERATE, FORK, ONE, ROOT, TORCHRUN, flags, launch, metrics_of
 
 SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 8}
 
@@ -19,7 +19,7 @@ SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_
 def whole(tmp_path_factory, tiny_model, reviews):
     """A run that nobody stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = launch(ONE, words(tiny_model, reviews, folder))
+    done = launch(FORK, words(tiny_model, reviews, folder))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,7 +81,7 @@ def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
     assert f"({number.name})" in out and "Traceback" not in err
     step = metrics_of(tmp_path / "run")[-1]["step"]
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
-    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+    ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
 
 
 @pytest.mark.case(
@@ -96,7 +96,7 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
     process.wait(timeout=60)
     trainer.wait(timeout=60)
     assert list((tmp_path / "run/checkpoints").glob("step-*"))
-    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+    ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("told", ["launcher", "one process", "all"])
@@ -166,7 +166,7 @@ def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
     assert process.returncode == 75, err
     assert out.count("scoring") <= 2  # of eight batches
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000007"]
-    ends_as_if_never_stopped(ONE, run_words, tmp_path / "run", whole)
+    ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
 
 
 @pytest.mark.case(

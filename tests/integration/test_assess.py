@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ONE, flags, launch, make_rows, train_here, write_csv
+from conftest import FORK, flags, launch, make_rows, train_here, write_csv
 from sklearn.metrics import log_loss
 
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -32,12 +32,12 @@ def trained(tmp_path_factory, tiny_model, shops):
     folder = tmp_path_factory.mktemp("trained") / "run"
     values = {"model_name_or_path": tiny_model, "dataset_name": shops, "learning_rate": 3e-3}
     values |= {"num_train_epochs": 5, "output_dir": folder, "slice_columns": "shop", "seed": 5}
-    assert train_here(**values) == EXIT_DONE
+    assert train_here(**values, drawn=True) == EXIT_DONE
     words = [
         str(folder / "config.yaml"),
         *flags(model_name_or_path=folder / "best", suspected_label_errors="true"),
     ]
-    done = launch(ONE, words, script="eval.py")
+    done = launch(FORK, words, script="eval.py")
     assert done.returncode == EXIT_DONE, done.stderr
     return folder
 
@@ -179,7 +179,7 @@ def test_a_slice_column_that_is_not_there_is_one_message_before_training(
     base_flags |= {"slice_columns": "shop", "output_dir": tmp_path / "out"}
     if script == "eval.py":
         base_flags |= {"model_name_or_path": trained / "best"}
-    done = launch(ONE, flags(**base_flags), script=script)
+    done = launch(FORK, flags(**base_flags), script=script)
     assert done.returncode == EXIT_USER_ERROR and done.stderr.count("\n") == 1
     split = "validation" if script == "train.py" else "test"
     assert (

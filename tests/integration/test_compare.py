@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ONE, flags, launch, train_here, two_processes
+from conftest import FORK, FORKS, flags, launch, train_here
 
 import eval as evaluation
 from ft.cli import parse
@@ -160,7 +160,7 @@ def test_a_line_that_is_cut_short_is_named(tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message_and_exit_2(words, message):
-    done = launch(ONE, words, script="eval.py")
+    done = launch(FORK, words, script="eval.py")
     assert done.returncode == EXIT_USER_ERROR
     assert done.stderr.count("\n") == 1 and message in done.stderr and done.stdout == ""
 
@@ -213,7 +213,7 @@ def test_two_processes_compare_as_one_does(trained, tmp_path):
     for run in trained.glob("*/seed-*/evaluation-validation/predictions.jsonl"):
         run.unlink()
     words += flags(output_dir=tmp_path / "there", split="validation")
-    done = launch(two_processes(), words, script="eval.py")
+    done = launch(FORKS, words, script="eval.py")
     assert done.returncode == EXIT_DONE, done.stderr
     there = json.loads((tmp_path / "there" / "comparison.json").read_text())
     for key in ("a", "b", "difference", "low", "high"):

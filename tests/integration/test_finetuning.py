@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from compare import largest_difference, same_bits, without_timing
-from conftest import flags, launch, series, train_here, two_processes
+from conftest import FORKS, flags, launch, score_here, series, train_here
 from safetensors.torch import load_file
 
 from ft.errors import UserError
@@ -63,7 +63,7 @@ def test_accumulation_gives_the_same(config, recipe, whole, tmp_path):
 
 def test_two_processes_give_the_same(config, recipe, whole, tmp_path):
     words = flags(**config | recipe, per_device_train_batch_size=8, output_dir=tmp_path / "run")
-    done = launch(two_processes(), words)
+    done = launch(FORKS, words)
     assert done.returncode == 0, done.stderr
     assert_same(whole, tmp_path / "run")
 
@@ -296,3 +296,15 @@ def test_without_peft_it_is_said_before_the_data_are_read(base_flags, monkeypatc
     )
     with pytest.raises(UserError, match=r"lora_rank: peft is not installed; pip install '\.\[peft\]'"):
         train_here(**base_flags | {"lora_rank": 4, "dataset_name": "/nowhere"})
+
+
+@pytest.mark.parametrize("recipe", ["weights", "lora"], indirect=True)
+def test_a_regression_is_exported_in_its_own_unit_by_every_recipe(config, recipe, kinds, tmp_path):
+    words = config | recipe | {"dataset_name": kinds / "scores", "label_column_name": "score"}
+    assert train_here(**words, output_dir=tmp_path / "run") == 0
+    scored = {"model_name_or_path": tmp_path / "run/best", "config": tmp_path / "run/config.yaml"}
+    assert score_here(**scored, output_dir=tmp_path / "scored") == 0
+    ours, again = (json.loads((tmp_path / f / "results.json").read_text()) for f in ("run", "scored"))
+    for name in ("mse", "mae", "spearmanr"):
+        assert again[f"test/{name}"] == pytest.approx(ours[f"test/{name}"], rel=1e-4), name
+    assert 0 < ours["test/mae"] < 60

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, flags, launch, make_rows, score_here, train_here, two_processes, write_csv
+from conftest import FORKS, ROOT, flags, launch, make_rows, score_here, train_here, write_csv
 
 import ft.predict
 from ft.errors import EXIT_DONE, UserError
@@ -148,7 +148,7 @@ def test_two_processes_write_the_bytes_of_one(models, kinds, reviews, tmp_path):
     runs = [("eval", flags(**w, output_dir=tmp_path / "on2" / str(n))) for n, w in enumerate(jobs)]
     (tmp_path / "jobs.json").write_text(json.dumps(runs))
     (tmp_path / "small.py").write_text(SMALL_CHUNKS)
-    done = launch(two_processes(), [str(tmp_path / "jobs.json")], script=str(tmp_path / "small.py"))
+    done = launch(FORKS, [str(tmp_path / "jobs.json")], script=str(tmp_path / "small.py"))
     assert done.returncode == EXIT_DONE, done.stderr
     ours, theirs = ({p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("pred*"))}
                     for f in (tmp_path / "on1", tmp_path / "on2"))  # fmt: skip

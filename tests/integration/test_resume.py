@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 from compare import largest_difference, same_bits, without_timing
-from conftest import ROOT, flags, launch, train_here, two_processes
+from conftest import FORKS, ROOT, flags, launch, train_here, two_processes
 
 from ft.errors import UserError
 from ft.evaluation import evaluate
@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_bit_identical(config, whole, tmp_path, step):
 def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp_path):
     place = cut_at(whole, 12, tmp_path / "cut")
     words = flags(**{**config, "output_dir": place}, resume_from_checkpoint="latest")
-    done = launch(two_processes(), words)
+    done = launch(FORKS, words)
     assert done.returncode == 0, done.stderr
     assert all(value <= 1e-5 for value in largest_difference(whole, place).values())
 
@@ -260,7 +260,10 @@ def test_a_checkpoint_of_another_pretrained_model_is_refused_wherever_it_lies(co
 
 
 def test_a_finished_run_resumed_elsewhere_has_no_picture_to_draw(config, whole, tmp_path, capsys):
-    assert train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole) == 0
+    assert (
+        train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole, drawn=True)
+        == 0
+    )
     assert (tmp_path / "new/results.json").exists() and not (tmp_path / "new/training.png").exists()
     assert "training.png" not in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from compare import largest_difference, same_bits, without_timing
-from conftest import ONE, ROOT, flags, launch, train_here, two_processes
+from conftest import FORK, FORKS, ROOT, flags, launch, train_here
 
 from ft import seeds
 from ft.cli import parse
@@ -118,7 +118,7 @@ def test_cut_in_its_second_seed_it_goes_on_there(whole, three, tmp_path, how):
     process.communicate()
     assert process.returncode == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
     before = (tmp_path / "run/seed-7/final/model.safetensors").stat().st_mtime_ns
-    done = launch(ONE, words)
+    done = launch(FORK, words)
     assert done.returncode == EXIT_DONE, done.stderr
     assert "seed 7 (1 of 3): finished before" in done.stdout and "resumed from" in done.stdout
     assert (tmp_path / "run/seed-7/final/model.safetensors").stat().st_mtime_ns == before
@@ -126,7 +126,7 @@ def test_cut_in_its_second_seed_it_goes_on_there(whole, three, tmp_path, how):
 
 
 def test_two_processes_train_every_seed_together(whole, three, tmp_path):
-    done = launch(two_processes(), flags(**three))
+    done = launch(FORKS, flags(**three))
     assert done.returncode == EXIT_DONE, done.stderr
     for name in ("seed-7", "seed-8", "seed-9"):
         differences = largest_difference(whole / name, tmp_path / "run" / name)

@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_a_number_is_written_and_shown(base_flags, tmp_path, 
         "on_nonfinite": "skip",
         "report_to": "wandb,tensorboard",
     }
-    assert train_here(**words) == 0
+    assert train_here(**words, drawn=True) == 0
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")

@@ -14,7 +14,7 @@ def files_of(folder):
 
 
 def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):
-    assert train_here(**base_flags) == 0
+    assert train_here(**base_flags, drawn=True) == 0
     model = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     checkpoint = ["manifest.json", "model.safetensors", "optimizer.pt", "state.json"]
     expected = ["config.yaml", "environment.json", "metrics.jsonl", "report.html"]

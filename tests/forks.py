@@ -1,0 +1,143 @@
+"""Scripts run in forks of a process that has imported all that they do: imports are most of a launch's time.
+
+Either the script alone, or several gloo processes under a parent that gives them the environment that a
+launcher does, and ends them as one does."""
+
+import contextlib
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from multiprocessing import forkserver, get_context, set_start_method
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+_context = get_context("forkserver")
+_context.set_forkserver_preload(["warm"])
+
+
+class Fork:
+    """A script in a process group of its own, with that part of Popen's interface that tests use. What it
+    writes goes to files, so that nobody has to read it meanwhile."""
+
+    def __init__(self, script, words, processes=1):
+        self._said = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]
+        names = [file.name for file in self._said]
+        _ensure_server()
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._process = _context.Process(
+            target=_lead, args=(str(ROOT / script), list(map(str, words)), processes, names, environment)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self):
+        """The exit code; None while it runs."""
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+    def communicate(self, timeout=None):
+        """Wait for the end of all its processes; what they wrote to standard output and to standard error."""
+        end = time.monotonic() + (timeout or 1e9)
+        self._process.join(timeout)
+        while self.poll() is None or self._others():
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self._said[0].name, timeout)
+            time.sleep(0.02)
+        return tuple(Path(file.name).read_text() for file in self._said)
+
+    def _others(self):
+        """Whether any process of the group is still there: a parent may have been killed."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
+
+    def kill(self):
+        """SIGKILL to the script or, where there are several processes, to their parent alone."""
+        self._process.kill()
+
+
+def _ensure_server():
+    """Python 3.11's server does not have the import path of those that start it."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), before]))
+    forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+def _lead(script, words, processes, said, environment):
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    set_start_method("fork", force=True)  # multiprocessing's default again, as in a script of its own
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    os.chdir(ROOT)
+    if processes == 1:
+        _run(script, words)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    ranks = set()
+    for rank in range(processes):
+        if pid := os.fork():
+            ranks.add(pid)
+            continue
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        _run(script, words)
+    os._exit(_wait(ranks))
+
+
+def _run(script, words):
+    """The script as `python SCRIPT WORDS` runs it."""
+    sys.argv, sys.path[0:0], code = [script, *words], [str(Path(script).parent)], 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(ranks, patience=30):
+    """Wait for all. Where one fails the others are told to stop, and killed when they have not after
+    `patience` seconds."""
+    code, end = 0, None
+    while ranks:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        ranks.discard(pid)
+        if status and end is None:
+            code, end = 1, time.monotonic() + patience
+            _send(ranks, signal.SIGTERM)
+        if end is not None and time.monotonic() > end:
+            _send(ranks, signal.SIGKILL)
+        if not pid:
+            time.sleep(0.02)
+    return code
+
+
+def _send(ranks, number):
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
