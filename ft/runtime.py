@@ -29,6 +29,10 @@ STARTED = time.monotonic()
 _first_start = [STARTED]
 
 
+# Plugins of Accelerate that split a model over processes. On a CPU it would ignore the first without a word.
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+
+
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
     set_environment(config)
@@ -114,6 +118,13 @@ def build_accelerator(config: Config) -> Accelerator:
             f"the launch asked for {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), but nothing launched "
             f"them ({', '.join(missing)} not set). Use accelerate launch or torchrun, or unset WORLD_SIZE."
         )
+    for name in SHARDED:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            raise UserError(
+                f"the launch asks for {name} (distributed_type, or ACCELERATE_USE_{name}), but each process "
+                "here holds the whole model, and checkpoints are of that. Use distributed_type: MULTI_GPU; "
+                "--gradient_checkpointing and a smaller --per_device_train_batch_size save memory."
+            )
     use_cpu = (
         os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         or not torch.accelerator.is_available()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series
+from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series, train_here
+
+from ft.errors import UserError
 
 FOLDER = ROOT / "accelerate_configs"
 LAUNCHED = {"cpu": 1, "multi_cpu": 2}
@@ -208,6 +210,13 @@ def test_world_size_without_the_other_processes_is_an_error_with_exit_code_2(sho
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "asked for 2 processes" in done.stderr and "WORLD_SIZE" in done.stderr
     assert not Path(short["output_dir"]).exists()
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_would_split_the_model_is_refused(short, monkeypatch, plugin):
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(UserError, match=f"the launch asks for {plugin} .*Use distributed_type: MULTI_GPU"):
+        train_here(**short)
 
 
 def test_a_script_that_starts_a_run_is_no_launcher_whatever_its_name(short, tmp_path):
