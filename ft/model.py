@@ -35,6 +35,8 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
             dtype=torch.float32, ignore_mismatched_sizes=True,
             use_safetensors=None if options.allow_pickle else True, weights_only=True,
         )  # fmt: skip
+    except UserError:
+        raise
     except Exception as error:  # whatever a model's code raises for a config that cannot be
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         is_file = isinstance(error, OSError | SafetensorError | UnpicklingError)

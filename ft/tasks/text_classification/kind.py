@@ -21,6 +21,19 @@ TEMPERATURE = "calibration_temperature"
 OURS = (TEMPERATURE, "thresholds", "target_mean", "target_std", "target_head_bias")  # in such a config
 
 
+def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:
+    """Name and module of the last linear layer of the head, if it gives `size` numbers."""
+    import torch
+
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == size and not name.startswith(body)
+    ]
+    return found[-1] if found else None
+
+
 class Kind(ABC):
     """One kind of text classification. It knows neither the model nor the run: rows come as columns and
     arrays, scores are what the model's head gives."""

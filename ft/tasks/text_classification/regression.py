@@ -11,7 +11,7 @@ import numpy as np
 from ft.data.audit import describe_rows
 from ft.errors import UserError
 from ft.metrics import REGRESSION_METRICS, regression_metrics
-from ft.tasks.text_classification.kind import Kind
+from ft.tasks.text_classification.kind import Kind, output_layer
 from ft.tasks.text_classification.labels import DECIMAL, REGRESSION, SINGLE, is_mixed
 from ft.tasks.text_classification.losses import squared_error
 
@@ -136,20 +136,13 @@ class Regression(Kind):
     def head_loaded(self, model: torch.nn.Module, new: set[str]) -> None:
         """Find the head. One that was loaded gives the target itself. One without a bias cannot hold a mean:
         the target is only scaled then."""
-        import torch
-
-        body = f"{getattr(model, 'base_model_prefix', '')}."
-        heads = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and module.out_features == 1 and not name.startswith(body)
-        }
-        if not heads:
+        found = output_layer(model, 1)
+        if found is None:
             raise UserError(
                 f"model_name_or_path: {type(model).__name__} ends in no linear layer with one output, which "
                 "regression needs; choose another model."
             )
-        self._head, head = list(heads.items())[-1]
+        self._head, head = found
         self._has_bias = head.bias is not None
         if f"{self._head}.weight" not in new:
             self.import_weights(model, vars(model.config))
