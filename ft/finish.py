@@ -52,8 +52,8 @@ def finish(run: Run) -> None:
         "best/step": progress.best_step,
         f"best/{config.best_metric}": progress.best_metric,
         "perf/train_seconds": seconds,
-        "perf/examples_per_second": run.rows / seconds,
-        "perf/tokens_per_second": run.tokens / seconds,
+        "perf/examples_per_second": run.throughput.rows / seconds,
+        "perf/tokens_per_second": run.throughput.tokens / seconds,
         "perf/total_seconds": time.monotonic() - run.began,
     }
     scored: dict[str, Evaluation] = {}

@@ -133,7 +133,7 @@ class Probe(Run):
             yield self._pass(self._spread)
             if time.monotonic() - begin > SECONDS:
                 break
-        self.log(self._grad_norm, 0.0)
+        self.log(self._grad_norm, self.scheduler.get_last_lr())
         self._between_updates()
 
     def _pass(self, updates: list[np.ndarray]) -> int:
@@ -226,9 +226,7 @@ class Probe(Run):
 
     def _of_all(self, value: float) -> list[float]:
         """One number of every process."""
-        places = [0.0] * self.accelerator.num_processes
-        places[self.accelerator.process_index] = value
-        return self.hosts.sum(*places)
+        return [number for (number,) in self.hosts.gather(value)]
 
     def _now(self) -> float:
         """The clock, when the device has done what it was given."""
