@@ -4,10 +4,12 @@ picture and the page."""
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ft.assess import assess
 from ft.best import forget_bests
+from ft.dashboard import artifacts, charts
 from ft.ema import averaged
 from ft.evaluation import Evaluation, prefix_of
 from ft.model import load_weights
@@ -71,7 +73,11 @@ def finish(run: Run) -> None:
         forget_bests(run.output_dir)
         draw_training(run.output_dir, config.best_metric)
         write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
-    run.close(results)
+    run.close(
+        results,
+        partial(charts, config, run.data, results, scored),
+        partial(artifacts, config, run.data, results, run.output_dir),
+    )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
         run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")

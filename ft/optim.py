@@ -45,9 +45,11 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
     if config.layerwise_lr_decay < 1:
         below = depths(model)
         rates = {name: rate * config.layerwise_lr_decay ** below[name] for name, rate in rates.items()}
-        lowest = max(below.values())
-        layers = {name: f"layer_{lowest - 1 - depth}" for name, depth in below.items() if depth < lowest}
-        parts = {name: layers.get(name, "embeddings") for name in trained}
+        model_config: Any = model.config
+        top = model_config.num_hidden_layers - 1
+        parts = {
+            name: f"layer_{top - below[name]}" if below[name] <= top else "embeddings" for name in trained
+        }
         parts |= dict.fromkeys(head_names(model) & trained.keys(), "head")
         if not any(below[name] for name in trained):
             raise UserError("layerwise_lr_decay: freeze leaves no layer below the top one to train; drop it.")

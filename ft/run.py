@@ -135,7 +135,12 @@ class Run:
         self._saved_best = self.progress.best_step  # as the last checkpoint has it
         self._stop_reason = ""
         self.health = HealthWatch(
-            self.progress.health, self.hosts.sum, partial(_rows_of, sampler), self.say, config.on_nonfinite
+            self.progress.health,
+            self.hosts.sum,
+            partial(_rows_of, sampler),
+            self.say,
+            config.on_nonfinite,
+            self.tracker.alert,
         )
         self.max_seconds = parse_duration("max_time", config.max_time)
         self.watchdog = Watchdog(
@@ -326,11 +331,13 @@ class Run:
             self.save()
         self._wait_for_checkpoint()
         self.updates_bar.close()
-        self.close({})
-        self.say(
+        said = (
             f"stopped after update {self.progress.step:,} ({self._stop_reason}); a checkpoint stands: go on "
             "with the same command and --resume_from_checkpoint latest"
         )
+        self.tracker.alert("The run was stopped", said, "WARN")
+        self.close({})
+        self.say(said)
         raise Stopped
 
     def _wait_for_checkpoint(self) -> None:
@@ -352,10 +359,10 @@ class Run:
         self.writer.wait()
         self.updates_bar.close()
 
-    def close(self, summary: dict[str, Any]) -> None:
-        """Let trackers, watchdog and folder go; `summary` is for the trackers, empty where the run is to be
-        resumed."""
-        self.tracker.finish(summary)
+    def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
+        """Let trackers, watchdog and folder go. For the trackers are `summary`, empty where the run is to be
+        resumed, and what makes charts and artifacts (see `Tracker.finish`)."""
+        self.tracker.finish(summary, *shown)
         self.watchdog.end()
         if self.accelerator.is_main_process:
             self._lock.release()

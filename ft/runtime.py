@@ -58,7 +58,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         sys.exit(code)
     if code in (EXIT_DONE, EXIT_STOPPED):
         torch.distributed.barrier()
-    from ft.tracking import close_trackers
+    from ft.wandb_run import close_trackers
 
     close_trackers(code)
     # Not sys.exit: now and then gloo's threads abort a process that leaves its group in the ordinary way
