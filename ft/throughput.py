@@ -57,9 +57,9 @@ class Throughput:
         self._own_tokens = self._positions = 0
         self._waited = 0.0
         by_rank = {
-            "tokens_per_second": [real / time for time, real, _, _ in ours],
+            "tokens_per_second": [real / taken for taken, real, _, _ in ours],
             "padding_share": [1 - real / max(positions, 1) for _, real, positions, _ in ours],
-            "data_wait_share": [waited / time for time, _, _, waited in ours],
+            "data_wait_share": [waited / taken for taken, _, _, waited in ours],
         }
         values = {
             "perf/examples_per_second": rows / seconds,

@@ -75,9 +75,9 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
         os.environ.setdefault(f"WANDB_{key}", value)
     folder = os.environ.get("WANDB_DIR", str(output_dir))
     # Where it stages and caches artifacts, tables with texts among them; else below the user's home.
-    for key, name in {"WANDB_DATA_DIR": "wandb", "WANDB_CACHE_DIR": "wandb/cache"}.items():
+    for key, place in {"WANDB_DATA_DIR": "wandb", "WANDB_CACHE_DIR": "wandb/cache"}.items():
         if os.environ.get(key, "") in _ours:
-            os.environ[key] = str(Path(folder).resolve() / name)
+            os.environ[key] = str(Path(folder).resolve() / place)
             _ours.add(os.environ[key])
     import wandb
 

@@ -194,6 +194,7 @@ def test_several_seeds_are_runs_of_one_group(base_flags, tmp_path, wandb_here):
     for file, name in zip(files, ("seed-5", "seed-6"), strict=True):
         assert file.rows() == expected_rows(tmp_path / "reviews" / name)
         assert file.config["seed"] == int(name[5:]) and file.exit_code == 0
+        assert os.listdir(tmp_path / "reviews" / name / "wandb/artifacts/staging")  # each its own tables
 
 
 def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkeypatch):
@@ -218,7 +219,7 @@ def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp
     assert "no API key" in said[0]
     assert proxy.requests == []  # no network, no telemetry, no error report
     assert set(os.listdir(ROOT)) <= before | {"__pycache__", ".pytest_cache"}
-    assert not [path for path in home.rglob("*") if path.is_file()]
+    assert not list(home.glob(".netrc")) and not list(home.rglob("*wandb*"))
 
     (run,) = wandb_files(output)
     assert run.rows() == expected_rows(output)
@@ -344,7 +345,7 @@ def test_a_finished_run_shows_its_charts_its_best_values_and_what_asked_for_arti
     for kept in run.artifacts.values():
         for entry in kept.manifest.contents:
             assert (output / "wandb").resolve() in Path(entry.local_path).parents
-    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert not list((tmp_path / "home").rglob("*wandb*"))
 
 
 def test_without_log_texts_no_tracker_has_a_text_of_the_data(base_flags, tmp_path, wandb_here):
