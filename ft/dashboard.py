@@ -21,24 +21,22 @@ MOST_CURVES = 10  # classes, the most frequent ones
 MOST_CELLS = 10_000  # of a confusion matrix: as many rows as W&B takes of a table
 
 
-def charts(
-    config: Config, data: Data, results: Mapping[str, Any], scored: Mapping[str, Evaluation]
-) -> dict[str, Chart]:
+def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Evaluation]) -> dict[str, Chart]:
     """The charts of each scored split, under names such as test/roc_curve; those that its kind of label has.
 
     `results` is the content of results.json. Texts of the data are in worst_errors alone, which is left out
     without `log_texts`."""
     found: dict[str, Chart] = {}
     for split, evaluation in scored.items():
-        prefix, labels = prefix_of(split), data.splits[split].labels
+        prefix, scores, labels = prefix_of(split), evaluation.scores, evaluation.labels
         of = {key[len(prefix) + 1 :]: v for key, v in results.items() if key.startswith(f"{prefix}/")}
         drawn: dict[str, Chart] = {}
         if "confusion_matrix" in of:
             drawn["confusion_matrix"] = _confusion(of["confusion_matrix"], list(of["per_class"]), split)
         if each := of.get("per_class", of.get("per_label")):
-            assert evaluation.scores is not None and labels is not None
-            to_probabilities = softmax if "per_class" in of else sigmoid
-            drawn |= _curves(to_probabilities(evaluation.scores), labels, list(each), split)
+            assert scores is not None and labels is not None
+            probabilities = softmax(scores) if "per_class" in of else sigmoid(scores)
+            drawn |= _curves(probabilities, labels, list(each), split)
         if "reliability" in of:
             drawn["calibration"] = _calibration(of["reliability"], split)
         if config.log_texts and of.get("worst_errors"):
@@ -99,15 +97,13 @@ def _cell(value: Any) -> Any:
 
 
 def artifacts(config: Config, data: Data, results: Mapping[str, Any], output_dir: Path) -> list[Artifact]:
-    """What `log_artifacts` asks for: what is known of the data, with the fingerprint of environment.json, and
-    the model in best/, with the SHA-256 of its weights and the numbers of the summary."""
+    """What `log_artifacts` asks for: what is known of the data, with the fingerprints of environment.json and
+    of the sources' bytes; the model in best/, with the SHA-256 of its weights and its headline metrics."""
     source = config.dataset_name or config.train_file or ""
     kept = []
     if config.log_artifacts in ("dataset", "all"):
-        about = {
-            "fingerprint": data.fingerprint,
-            "rows": {name: len(rows) for name, rows in data.splits.items()},
-        }
+        rows = {name: len(split) for name, split in data.splits.items()}
+        about = {"fingerprint": data.fingerprint, "sources": data.sources, "rows": rows}
         known = {**about, "columns": vars(data.columns), "splits": data.facts}
         kept.append(Artifact("dataset", Path(source).name, about, known))
     if config.log_artifacts in ("model", "all"):

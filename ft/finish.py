@@ -75,7 +75,7 @@ def finish(run: Run) -> None:
         write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
     run.close(
         results,
-        partial(charts, config, run.data, results, scored),
+        partial(charts, config, results, scored),
         partial(artifacts, config, run.data, results, run.output_dir),
     )
     run.say(end_summary(results, config, run.task, run.output_dir))

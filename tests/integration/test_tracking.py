@@ -337,9 +337,12 @@ def test_a_finished_run_shows_its_charts_its_best_values_and_what_asked_for_arti
     assert about["test/accuracy"] == results["test/accuracy"] and model.name == "model-run"
     assert {entry.path for entry in model.manifest.contents} == set(os.listdir(output / "best"))
     fingerprint = json.loads((output / "environment.json").read_text())["data_fingerprint"]
-    assert json.loads(dataset.metadata) == {
-        "fingerprint": fingerprint, "rows": {"train": 203, "validation": 61, "test": 47}
-    }  # fmt: skip
+    about = json.loads(dataset.metadata)
+    assert (
+        about["fingerprint"] == fingerprint and dataset.name == f"dataset-{base_flags['dataset_name'].name}"
+    )
+    assert about["rows"] == {"train": 203, "validation": 61, "test": 47}
+    assert about["sources"].keys() == about["rows"].keys() and len({*about["sources"].values()}) == 3
     assert [entry.path for entry in dataset.manifest.contents] == ["dataset.json"]  # nothing of the rows
     # All that W&B will upload lies in the run's own folder, and is no link to what a later run may change.
     for kept in run.artifacts.values():

@@ -1,7 +1,5 @@
 """The charts of each kind of label: exact points, few of them, and no text that was not to be shown."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from sklearn.metrics import auc, precision_recall_curve, roc_auc_score, roc_curve
@@ -17,9 +15,8 @@ TEXT = "a private text"
 
 def charts_of(labels, scores, metrics, **options):
     """The charts of a validation split with these metrics."""
-    data = SimpleNamespace(splits={"validation": SimpleNamespace(labels=labels)})
     results = {f"eval/{name}": value for name, value in metrics.items()}
-    return charts(Config(**options), data, results, {"validation": Evaluation({}, scores)})
+    return charts(Config(**options), results, {"validation": Evaluation({}, scores, labels)})
 
 
 @pytest.fixture
