@@ -64,7 +64,7 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def is_scored(name: str) -> bool:
+def _is_scored(name: str) -> bool:
     """Whether a key of metrics.jsonl is a validation metric, of which one value is the best."""
     return name.startswith("eval/") and name != "eval/rows"
 
@@ -109,7 +109,7 @@ class Tracker:
         for tracker in list(self.accelerator.trackers):
             try:
                 if tracker.name == "wandb":
-                    for name in filter(is_scored, known.keys() - self._defined):
+                    for name in [one for one in known if _is_scored(one) and one not in self._defined]:
                         _in_time(partial(wandb_run.define_best, tracker.tracker, name, self._is_higher(name)))
                         self._defined.add(name)
                     # W&B drops rows whose own step goes back, as after a resume; our "step" is its axis.
@@ -173,7 +173,7 @@ class Tracker:
         found: dict[str, dict[str, float]] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             for name, given in json.loads(line).items():
-                if not is_scored(name) or given is None or not math.isfinite(value := float(given)):
+                if not _is_scored(name) or given is None or not math.isfinite(value := float(given)):
                     continue
                 end, better = ("max", max) if self._is_higher(name) else ("min", min)
                 before = found.get(name, {}).get(end, value)
