@@ -81,7 +81,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     attempts = Attempts(accelerator, optimizer, run.say)
     model.train()
     for _epoch in run.epochs():
-        for micro_batches in updates(loader):
+        for micro_batches in run.waited(updates(loader)):
             for attempt in attempts.at(micro_batches):
                 with attempt:
                     reseed(config.seed, progress.step, accelerator.process_index)
@@ -104,13 +104,13 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                     skip_if_nonfinite(optimizer, grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-            learning_rate = scheduler.get_last_lr()[0]
+            learning_rates = scheduler.get_last_lr()
             scheduler.step()
             progress.step += 1
 
             run.count(losses, grad_norm, micro_batch.slot)
             if run.due("steps", config.logging_steps):
-                run.log(grad_norm, learning_rate)
+                run.log(grad_norm, learning_rates)
             if run.due(config.eval_strategy, config.eval_steps):
                 run.evaluate()
             if run.due(config.save_strategy, config.save_steps):

@@ -187,7 +187,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
 
 def write_manifest(folder: Path) -> None:
     """Write the sizes and hashes of the files of a folder to its manifest.json."""
-    files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
     write_flushed(folder / "manifest.json", json.dumps(files, indent=1))
 
 
@@ -200,7 +200,7 @@ def find_damage(folder: Path, *needed: str) -> str:
         if missing:
             return f"manifest.json lacks {', '.join(sorted(missing))}"
         return next(
-            (f"{name} is changed" for name, digest in manifest.items() if _digest(folder / name) != digest),
+            (f"{name} is changed" for name, known in manifest.items() if digest(folder / name) != known),
             "",
         )
     except OSError as error:
@@ -268,12 +268,13 @@ def write_flushed(path: Path, text: str) -> None:
     flush(path)
 
 
-def _digest(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
+def digest(path: Path) -> dict[str, Any]:
+    """The size of a file, and the SHA-256 of its content."""
+    sha = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+            sha.update(block)
+    return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}
 
 
 def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -74,6 +74,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                     )
         for name in ("class_weights", "pos_weight"):
             self.weights(name)
+        if self.log_artifacts != "none" and not {"wandb", "all"} & set(self.tracker_names):
+            raise UserError(
+                f"log_artifacts: found {self.log_artifacts}, but report_to is "
+                f"{', '.join(self.tracker_names) or 'none'}: artifacts are of wandb; name it there, or leave "
+                "log_artifacts out."
+            )
         self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
@@ -85,8 +91,9 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 
     def private(self, **changes: Any) -> Config:
         """The same run, of one seed, that tells no tracker and no hub, with some changes."""
-        alone: dict[str, Any] = {"num_seeds": 1, "report_to": "none", "push_to_hub": False}
-        return replace(self, **alone, hub_model_id=None, hub_private_repo=None, **changes)
+        alone: dict[str, Any] = {"num_seeds": 1, "report_to": "none", "log_artifacts": "none"}
+        alone |= {"push_to_hub": False, "hub_model_id": None, "hub_private_repo": None}
+        return replace(self, **alone, **changes)
 
     def _check_recipes(self) -> None:
         if not 0 < self.layerwise_lr_decay <= 1:
@@ -209,8 +216,13 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher value of `best_metric` is better."""
-        lower = ("loss", "mse", "mae", "rmse", "hamming_loss", "brier_score", "log_loss")
-        return self.best_metric not in lower if self.greater_is_better is None else self.greater_is_better
+        return self.is_higher_better(self.best_metric)
+
+    def is_higher_better(self, metric: str) -> bool:
+        """The same of any metric; greater_is_better is about `best_metric` alone."""
+        if metric == self.best_metric and self.greater_is_better is not None:
+            return self.greater_is_better
+        return metric not in LOWER_IS_BETTER
 
 
 @dataclass(kw_only=True)
@@ -248,6 +260,7 @@ NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
     "warmup_steps early_stopping_threshold seed focal_gamma"
 ).split()
+LOWER_IS_BETTER = "loss mse mae rmse hamming_loss brier_score log_loss".split()
 LARGEST = 2**31 - 1  # of the numbers that count rows, updates or processes
 SEEDS = 2**32  # numpy's and torch's generators take these
 BELOW_ONE = "warmup_ratio lora_dropout label_smoothing_factor adam_beta1 adam_beta2".split()

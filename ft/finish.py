@@ -4,10 +4,12 @@ picture and the page."""
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ft.assess import assess
 from ft.best import forget_bests
+from ft.dashboard import artifacts, charts
 from ft.ema import averaged
 from ft.evaluation import Evaluation, prefix_of
 from ft.model import load_weights
@@ -52,8 +54,8 @@ def finish(run: Run) -> None:
         "best/step": progress.best_step,
         f"best/{config.best_metric}": progress.best_metric,
         "perf/train_seconds": seconds,
-        "perf/examples_per_second": run.rows / seconds,
-        "perf/tokens_per_second": run.tokens / seconds,
+        "perf/examples_per_second": run.throughput.rows / seconds,
+        "perf/tokens_per_second": run.throughput.tokens / seconds,
         "perf/total_seconds": time.monotonic() - run.began,
     }
     scored: dict[str, Evaluation] = {}
@@ -71,7 +73,11 @@ def finish(run: Run) -> None:
         forget_bests(run.output_dir)
         draw_training(run.output_dir, config.best_metric)
         write_page(run.output_dir, config, run.task, run.data, results, scored, run.accelerator)
-    run.close(results)
+    run.close(
+        results,
+        partial(charts, config, results, scored),
+        partial(artifacts, config, run.data, results, run.output_dir),
+    )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
         run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")

@@ -106,9 +106,11 @@ class HealthWatch:
         rows_of: Callable[[int], str],
         say: Callable[[str], None],
         on_nonfinite: str,
+        alert: Callable[[str, str], object],
     ) -> None:
         self.health, self.on_nonfinite = health, on_nonfinite
-        self._sum, self._rows_of, self._say = sum_over_processes, rows_of, say
+        self._sum, self._rows_of = sum_over_processes, rows_of
+        self._say, self._alert = say, alert
         self._late = LateReader()
         self._first = ""  # the rows of the first update in a row that was not finite
 
@@ -129,11 +131,11 @@ class HealthWatch:
         in_a_row = self.health.nonfinite_in_a_row
         if in_a_row == 1:
             self._first = self._rows_of(step)
-            self._say(
-                f"warning: update {step:,} is skipped: its loss or gradient is not finite ({found}); its "
-                f"{self._first}"
-            )
+            said = f"update {step:,} is skipped: its loss or gradient is not finite ({found})"
+            self._say(f"warning: {said}; its {self._first}")
+            self._alert("The loss or gradient is not finite", said)
         if self.on_nonfinite == "error" and in_a_row >= MAX_NONFINITE:
+            self._alert("The run ended: the loss or gradient is not finite", f"{in_a_row} updates in a row")
             raise UserError(
                 f"{in_a_row} updates in a row, {step:,} the last, had a loss or gradient that is not finite; "
                 f"of the first, the {self._first}. None of them changed the weights. Look at these rows, "

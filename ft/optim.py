@@ -34,15 +34,23 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 
 def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, Any]]:
     """The trained parameters by learning rate and weight decay, which spares vectors: biases and
-    normalisation weights. The first group has `learning_rate`, which is the one that is logged.
+    normalisation weights. The first group has `learning_rate`.
 
     A layer's rate is that of the one above it times `layerwise_lr_decay` (as Sun et al., 2019); the head's is
-    `head_learning_rate`, if set."""
+    `head_learning_rate`, if set. The "name" of a group says what has its rate: head, layer_3, embeddings or,
+    where the layers have the same, pretrained; several are joined as head_and_layer_3."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rates = dict.fromkeys(trained, config.learning_rate)
+    parts = dict.fromkeys(trained, "pretrained")
     if config.layerwise_lr_decay < 1:
         below = depths(model)
         rates = {name: rate * config.layerwise_lr_decay ** below[name] for name, rate in rates.items()}
+        model_config: Any = model.config
+        top = model_config.num_hidden_layers - 1
+        parts = {
+            name: f"layer_{top - below[name]}" if below[name] <= top else "embeddings" for name in trained
+        }
+        parts |= dict.fromkeys(head_names(model) & trained.keys(), "head")
         if not any(below[name] for name in trained):
             raise UserError("layerwise_lr_decay: freeze leaves no layer below the top one to train; drop it.")
     if config.head_learning_rate is not None:
@@ -50,13 +58,15 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
         if not head:
             raise UserError("head_learning_rate: freeze leaves no parameter of the head to train; drop it.")
         rates |= dict.fromkeys(head, config.head_learning_rate)
+        parts |= dict.fromkeys(head, "head")
     groups: list[dict[str, Any]] = []
     for rate in dict.fromkeys([config.learning_rate, *rates.values()]):
         here = [parameter for name, parameter in trained.items() if rates[name] == rate]
+        name = "_and_".join(sorted({parts[name] for name in trained if rates[name] == rate}))
         matrices, vectors = [p for p in here if p.ndim > 1], [p for p in here if p.ndim <= 1]
         for params, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
             if params or not groups:
-                groups.append({"params": params, "weight_decay": decay, "lr": rate})
+                groups.append({"params": params, "weight_decay": decay, "lr": rate, "name": name})
     return groups
 
 

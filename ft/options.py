@@ -268,6 +268,12 @@ class RunOptions:
     installed."""
     run_name: str | None = None
     """Name of the run in the trackers. Default: the name of output_dir."""
+    log_texts: bool = True
+    """Show the worst errors with their texts in W&B. false for private data: no text of a row goes to any
+    tracker."""
+    log_artifacts: Literal["none", "dataset", "model", "all"] = "none"
+    """What W&B keeps as artifacts: the data set (its fingerprint and what is known of its rows, no copy), the
+    model in best/, or both."""
     push_to_hub: bool = False
     """Upload best/ to the Hub at the end. The repository is made before the training."""
     hub_model_id: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.signals import StopSignals
 from ft.tasks.base import Task
+from ft.throughput import Throughput
 from ft.tracking import Tracker, to_json
 from ft.watchdog import Watchdog
 from ft.writer import BackgroundWriter
@@ -96,6 +97,8 @@ class Run:
         self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
+        # Before a checkpoint is restored: an older one's groups have no names.
+        self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         self._check_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
             notes.append("no validation rows (validation_split_percentage: 0): not evaluated on the way")
@@ -132,7 +135,12 @@ class Run:
         self._saved_best = self.progress.best_step  # as the last checkpoint has it
         self._stop_reason = ""
         self.health = HealthWatch(
-            self.progress.health, self.hosts.sum, partial(_rows_of, sampler), self.say, config.on_nonfinite
+            self.progress.health,
+            self.hosts.sum,
+            partial(_rows_of, sampler),
+            self.say,
+            config.on_nonfinite,
+            self.tracker.alert,
         )
         self.max_seconds = parse_duration("max_time", config.max_time)
         self.watchdog = Watchdog(
@@ -140,8 +148,7 @@ class Run:
         )
         self.signals = StopSignals()
         self.signals.listen()
-        self.rows = self.tokens = 0  # trained on by this process's run, real tokens
-        self._last = (0.0, 0, 0)  # seconds, rows and tokens at the last log
+        self.throughput = Throughput(sampler, self.progress.step, self.clock)
         self.updates_bar = progress_bar(
             accelerator.is_main_process, total=total, initial=self.progress.step, desc="train", unit="update"
         )
@@ -159,7 +166,11 @@ class Run:
         """Whether the last update was made, or early stopping's patience has run out."""
         return self.progress.step >= self.total or self.stopped_early()
 
-    # --- after an update
+    # --- an update
+
+    def waited(self, updates: Iterable[list[Any]]) -> Iterator[list[Any]]:
+        """The updates, as they come; what is known of them before they are made is noted."""
+        return self.throughput.waited(updates)
 
     def count(self, losses: list[torch.Tensor], grad_norm: torch.Tensor, slot: Any) -> None:
         """Note a finished update: the summed losses of its micro-batches on this process, and its true
@@ -168,8 +179,7 @@ class Run:
             self._loss += loss
         self.health.push(self.progress.step, slot.update_weight, losses, grad_norm)
         self.progress.log_weight += slot.update_weight
-        self.rows += slot.update_rows
-        self.tokens += slot.update_tokens
+        self.throughput.count(slot)
         self.updates_bar.update()
         self.watchdog.alive(f"update {self.progress.step:,}")
 
@@ -191,27 +201,19 @@ class Run:
         """Epochs done so far, with the fraction."""
         return self.progress.step / self.sampler.updates_per_epoch
 
-    def log(self, grad_norm: torch.Tensor, learning_rate: torch.Tensor | float) -> None:
-        """One row of train/* and perf/*: the mean loss over the rows since the last log, the last gradient's
-        norm."""
-        loss, rate = self._fold_loss() / self.progress.log_weight, float(learning_rate)
-        seconds = self.clock.seconds()
-        elapsed, rows, tokens = (
-            now - then for now, then in zip((seconds, self.rows, self.tokens), self._last, strict=True)
-        )
-        self._last = (seconds, self.rows, self.tokens)
-        values = {
-            "train/loss": loss,
-            "train/learning_rate": rate,
-            "train/grad_norm": float(grad_norm),
-            "perf/examples_per_second": rows / elapsed,
-            "perf/tokens_per_second": tokens / elapsed,
-        }
+    def log(self, grad_norm: torch.Tensor, learning_rates: Sequence[torch.Tensor | float]) -> None:
+        """One row of train/*, perf/* and data/*: the mean loss over the rows since the last log, the last
+        gradient's norm, the rate that the options name and, where there are several, that of each group."""
+        loss, rate = self._fold_loss() / self.progress.log_weight, float(learning_rates[0])
+        values = {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": float(grad_norm)}
+        groups = {name: rate for name, rate in zip(self.rate_names, learning_rates, strict=True) if name}
+        if len(groups) > 1:
+            values |= {f"train/learning_rate/{name}": float(rate) for name, rate in groups.items()}
+        values |= self.throughput.since_last(self.hosts.gather)
         self.tracker.log(self.progress.step, self.epoch, values)
-        self.updates_bar.set_postfix(
-            {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "examples/s": f"{rows / elapsed:.1f}"},
-            refresh=False,
-        )
+        speed = f"{values['perf/examples_per_second']:.1f}"
+        shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "examples/s": speed}
+        self.updates_bar.set_postfix(shown, refresh=False)
         self._loss.zero_()
         self.progress.log_loss = self.progress.log_weight = 0.0
 
@@ -329,11 +331,13 @@ class Run:
             self.save()
         self._wait_for_checkpoint()
         self.updates_bar.close()
-        self.close({})
-        self.say(
+        said = (
             f"stopped after update {self.progress.step:,} ({self._stop_reason}); a checkpoint stands: go on "
             "with the same command and --resume_from_checkpoint latest"
         )
+        self.tracker.alert("The run was stopped", said, "WARN")
+        self.close({})
+        self.say(said)
         raise Stopped
 
     def _wait_for_checkpoint(self) -> None:
@@ -355,10 +359,10 @@ class Run:
         self.writer.wait()
         self.updates_bar.close()
 
-    def close(self, summary: dict[str, Any]) -> None:
-        """Let trackers, watchdog and folder go; `summary` is for the trackers, empty where the run is to be
-        resumed."""
-        self.tracker.finish(summary)
+    def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
+        """Let trackers, watchdog and folder go. For the trackers are `summary`, empty where the run is to be
+        resumed, and what makes charts and artifacts (see `Tracker.finish`)."""
+        self.tracker.finish(summary, *shown)
         self.watchdog.end()
         if self.accelerator.is_main_process:
             self._lock.release()

@@ -58,7 +58,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         sys.exit(code)
     if code in (EXIT_DONE, EXIT_STOPPED):
         torch.distributed.barrier()
-    from ft.tracking import close_trackers
+    from ft.wandb_run import close_trackers
 
     close_trackers(code)
     # Not sys.exit: now and then gloo's threads abort a process that leaves its group in the ordinary way
@@ -264,12 +264,13 @@ def total_updates(config: Config, updates_per_epoch: int) -> int:
 
 
 class HostGroup:
-    """Adds up small numbers over the processes on their hosts: nobody waits for a device."""
+    """Adds up and gathers small numbers of the processes on their hosts: nobody waits for a device."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         import torch
 
         self.num_processes, self.is_main = accelerator.num_processes, accelerator.is_main_process
+        self.rank = accelerator.process_index
         on_device = self.num_processes > 1 and torch.distributed.get_backend() != "gloo"
         self._group = torch.distributed.new_group(backend="gloo") if on_device else None
 
@@ -282,6 +283,13 @@ class HostGroup:
         numbers = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(numbers, group=self._group)
         return numbers.tolist()
+
+    def gather(self, *values: float) -> list[list[float]]:
+        """The values of each process, by rank, to be called by all of them with as many."""
+        places = [[0.0] * len(values) for _ in range(self.num_processes)]
+        places[self.rank] = list(values)
+        flat = iter(self.sum(*(value for place in places for value in place)))
+        return [[next(flat) for _ in values] for _ in places]
 
     def from_main(self, function: Callable[[], ResultT]) -> ResultT:
         """What a function gives on the main process, the only one that runs it; its `UserError` is raised on

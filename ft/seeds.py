@@ -22,7 +22,8 @@ from ft.errors import EXIT_DONE, Stopped, printable
 from ft.output import REPLACED, check_seeds_dir, lock_output_dir, put_back, set_aside, write_whole
 from ft.runtime import STARTED, HostGroup, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
-from ft.tracking import group_runs, to_json
+from ft.tracking import to_json
+from ft.wandb_run import group_runs
 
 SUMMARISED = ("eval/", "test/", "best/")
 

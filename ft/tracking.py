@@ -11,17 +11,17 @@ import importlib.util
 import json
 import math
 import os
-import shlex
-import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft import wandb_run
 from ft.config import Config
-from ft.errors import EXIT_STOPPED, UserError
+from ft.errors import UserError
+from ft.wandb_run import PROJECT, Artifact, Chart, first_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
 ANSWER_SECONDS = 60.0
-PROJECT = "ft"  # where the environment names no other
 
 
 def choose_trackers(names: list[str]) -> list[str]:
@@ -43,18 +42,6 @@ def choose_trackers(names: list[str]) -> list[str]:
     if "all" in names:
         return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
     return chosen
-
-
-def group_runs(name: str, trackers: list[str]) -> None:
-    """Have the runs that this process will start stand in one group of W&B. To be called before the first."""
-    if not {"wandb", "all"} & set(trackers):
-        return
-    if os.environ.get("WANDB_RUN_ID"):
-        raise UserError(
-            "num_seeds: WANDB_RUN_ID names one run of W&B, but each seed is a run of its own; unset it. In a "
-            "sweep, make seed a parameter of it instead."
-        )
-    os.environ.setdefault("WANDB_RUN_GROUP", name)
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +64,11 @@ def _strict(value: Any) -> Any:
     return value
 
 
+def _is_scored(name: str) -> bool:
+    """Whether a key of metrics.jsonl is a validation metric, of which one value is the best."""
+    return name.startswith("eval/") and name != "eval/rows"
+
+
 class Tracker:
     """Writes metrics.jsonl on the main process, one row a log or evaluation, and hands the numbers to the
     trackers."""
@@ -87,6 +79,8 @@ class Tracker:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
         self.rows = 0
+        self._higher = config.is_higher_better
+        self._defined: set[str] = set()  # the metrics that W&B knows how to sum up
         if not accelerator.is_main_process:
             return
         self._cut(rows)
@@ -115,6 +109,9 @@ class Tracker:
         for tracker in list(self.accelerator.trackers):
             try:
                 if tracker.name == "wandb":
+                    for name in [one for one in known if _is_scored(one) and one not in self._defined]:
+                        _in_time(partial(wandb_run.define_best, tracker.tracker, name, self._is_higher(name)))
+                        self._defined.add(name)
                     # W&B drops rows whose own step goes back, as after a resume; our "step" is its axis.
                     values = {**known, "resumes": tracker.tracker.config["resumes"]}
                     _in_time(partial(tracker.log, values))
@@ -124,19 +121,34 @@ class Tracker:
             except Exception as error:
                 self._drop(tracker, error)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Close the file and the trackers. `summary` goes to the run's summary in W&B; an empty one says that
-        the run stops here to be resumed."""
+    def alert(self, title: str, text: str, level: str = "ERROR") -> None:
+        """Where W&B is a tracker, have it tell the user, by mail or as they chose there."""
+        for tracker in [one for one in self.accelerator.trackers if one.name == "wandb"]:
+            try:
+                _in_time(partial(tracker.tracker.alert, title=title, text=text, level=level))
+            except Exception as error:
+                self._drop(tracker, error)
+
+    def finish(
+        self,
+        summary: dict[str, Any],
+        charts: Callable[[], Mapping[str, Chart]] = dict,
+        artifacts: Callable[[], Sequence[Artifact]] = list,
+    ) -> None:
+        """Close the file and the trackers. W&B takes `summary` for the run's summary, and charts and
+        artifacts, which are made only then. An empty summary says that the run stops here to be resumed."""
         if not self.accelerator.is_main_process:
             return
         self._file.close()
         for tracker in list(self.accelerator.trackers):
             try:
-                if tracker.name == "wandb":
-                    tracker.tracker.summary.update(scalars(summary))
-                    if not summary:
-                        tracker.tracker.mark_preempting()
-                        tracker.tracker.finish(exit_code=EXIT_STOPPED)
+                if tracker.name == "wandb" and summary:
+                    numbers = {**scalars(summary), **self._bests()}
+                    _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
+                    self._add(tracker, "charts", partial(wandb_run.show, summary=numbers, charts=charts))
+                    self._add(tracker, "artifacts", partial(wandb_run.keep, artifacts=artifacts))
+                elif tracker.name == "wandb":
+                    wandb_run.stop(tracker.tracker)
                 tracker.finish()
                 if tracker.name == "wandb":
                     # Its service writes the last rows a moment later, which a process that leaves by os._exit
@@ -145,6 +157,31 @@ class Tracker:
             except Exception as error:
                 self._drop(tracker, error)
         self.accelerator.trackers.clear()
+
+    def _add(self, tracker: GeneralTracker, what: str, add: Callable[[Any], object]) -> None:
+        """Add to a W&B run what it can do without."""
+        try:
+            _in_time(partial(add, tracker.tracker))
+        except TimeoutError:
+            raise
+        except Exception as error:
+            _warn(f"wandb has no {what} of this run", error)
+
+    def _bests(self) -> dict[str, dict[str, float]]:
+        """For each validation metric its last value and its best one, under max or min. Of the whole of
+        metrics.jsonl: W&B itself knows those since the last resume."""
+        found: dict[str, dict[str, float]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            for name, given in json.loads(line).items():
+                if not _is_scored(name) or given is None or not math.isfinite(value := float(given)):
+                    continue
+                end, better = ("max", max) if self._is_higher(name) else ("min", min)
+                before = found.get(name, {}).get(end, value)
+                found[name] = {end: better(before, value), "last": value}
+        return found
+
+    def _is_higher(self, name: str) -> bool:
+        return self._higher(name.removeprefix("eval/"))
 
     def _drop(self, tracker: GeneralTracker, error: Exception) -> None:
         self.accelerator.trackers.remove(tracker)
@@ -194,23 +231,7 @@ def _in_time(call: Callable[[], object]) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    print(f"warning: {what} ({_first_line(error)})", file=sys.stderr, flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def close_trackers(exit_code: int) -> None:
-    """Let W&B write what it still holds, before a process leaves by os._exit after an error.
-
-    Its file may be empty otherwise. After `Tracker.finish` there is nothing left to do."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        # A launcher sends it as soon as another process is gone; ours is leaving anyway.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with contextlib.suppress(Exception):
-            wandb.teardown(exit_code)
+    print(f"warning: {what} ({first_line(error)})", file=sys.stderr, flush=True)
 
 
 # --- one function a tracker: make it, start it, give it the config
@@ -237,99 +258,4 @@ def _start_trackio(output_dir: Path, start_step: int, name: str, config: dict) -
     return tracker
 
 
-def _start_wandb(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
-    """Start W&B under the id of this output_dir, in its folder; offline where its server cannot be used."""
-    from accelerate.tracking import WandBTracker
-
-    # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
-    for key, value in {
-        "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "FINISH_TIMEOUT": "300", "SHOW_INFO": "false",
-    }.items():  # fmt: skip
-        os.environ.setdefault(f"WANDB_{key}", value)
-    import wandb
-
-    settings = wandb.setup().settings
-    run_id, resumes = _wandb_id(output_dir, settings.run_id)
-    options: dict[str, Any] = {
-        "name": name if config["run_name"] else settings.run_name or name,
-        "dir": os.environ.get("WANDB_DIR", str(output_dir)),
-        "id": None if settings.sweep_id else run_id,  # a sweep gives its runs their ids
-        "resume": settings.resume or "allow",
-        "config": {**config, "resumes": resumes},
-    }
-    why_offline = _why_offline(settings)
-    if why_offline:
-        options["mode"] = "offline"
-    tracker = WandBTracker(settings.project or PROJECT, **options)
-    try:
-        tracker.start()
-    except Exception as error:
-        if options.get("mode") == "offline":
-            raise
-        why_offline = f"its server did not take the run: {_first_line(error)}"
-        wandb.teardown()  # its service holds on to the id otherwise
-        tracker = WandBTracker(settings.project or PROJECT, **options, mode="offline")
-        tracker.start()
-    run = tracker.tracker
-    run.define_metric("step", hidden=True)
-    for series in ("epoch", "train/*", "eval/*", "perf/*"):
-        run.define_metric(series, step_metric="step")
-    run.define_metric("resumes", step_metric="step", hidden=True)
-    if run.offline:
-        folder = Path(run.dir).resolve().parent
-        # A resumed run has several folders of one id; W&B uploads them in order, each once.
-        place = (
-            f"{shlex.quote(str(folder.parent))}/offline-run-*-{run.id}"
-            if resumes
-            else shlex.quote(str(folder))
-        )
-        print(f"W&B: offline ({why_offline}). To upload this run: wandb sync {place}", flush=True)
-    elif run.url:
-        print(f"W&B: {run.url}", flush=True)
-    return tracker
-
-
-STARTS = {"wandb": _start_wandb, "tensorboard": _start_tensorboard, "trackio": _start_trackio}
-
-
-def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
-    """The id of this output_dir's W&B run, and how often it was resumed.
-
-    The file wandb_id keeps both: made once, so that a resumed run goes on under its id."""
-    import secrets
-
-    from ft.checkpoint import write_flushed  # not at the top: it imports torch
-
-    path = output_dir / "wandb_id"
-    kept = path.read_text(encoding="utf-8").split() if path.exists() else []
-    run_id = given or (kept[0] if kept else secrets.token_hex(4))
-    resumes = int(kept[1]) + 1 if kept[:1] == [run_id] and len(kept) > 1 else 0
-    temporary = output_dir / ".wandb_id.tmp"
-    write_flushed(temporary, f"{run_id} {resumes}\n")
-    temporary.replace(path)
-    return run_id, resumes
-
-
-def _why_offline(settings: Any) -> str:
-    """Why W&B has to run offline; empty where it need not. Without a key it would ask for one, and without a
-    network it would try for minutes."""
-    import urllib.error
-    import urllib.request
-
-    import wandb
-
-    if settings.mode in ("offline", "dryrun"):
-        return "as WANDB_MODE asks"
-    if settings.mode == "disabled":
-        return ""
-    try:
-        if not wandb.login(prompt=False, verify=False):
-            return "no API key"
-        urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except OSError:
-        return f"{settings.base_url} cannot be reached"
-    except Exception as error:  # a key that cannot be one
-        return _first_line(error)
-    return ""
+STARTS = {"wandb": wandb_run.start, "tensorboard": _start_tensorboard, "trackio": _start_trackio}

@@ -184,6 +184,14 @@ class PlanSampler:
         run."""
         self.step, self.total_updates = step, total_updates
 
+    def seen(self, step: int) -> tuple[int, int]:
+        """Rows and real tokens of the first `step` updates of a run."""
+        epochs, updates = divmod(step, self.updates_per_epoch)
+        lengths = self.dataset.rows.lengths.astype(np.int64)
+        begun = self.plan(epochs).order[: updates * self.global_batch_size]
+        rows, tokens = len(begun), int(lengths[begun].sum())
+        return epochs * len(lengths) + rows, epochs * int(lengths.sum()) + tokens
+
     def plan(self, epoch: int) -> Plan:
         """The plan of an epoch."""
         return plan(self.dataset.rows.lengths, self.global_batch_size, self.seed, epoch)

@@ -133,7 +133,7 @@ class Probe(Run):
             yield self._pass(self._spread)
             if time.monotonic() - begin > SECONDS:
                 break
-        self.log(self._grad_norm, 0.0)
+        self.log(self._grad_norm, self.scheduler.get_last_lr())
         self._between_updates()
 
     def _pass(self, updates: list[np.ndarray]) -> int:
@@ -194,13 +194,13 @@ class Probe(Run):
         super().settle()
         self._end_begun, self._rounds_before_end = self._now(), len(self.measured.round_seconds)
 
-    def close(self, summary: dict[str, Any]) -> None:
+    def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
         """The end: note what it took, and the peak of the memory; then read the checkpoint back."""
         measured = self.measured
         measured.end = self._now() - self._end_begun - sum(measured.round_seconds[self._rounds_before_end :])
         measured.peak_host = self._of_all(peak_host_bytes())
         measured.peak_device = self._of_all(peak_device_bytes(self.accelerator.device) or 0)
-        super().close(summary)
+        super().close(summary, *shown)
         if self.accelerator.is_main_process:
             measured.export_bytes = _size(self.output_dir / "final")
             measured.checkpoint_bytes = _size(self._checkpoint)
@@ -226,9 +226,7 @@ class Probe(Run):
 
     def _of_all(self, value: float) -> list[float]:
         """One number of every process."""
-        places = [0.0] * self.accelerator.num_processes
-        places[self.accelerator.process_index] = value
-        return self.hosts.sum(*places)
+        return [number for (number,) in self.hosts.gather(value)]
 
     def _now(self) -> float:
         """The clock, when the device has done what it was given."""

@@ -1,5 +1,7 @@
 """Trackers get all numbers of metrics.jsonl, in one run of one id, and never harm the training."""
 
+import csv
+import hashlib
 import http.server
 import json
 import math
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,7 +50,9 @@ class WandbFile:
     def __init__(self, path):
         from wandb.proto import wandb_internal_pb2
 
+        self.folder = path.parent
         self.history, self.config, self.summary, self.kinds = [], {}, {}, []
+        self.alerts, self.artifacts = [], {}
         for data in records_of(path.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
@@ -64,6 +69,10 @@ class WandbFile:
                 self.summary |= self._items(record.summary.update)
             elif kind == "metric":
                 self.metrics = {**getattr(self, "metrics", {}), self._name(record.metric): record.metric}
+            elif kind == "alert":
+                self.alerts.append((record.alert.title, record.alert.level, record.alert.text))
+            elif kind == "artifact":
+                self.artifacts[record.artifact.type] = record.artifact
             elif kind == "exit":
                 self.exit_code = record.exit.exit_code
 
@@ -76,11 +85,25 @@ class WandbFile:
         return metric.name or metric.glob_name
 
     def rows(self):
-        """History without what W&B adds (_step, _timestamp, _runtime) and without our count of resumes."""
+        """History without what W&B adds (_step, _timestamp, _runtime), without our count of resumes, and
+        without the row of charts, which has no epoch."""
         return [
             {key: value for key, value in row.items() if not key.startswith("_") and key != "resumes"}
             for row in self.history
+            if "epoch" in row
         ]
+
+    def numbers(self):
+        """The summary, with the last value of a metric that has a best one, too."""
+        return {
+            key: value["last"] if isinstance(value, dict) and "last" in value else value
+            for key, value in self.summary.items()
+        }
+
+    def tables(self):
+        """The tables of the last row, by their keys; that of a picture ends in _table."""
+        paths = {key[:-5]: value for key, value in self.history[-1].items() if key.endswith("/path")}
+        return {key: json.loads((self.folder / "files" / path).read_text()) for key, path in paths.items()}
 
 
 def wandb_files(folder):
@@ -105,7 +128,8 @@ def wandb_here(monkeypatch, tmp_path):
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    for name in ("ERROR_REPORTING", "INIT_TIMEOUT", "FINISH_TIMEOUT", "SHOW_INFO", "RUN_GROUP"):
+    ours = "ERROR_REPORTING INIT_TIMEOUT FINISH_TIMEOUT SHOW_INFO RUN_GROUP DATA_DIR CACHE_DIR"
+    for name in ours.split():
         monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back, too
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -170,6 +194,7 @@ def test_several_seeds_are_runs_of_one_group(base_flags, tmp_path, wandb_here):
     for file, name in zip(files, ("seed-5", "seed-6"), strict=True):
         assert file.rows() == expected_rows(tmp_path / "reviews" / name)
         assert file.config["seed"] == int(name[5:]) and file.exit_code == 0
+        assert os.listdir(tmp_path / "reviews" / name / "wandb/artifacts/staging")  # each its own tables
 
 
 def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkeypatch):
@@ -194,23 +219,44 @@ def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp
     assert "no API key" in said[0]
     assert proxy.requests == []  # no network, no telemetry, no error report
     assert set(os.listdir(ROOT)) <= before | {"__pycache__", ".pytest_cache"}
-    assert not list(home.glob(".netrc")) and not list(home.glob("wandb*"))
+    assert not list(home.glob(".netrc")) and not list(home.rglob("*wandb*"))
 
     (run,) = wandb_files(output)
     assert run.rows() == expected_rows(output)
     keys = {key for row in run.rows() for key in row}
     assert {"train/loss", "train/learning_rate", "eval/accuracy", "perf/tokens_per_second"} <= keys
-    assert [row["_step"] for row in run.history] == list(range(14 + 2))  # no row was merged or dropped
+    # No row was merged or dropped; the last one has the charts.
+    assert [row["_step"] for row in run.history] == list(range(14 + 2 + 1))
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert {key: run.config[key] for key in config} == config
     results = results_of(output)
-    assert len(results) > 20 and {key: run.summary[key] for key in results} == results
+    numbers = run.numbers()
+    assert len(results) > 20 and {key: numbers[key] for key in results} == results
     assert run.run.display_name == "mine" and run.run.project == "ft"
     # Our step is the axis of each series, and is no series itself.
     axes = {name: metric.step_metric for name, metric in run.metrics.items()}
-    assert axes["train/*"] == axes["eval/*"] == axes["perf/*"] == axes["epoch"] == "step"
+    assert axes["train/*"] == axes["eval/*"] == axes["perf/*"] == axes["data/*"] == axes["epoch"] == "step"
     assert axes["step"] == "" and run.metrics["step"].options.hidden
     assert run.exit_code == 0
+
+
+def test_two_processes_make_one_run(base_flags, tmp_path):
+    words = {**base_flags, "num_train_epochs": 1, "report_to": "wandb"}
+    done = launch(two_processes(), flags(**words))
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("**/*.wandb"))) == 1
+    assert done.stdout.count("wandb sync") == 1
+    (run,) = wandb_files(tmp_path / "run")
+    rows = run.rows()
+    assert rows == expected_rows(tmp_path / "run")
+    for row in [row for row in rows if "train/loss" in row]:
+        for name in ("tokens_per_second", "padding_share", "data_wait_share"):
+            low, mean, high = (row[f"perf/rank_{name}_{end}"] for end in ("min", "mean", "max"))
+            assert 0 <= low <= high and mean == pytest.approx((low + high) / 2)
+        low, high = (row[f"perf/rank_tokens_per_second_{end}"] for end in ("min", "max"))
+        assert low < high  # two processes with other rows and another clock
+        assert row["perf/padding_share"] < 1 and row["data/tokens"] > row["data/rows"]
+    assert rows[-1]["step"] == 7 and rows[-2]["data/rows"] == 203
 
 
 def test_on_a_terminal_nothing_is_asked_either(base_flags, tmp_path):
@@ -238,14 +284,150 @@ def test_on_a_terminal_nothing_is_asked_either(base_flags, tmp_path):
     assert b"wandb sync" in said and b"Enter your choice" not in said
 
 
-def test_two_processes_make_one_run(base_flags, tmp_path):
-    words = {**base_flags, "num_train_epochs": 1, "report_to": "wandb"}
-    done = launch(two_processes(), flags(**words))
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("**/*.wandb"))) == 1
-    assert done.stdout.count("wandb sync") == 1
+def test_a_finished_run_shows_its_charts_its_best_values_and_what_asked_for_artifacts(
+    base_flags, tmp_path, wandb_here, capfd
+):
+    output = tmp_path / "run"
+    words = {**base_flags, "eval_strategy": "steps", "eval_steps": 3, "layerwise_lr_decay": 0.5}
+    assert train_here(**words, report_to="wandb", log_artifacts="all") == 0
+    assert capfd.readouterr().err == ""
+    (run,) = wandb_files(output)
+    rows, results = metrics_of(output), json.loads((output / "results.json").read_text())
+
+    # A rate for each group: head and top layer share one, the layer below has half of it, and so on.
+    rates = [{k: v for k, v in row.items() if k.startswith("train/learning_rate")} for row in run.rows()]
+    names = ("head_and_layer_1", "layer_0", "embeddings")
+    for row in filter(None, rates):
+        top = row["train/learning_rate"]
+        wanted = {f"train/learning_rate/{name}": top / 2**below for below, name in enumerate(names)}
+        assert row == {"train/learning_rate": top} | wanted
+
+    # The best of all evaluations, and the last.
+    for name, end, best in (("accuracy", "max", max), ("loss", "min", min), ("f1_macro", "max", max)):
+        values = [row[f"eval/{name}"] for row in rows if f"eval/{name}" in row]
+        assert len(values) == 5
+        assert run.summary[f"eval/{name}"] == {end: best(values), "last": values[-1]}
+        assert getattr(run.metrics[f"eval/{name}"].summary, end)
+    last = run.history[-1]
+    assert last["best/accuracy"] == run.summary["best/accuracy"] == results["best/accuracy"]
+    assert last["step"] == 14
+
+    tables, names = run.tables(), ["bad", "fine", "good"]
+    for split in ("eval", "test"):
+        matrix = results[f"{split}/confusion_matrix"]
+        cells = {
+            (true, guess): rows for true, guess, rows in tables[f"{split}/confusion_matrix_table"]["data"]
+        }
+        assert [[cells[true, guess] for guess in names] for true in names] == matrix
+        for curve in ("pr_curve", "roc_curve"):
+            assert {row[0] for row in tables[f"{split}/{curve}_table"]["data"]} == set(names)
+        found = [row[1:] for row in tables[f"{split}/calibration_table"]["data"] if row[0] == "the model"]
+        assert found == [[part["probability"], part["share"]] for part in results[f"{split}/reliability"]]
+        table = tables[f"{split}/worst_errors"]
+        errors = results[f"{split}/worst_errors"]
+        assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == errors
+        assert 0 < len(errors) <= 20 and errors[0]["text"]
+        pictures = run.config["_wandb/visualize/" + f"{split}/roc_curve"]["panel_config"]["fieldSettings"]
+        assert pictures == {"class": "class", "x": "false positive rate", "y": "true positive rate"}
+
+    model, dataset = (run.artifacts[kind] for kind in ("model", "dataset"))
+    weights = (output / "best/model.safetensors").read_bytes()
+    about = json.loads(model.metadata)
+    assert about["fingerprint"] == hashlib.sha256(weights).hexdigest()
+    assert about["test/accuracy"] == results["test/accuracy"] and model.name == "model-run"
+    assert {entry.path for entry in model.manifest.contents} == set(os.listdir(output / "best"))
+    fingerprint = json.loads((output / "environment.json").read_text())["data_fingerprint"]
+    about = json.loads(dataset.metadata)
+    assert (
+        about["fingerprint"] == fingerprint and dataset.name == f"dataset-{base_flags['dataset_name'].name}"
+    )
+    assert about["rows"] == {"train": 203, "validation": 61, "test": 47}
+    assert about["sources"].keys() == about["rows"].keys() and len({*about["sources"].values()}) == 3
+    assert [entry.path for entry in dataset.manifest.contents] == ["dataset.json"]  # nothing of the rows
+    # All that W&B will upload lies in the run's own folder, and is no link to what a later run may change.
+    for kept in run.artifacts.values():
+        for entry in kept.manifest.contents:
+            assert (output / "wandb").resolve() in Path(entry.local_path).parents
+    assert not list((tmp_path / "home").rglob("*wandb*"))
+
+
+def test_without_log_texts_no_tracker_has_a_text_of_the_data(base_flags, tmp_path, wandb_here):
+    words = {
+        **base_flags,
+        "num_train_epochs": 1,
+        "report_to": "wandb,tensorboard",
+        "log_artifacts": "dataset",
+    }
+    assert train_here(**words, log_texts=False) == 0
+    output = tmp_path / "run"
+    (run,) = wandb_files(output)
+    assert {
+        f"{split}/{name}" for split in ("eval", "test") for name in ("roc_curve_table", "calibration_table")
+    } < (run.tables().keys())
+    assert not [key for key in run.tables() if "worst_errors" in key]
+    texts = [row["text"] for file in base_flags["dataset_name"].glob("*.csv") for row in rows_of(file)]
+    pieces = {text[:24].encode() for text in texts if len(text) > 24}
+    for path in [*(output / "wandb").rglob("*"), *(output / "tensorboard").rglob("*")]:
+        content = path.read_bytes() if path.is_file() else b""
+        assert not [piece for piece in pieces if piece in content], path
+
+
+def rows_of(file):
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_charts_that_fail_cost_a_warning_and_nothing_else(
+    base_flags, tmp_path, wandb_here, monkeypatch, capsys
+):
+    import ft.finish
+
+    monkeypatch.setattr(ft.finish, "charts", lambda *args: 1 / 0)
+    words = {**base_flags, "num_train_epochs": 1, "report_to": "wandb", "log_artifacts": "dataset"}
+    assert train_here(**words) == 0
+    assert capsys.readouterr().err == "warning: wandb has no charts of this run (division by zero)\n"
     (run,) = wandb_files(tmp_path / "run")
-    assert run.rows() == expected_rows(tmp_path / "run")
+    numbers, results = run.numbers(), results_of(tmp_path / "run")
+    assert {key: numbers[key] for key in results} == results
+    assert run.artifacts["dataset"] and run.exit_code == 0
+
+
+def test_a_trial_of_the_sweep_runs_as_wandbs_agent_starts_it(tiny_model, reviews, tmp_path):
+    """The agent's own functions make the words; `accelerate launch` runs them, and W&B takes the values."""
+    from wandb.sdk.launch.sweeps import utils
+    from wandb.sdk.lib.config_util import save_config_file_from_dict
+
+    sweep = utils.load_sweep_config(str(ROOT / "sweeps/finetune.yaml"))
+    values = {
+        name: {"value": choice["values"][-1] if "values" in choice else choice["min"]}
+        for name, choice in sweep["parameters"].items()
+    }
+    args = utils.create_sweep_command_args({"args": values})["args"]
+    command = [
+        word for part in utils.create_sweep_command(sweep["command"])
+        for word in (args if part == "${args}" else [part])
+    ]  # fmt: skip
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    mine = {"model_name_or_path": str(tiny_model), "dataset_name": str(reviews), "max_train_steps": 2}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(mine))
+    save_config_file_from_dict(str(tmp_path / "values.yaml"), values)
+    environment = {
+        "WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "trial7", "WANDB_MODE": "offline",
+        "WANDB_SWEEP_PARAM_PATH": str(tmp_path / "values.yaml"), "HOME": str(tmp_path / "home"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "output/sweep/trial7"
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    (run,) = wandb_files(output)
+    assert run.run.run_id == "trial7" and run.run.sweep_id == "s1"
+    for name, value in values.items():
+        assert config[name] == run.config[name] == value["value"], name
+    goal = sweep["metric"]["name"]
+    assert sweep["metric"]["goal"] == "maximize" and run.history[-1][goal] == run.summary[goal] > 0
 
 
 def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, tmp_path, wandb_here, capsys):
@@ -284,12 +466,19 @@ def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_
     (run,) = wandb_files(tmp_path / "run")
     assert [row["step"] for row in run.rows()] == [row["step"] for row in metrics_of(tmp_path / "run")]
     assert run.exit_code == 2
+    assert [title for title, *_ in run.alerts] == [
+        "The loss or gradient is not finite", "The run ended: the loss or gradient is not finite"
+    ]  # fmt: skip
 
 
 def test_a_run_stopped_by_max_time_tells_wandb_that_it_will_be_resumed(base_flags, tmp_path, wandb_here):
     assert train_here(**base_flags, report_to="wandb", max_time="1s", max_train_steps=100000) == 75
     (run,) = wandb_files(tmp_path / "run")
     assert run.exit_code == 75 and "preempting" in run.kinds
+    ((title, level, text),) = run.alerts
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert (title, level) == ("The run was stopped", "WARN")
+    assert text.startswith(f"stopped after update {step:,} (max_time); a checkpoint stands")
 
 
 def test_the_users_settings_win(base_flags, tmp_path, wandb_here, monkeypatch, capsys):
@@ -488,6 +677,9 @@ def test_a_loss_that_is_not_a_number_is_written_and_shown(base_flags, tmp_path, 
     assert rows[-1]["train/loss"] == "NaN"
     (run,) = wandb_files(tmp_path / "run")
     assert [row["step"] for row in run.rows()] == [row["step"] for row in rows]
+    # One alert for as many updates in a row as there are.
+    ((title, level, text),) = run.alerts
+    assert (title, level) == ("The loss or gradient is not finite", "ERROR") and "is skipped" in text
     events = read_tensorboard(tmp_path / "run/tensorboard")
     assert math.isnan(events.Scalars("train/loss")[-1].value)
     assert (tmp_path / "run/training.png").stat().st_size > 1000

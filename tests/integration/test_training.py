@@ -33,7 +33,12 @@ def test_metrics_and_results_have_the_promised_keys(base_flags, tmp_path):
     assert [r["step"] for r in train] == list(range(1, 15))
     assert set(train[0]) == {
         "step", "epoch", "train/loss", "train/learning_rate", "train/grad_norm", "perf/examples_per_second",
-        "perf/tokens_per_second",
+        "perf/tokens_per_second", "perf/padding_share", "perf/data_wait_share", "data/rows", "data/tokens",
+        *(
+            f"perf/rank_{name}_{end}"
+            for name in ("tokens_per_second", "padding_share", "data_wait_share")
+            for end in ("min", "mean", "max")
+        ),
     }  # fmt: skip
     evaluated = [r for r in rows if "eval/loss" in r]
     assert [r["step"] for r in evaluated] == [7, 14]

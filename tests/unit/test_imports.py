@@ -15,11 +15,12 @@ FLOORS = [
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
-        "ft.layers ft.health ft.signals ft.watchdog ft.writer ft.recipes ft.best ft.analysis.statistics "
-        "ft.analysis.calibration ft.analysis.errors ft.page.plots ft.preflight.findings "
-        "ft.preflight.memory ft.preflight.rows",
+        "ft.layers ft.health ft.signals ft.throughput ft.watchdog ft.writer ft.recipes ft.best "
+        "ft.analysis.statistics ft.analysis.calibration ft.analysis.curves ft.analysis.errors ft.page.plots "
+        "ft.preflight.findings ft.preflight.memory ft.preflight.rows",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks "
         "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
+        "ft.wandb_run",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
         "ft.preflight.near",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
@@ -32,7 +33,7 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess ft.predict ft.page.audit ft.card ft.push",
+        "ft.resume ft.assess ft.dashboard ft.predict ft.page.audit ft.card ft.push",
         "ft.page",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
@@ -121,7 +122,7 @@ def test_one_file_builds_the_accelerator():
 
 
 def test_one_file_knows_each_tracker():
-    assert importers("wandb") == {"ft.tracking"}
+    assert importers("wandb") == {"ft.wandb_run"}
     assert importers("trackio") | importers("tensorboard") <= {"ft.tracking"}
 
 

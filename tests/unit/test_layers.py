@@ -36,6 +36,10 @@ def test_each_layer_has_the_rate_of_the_one_above_times_the_decay():
     for name, rate in found.items():
         assert rate == next(value for stem, value in expected.items() if name.startswith(stem)), name
     assert [group["lr"] for group in groups] == [1, 1, 0.125, 0.125, 0.25, 0.25, 0.5, 0.5]
+    names = ["head_and_layer_2", "embeddings", "layer_0", "layer_1"]
+    assert [group["name"] for group in groups] == [name for name in names for _ in range(2)]
+    _, groups = rates(build(), layerwise_lr_decay=0.5, head_learning_rate=9.0)
+    assert [group["name"] for group in groups[::2]] == ["layer_2", "embeddings", "layer_0", "layer_1", "head"]
 
 
 def test_the_head_has_a_rate_of_its_own_and_vectors_are_not_decayed():
@@ -48,6 +52,7 @@ def test_the_head_has_a_rate_of_its_own_and_vectors_are_not_decayed():
         (10, 0),
     ]
     assert all((p.ndim > 1) == (g["weight_decay"] > 0) for g in groups for p in g["params"])
+    assert [group["name"] for group in groups] == ["pretrained", "pretrained", "head", "head"]
 
 
 def test_without_recipes_there_are_two_groups_in_the_order_of_the_model():

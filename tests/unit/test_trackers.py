@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ft import tracking
+from ft import tracking, wandb_run
 from ft.config import Config
 from ft.errors import UserError
 from ft.tracking import Tracker, choose_trackers, scalars, to_json
@@ -114,12 +114,83 @@ def test_a_crash_while_the_file_is_cut_leaves_the_old_one(tmp_path, monkeypatch)
 
 
 def test_the_wandb_id_is_made_once_and_resumes_are_counted(tmp_path):
-    run_id, resumes = tracking._wandb_id(tmp_path, None)
+    run_id, resumes = wandb_run._wandb_id(tmp_path, None)
     assert re.fullmatch("[0-9a-f]{8}", run_id) and resumes == 0
-    assert tracking._wandb_id(tmp_path, None) == (run_id, 1)
-    assert tracking._wandb_id(tmp_path, None) == (run_id, 2)
-    assert tracking._wandb_id(tmp_path, "mine") == ("mine", 0)  # WANDB_RUN_ID
-    assert tracking._wandb_id(tmp_path, "mine") == ("mine", 1)
+    assert wandb_run._wandb_id(tmp_path, None) == (run_id, 1)
+    assert wandb_run._wandb_id(tmp_path, None) == (run_id, 2)
+    assert wandb_run._wandb_id(tmp_path, "mine") == ("mine", 0)  # WANDB_RUN_ID
+    assert wandb_run._wandb_id(tmp_path, "mine") == ("mine", 1)
+
+
+# --- W&B
+
+
+class WandbRun:
+    """What a tracker asks of W&B's run."""
+
+    name, config = "wandb", {"resumes": 1}
+
+    def __init__(self):
+        self.tracker, self.summary, self.rows, self.defined, self.alerts = self, {}, [], {}, []
+
+    def define_metric(self, name, step_metric, summary):
+        self.defined[name] = (step_metric, summary)
+
+    def log(self, values):
+        self.rows.append(values)
+
+    def alert(self, title, text, level):
+        self.alerts.append((title, text, level))
+
+    def finish(self):
+        pass
+
+
+def test_the_best_values_are_those_of_the_whole_run_before_a_resume_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(tracking.sys.modules, "wandb", SimpleNamespace(teardown=lambda: None))
+    before = [
+        {"step": 1, "epoch": 0.5, "eval/rows": 9, "eval/accuracy": 0.9, "eval/loss": 0.2, "eval/auroc": None},
+        {"step": 1, "epoch": 0.5, "train/loss": 9.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in before))
+    tracker, run = open_tracker(tmp_path, start_step=2), WandbRun()
+    tracker.accelerator.trackers.append(run)
+    values = {"eval/rows": 9, "eval/accuracy": 0.7, "eval/loss": math.nan, "eval/auroc": 0.5}
+    tracker.log(2, 1.0, values)
+    tracker.finish(
+        {**values, "eval/accuracy_low": 0.6, "train/total_steps": 2, "best/accuracy": 0.9, "t": [1]}
+    )
+    assert run.summary == {
+        "eval/accuracy": {"max": 0.9, "last": 0.7}, "eval/loss": {"min": 0.2, "last": 0.2},
+        "eval/auroc": {"max": 0.5, "last": 0.5}, "eval/rows": 9, "eval/accuracy_low": 0.6,
+        "train/total_steps": 2, "best/accuracy": 0.9,
+    }  # fmt: skip
+    assert run.defined == {
+        "eval/accuracy": ("step", "max,last"), "eval/loss": ("step", "min,last"),
+        "eval/auroc": ("step", "max,last"),
+    }  # fmt: skip
+    assert run.rows[-1] == {"step": 2, "resumes": 1, "best/accuracy": 0.9}
+
+
+def test_an_alert_goes_to_wandb_alone_and_one_that_fails_costs_a_warning(tmp_path, capsys):
+    tracker, run = open_tracker(tmp_path), WandbRun()
+    tracker.alert("nobody", "listens")
+    tracker.accelerator.trackers += [SimpleNamespace(name="tensorboard"), run]
+    tracker.alert("A title", "some text")
+    assert run.alerts == [("A title", "some text", "ERROR")]
+    run.alert = None
+    tracker.alert("A title", "some text")
+    assert [one.name for one in tracker.accelerator.trackers] == ["tensorboard"]
+    assert "warning: wandb failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("report_to", ["none", "tensorboard,trackio"])
+def test_artifacts_without_wandb_are_refused(report_to):
+    needed = {"model_name_or_path": "m", "train_file": "f"}
+    with pytest.raises(UserError, match=r"log_artifacts: found model, but report_to is"):
+        Config(**needed, log_artifacts="model", report_to=report_to).check()
+    for trackers in ("wandb", ["tensorboard", "wandb"], "all"):
+        Config(**needed, log_artifacts="model", report_to=trackers).check()
 
 
 # --- report_to
@@ -170,10 +241,10 @@ def test_every_tracker_that_can_be_chosen_can_be_started():
 
 
 def test_a_crash_while_wandbs_id_is_written_loses_it_not(tmp_path, monkeypatch):
-    run_id, resumes = tracking._wandb_id(tmp_path, None)
+    run_id, resumes = wandb_run._wandb_id(tmp_path, None)
     assert resumes == 0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        tracking._wandb_id(tmp_path, None)
+        wandb_run._wandb_id(tmp_path, None)
     assert (tmp_path / "wandb_id").read_text() == f"{run_id} 0\n"
-    assert tracking._wandb_id(tmp_path, None) == (run_id, 1)
+    assert wandb_run._wandb_id(tmp_path, None) == (run_id, 1)

@@ -1,0 +1,76 @@
+"""What a run's updates hold and how fast they go, between one log and the next, over all processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ft.data.loader import MicroBatch, PlanSampler
+
+
+class Throughput:
+    """Counts rows, tokens, padding and the wait for data on the host; no device is asked.
+
+    `rows` and `tokens` (real ones, not padding) are those of the updates that this process's run has made,
+    over all processes. Times are of a `clock` that leaves out evaluations and saves."""
+
+    def __init__(self, sampler: PlanSampler, step: int, clock: Any) -> None:
+        self.lengths, self.clock = sampler.dataset.rows.lengths, clock
+        self.rows = self.tokens = 0
+        self._before = sampler.seen(step)  # by the run that is taken up again
+        self._last = (0.0, 0, 0)  # seconds, rows and tokens at the last log
+        self._own_tokens = self._positions = 0  # of this process, since the last log
+        self._waited = 0.0
+
+    def waited(self, updates: Iterable[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+        """The same updates; how long each was waited for, and its padding, are noted."""
+        remaining = iter(updates)
+        while True:
+            begin = time.perf_counter()
+            micro_batches = next(remaining, None)
+            self._waited += time.perf_counter() - begin
+            if micro_batches is None:
+                return
+            for micro_batch in micro_batches:
+                # What a filler slot computes counts for nothing, and so is padding.
+                self._own_tokens += int(self.lengths[micro_batch.slot.rows].sum())
+                self._positions += micro_batch.inputs["input_ids"].numel()
+            yield micro_batches
+
+    def count(self, slot: Any) -> None:
+        """Note a finished update by the slot of one of its micro-batches."""
+        self.rows += slot.update_rows
+        self.tokens += slot.update_tokens
+
+    def since_last(self, gather: Callable[..., list[list[float]]]) -> dict[str, float]:
+        """perf/* since the last call, and data/* since the beginning of the run. All processes call it;
+        `gather` gives the numbers of each.
+
+        Rates are of the whole launch. A perf/rank_* is the lowest, mean and highest of the processes, each by
+        its own clock."""
+        now = (self.clock.seconds(), self.rows, self.tokens)
+        seconds, rows, tokens = (new - old for new, old in zip(now, self._last, strict=True))
+        ours = gather(seconds, self._own_tokens, self._positions, self._waited)
+        self._last = now
+        self._own_tokens = self._positions = 0
+        self._waited = 0.0
+        by_rank = {
+            "tokens_per_second": [real / taken for taken, real, _, _ in ours],
+            "padding_share": [1 - real / max(positions, 1) for _, real, positions, _ in ours],
+            "data_wait_share": [waited / taken for taken, _, _, waited in ours],
+        }
+        values = {
+            "perf/examples_per_second": rows / seconds,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/padding_share": 1 - tokens / max(sum(positions for _, _, positions, _ in ours), 1),
+            "perf/data_wait_share": sum(by_rank["data_wait_share"]) / len(ours),
+        }
+        for name, each in by_rank.items():
+            values[f"perf/rank_{name}_min"] = min(each)
+            values[f"perf/rank_{name}_mean"] = sum(each) / len(each)
+            values[f"perf/rank_{name}_max"] = max(each)
+        values["data/rows"] = self._before[0] + self.rows
+        values["data/tokens"] = self._before[1] + self.tokens
+        return values

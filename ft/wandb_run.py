@@ -1,0 +1,242 @@
+"""The one file that knows W&B: a run of it under the id of its output_dir, offline where its server cannot be
+used; its series, summary, alerts, charts and artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ft.errors import EXIT_STOPPED, UserError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+PROJECT = "ft"  # where the environment names no other
+
+# Of a chart: the name of W&B's own picture, and which of its fields each column of the table is.
+PICTURES = {
+    "matrix": ("wandb/confusion_matrix/v1", ("Actual", "Predicted", "nPredictions")),
+    "curves": ("wandb/area-under-curve/v0", ("class", "x", "y")),
+}
+_ours = {""}  # folders that this process named in the environment
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A table, or a picture of one. The columns of a matrix are the true and the predicted class and the
+    number of rows; of curves, the curve's name, x and y."""
+
+    kind: Literal["table", "matrix", "curves"]
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Something that W&B keeps, version after version under one name: what is said `about` it, with its
+    fingerprint, in few keys; its content is the files of a folder, or goes to one file as JSON."""
+
+    kind: Literal["dataset", "model"]
+    name: str
+    about: dict[str, Any]
+    content: Path | dict[str, Any]
+
+
+def group_runs(name: str, trackers: list[str]) -> None:
+    """Have the runs that this process will start stand in one group of W&B. To be called before the first."""
+    if not {"wandb", "all"} & set(trackers):
+        return
+    if os.environ.get("WANDB_RUN_ID"):
+        raise UserError(
+            "num_seeds: WANDB_RUN_ID names one run of W&B, but each seed is a run of its own; unset it. In a "
+            "sweep, make seed a parameter of it instead."
+        )
+    os.environ.setdefault("WANDB_RUN_GROUP", name)
+
+
+def start(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
+    """Start W&B under the id of this output_dir, in its folder; offline where its server cannot be used."""
+    from accelerate.tracking import WandBTracker
+
+    # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
+    for key, value in {
+        "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "FINISH_TIMEOUT": "300", "SHOW_INFO": "false",
+    }.items():  # fmt: skip
+        os.environ.setdefault(f"WANDB_{key}", value)
+    folder = os.environ.get("WANDB_DIR", str(output_dir))
+    # Where it stages and caches artifacts, tables with texts among them; else below the user's home.
+    for key, place in {"WANDB_DATA_DIR": "wandb", "WANDB_CACHE_DIR": "wandb/cache"}.items():
+        if os.environ.get(key, "") in _ours:
+            os.environ[key] = str(Path(folder).resolve() / place)
+            _ours.add(os.environ[key])
+    import wandb
+
+    settings = wandb.setup().settings
+    run_id, resumes = _wandb_id(output_dir, settings.run_id)
+    options: dict[str, Any] = {
+        "name": name if config["run_name"] else settings.run_name or name,
+        "dir": folder,
+        "id": None if settings.sweep_id else run_id,  # a sweep gives its runs their ids
+        "resume": settings.resume or "allow",
+        "config": {**config, "resumes": resumes},
+    }
+    why_offline = _why_offline(settings)
+    if why_offline:
+        options["mode"] = "offline"
+    tracker = WandBTracker(settings.project or PROJECT, **options)
+    try:
+        tracker.start()
+    except Exception as error:
+        if options.get("mode") == "offline":
+            raise
+        why_offline = f"its server did not take the run: {first_line(error)}"
+        wandb.teardown()  # its service holds on to the id otherwise
+        tracker = WandBTracker(settings.project or PROJECT, **options, mode="offline")
+        tracker.start()
+    run = tracker.tracker
+    run.define_metric("step", hidden=True)
+    for series in ("epoch", "train/*", "eval/*", "perf/*", "data/*", "test/*", "best/*"):
+        run.define_metric(series, step_metric="step")
+    run.define_metric("resumes", step_metric="step", hidden=True)
+    if run.offline:
+        started = Path(run.dir).resolve().parent
+        # A resumed run has several folders of one id; W&B uploads them in order, each once.
+        place = (
+            f"{shlex.quote(str(started.parent))}/offline-run-*-{run.id}"
+            if resumes
+            else shlex.quote(str(started))
+        )
+        print(f"W&B: offline ({why_offline}). To upload this run: wandb sync {place}", flush=True)
+    elif run.url:
+        print(f"W&B: {run.url}", flush=True)
+    return tracker
+
+
+# --- what a run is told
+
+
+def define_best(run: Any, name: str, is_higher: bool) -> None:
+    """Have the summary keep the best value of a metric, and the last."""
+    run.define_metric(name, step_metric="step", summary=f"{'max' if is_higher else 'min'},last")
+
+
+def conclude(run: Any, summary: Mapping[str, Any]) -> None:
+    """Give a run that is at its end the numbers to sum it up."""
+    run.summary.update(summary)
+
+
+def show(run: Any, summary: Mapping[str, Any], charts: Callable[[], Mapping[str, Chart]]) -> None:
+    """Log charts in a last row, with the best values that a sweep may look at."""
+    import wandb
+
+    drawn: dict[str, Any] = {}
+    for key, chart in charts().items():
+        table = wandb.Table(columns=list(chart.columns), data=[list(row) for row in chart.rows])
+        drawn[key] = table
+        if chart.kind != "table":
+            picture, names = PICTURES[chart.kind]
+            fields = dict(zip(names, chart.columns, strict=True))
+            words = {"title": chart.title, "x-axis-title": fields.get("x"), "y-axis-title": fields.get("y")}
+            words = {name: word for name, word in words.items() if word}
+            drawn[key] = wandb.plot_table(picture, table, fields, words)
+    best = {key: value for key, value in summary.items() if key.startswith("best/") and value is not None}
+    axes = {"step": summary["train/total_steps"], "resumes": run.config["resumes"]}
+    run.log({**axes, **best, **drawn})
+
+
+def keep(run: Any, artifacts: Callable[[], Sequence[Artifact]]) -> None:
+    """Log artifacts."""
+    import wandb
+
+    # Offline, the upload comes later, when a folder may hold another model: its files are copied.
+    policy: Any = "mutable" if run.offline else "immutable"
+    for artifact in artifacts():
+        name = re.sub("[^A-Za-z0-9_.-]+", "-", artifact.name)[:100]
+        kept = wandb.Artifact(f"{artifact.kind}-{name}", artifact.kind, metadata=artifact.about)
+        if isinstance(artifact.content, dict):
+            with kept.new_file(f"{artifact.kind}.json") as file:
+                file.write(json.dumps(artifact.content, indent=1))
+        else:
+            for path in (path for path in sorted(artifact.content.rglob("*")) if path.is_file()):
+                place = path.relative_to(artifact.content).as_posix()
+                kept.add_file(str(path), place, skip_cache=True, policy=policy)
+        run.log_artifact(kept)
+
+
+def stop(run: Any) -> None:
+    """End a run that is to be resumed."""
+    run.mark_preempting()
+    run.finish(exit_code=EXIT_STOPPED)
+
+
+# --- its id, and whether it is offline
+
+
+def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
+    """The id of this output_dir's W&B run, and how often it was resumed.
+
+    The file wandb_id keeps both: made once, so that a resumed run goes on under its id."""
+    import secrets
+
+    from ft.checkpoint import write_flushed  # not at the top: it imports torch
+
+    path = output_dir / "wandb_id"
+    kept = path.read_text(encoding="utf-8").split() if path.exists() else []
+    run_id = given or (kept[0] if kept else secrets.token_hex(4))
+    resumes = int(kept[1]) + 1 if kept[:1] == [run_id] and len(kept) > 1 else 0
+    temporary = output_dir / ".wandb_id.tmp"
+    write_flushed(temporary, f"{run_id} {resumes}\n")
+    temporary.replace(path)
+    return run_id, resumes
+
+
+def _why_offline(settings: Any) -> str:
+    """Why W&B has to run offline; empty where it need not. Without a key it would ask for one, and without a
+    network it would try for minutes."""
+    import urllib.error
+    import urllib.request
+
+    import wandb
+
+    if settings.mode in ("offline", "dryrun"):
+        return "as WANDB_MODE asks"
+    if settings.mode == "disabled":
+        return ""
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key"
+        urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        return f"{settings.base_url} cannot be reached"
+    except Exception as error:  # a key that cannot be one
+        return first_line(error)
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def close_trackers(exit_code: int) -> None:
+    """Let W&B write what it still holds, before a process leaves by os._exit after an error.
+
+    Its file may be empty otherwise. After `Tracker.finish` there is nothing left to do."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        # A launcher sends it as soon as another process is gone; ours is leaving anyway.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(Exception):
+            wandb.teardown(exit_code)
