@@ -1,10 +1,12 @@
 """What the commands share: fresh processes, the machine, statistics, tables and result files."""
 
 import argparse
+import atexit
 import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,8 +31,32 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "nu
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """--data and --model."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with csv files of text,label")
+    parser.add_argument(
+        "--data", type=data_folder, required=True,
+        help="folder or pkg: path with csv files of text,label, or with a folder of .txt files for a class",
+    )  # fmt: skip
     parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+
+
+def data_folder(name: str) -> Path:
+    """A folder with csv files. Where there is a folder of .txt files for each class instead, train.csv and
+    test.csv (every fifth text) are made of them, in a temporary folder of its name."""
+    from ft.data.sources import local_path
+
+    folder = local_path(name)
+    paths = sorted(folder.glob("*/*.txt"))
+    if not paths:
+        return folder
+    made = Path(tempfile.mkdtemp()) / (folder.parent if folder.name == "data" else folder).name
+    made.mkdir()
+    atexit.register(shutil.rmtree, made.parent)
+    for split, part in {"train": [p for i, p in enumerate(paths) if i % 5], "test": paths[::5]}.items():
+        with open(made / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for path in part:
+                writer.writerow([path.read_text(encoding="utf-8", errors="replace"), path.parent.name])
+    return made
 
 
 def model_folder(name: str) -> str:

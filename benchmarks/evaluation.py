@@ -63,7 +63,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
     return (
         f"{table(['', 'rows/s, median', 'min to max', 'ours / this one'], rows)}\n\n"
         f"A fresh process a run, {options.repeats - 1} evaluations in it after one that does not count; "
-        f"rounds done: {len(ratios)}. Ours sorts all rows by length; the Trainer takes 8 at a time as they come."
+        f"rounds done: {len(ratios)}. Ours sorts all rows by length; the Trainer takes 8 as they come."
     )
 
 
