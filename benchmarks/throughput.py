@@ -32,7 +32,7 @@ ARMS = {
     "plain": "Accelerate loop, padding to the longest row",
     "tutorial": f"tutorial: padding to the tokenizer's limit, batch {TUTORIAL_BATCH}",
 }
-QUICK = {"updates": 15, "rounds": 1}
+QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
