@@ -6,8 +6,11 @@ import sys
 from benchmarks import (
     accuracy,
     dropout,
+    encode,
+    evaluation,
     exactness,
     label_errors,
+    memory,
     recipes,
     saving,
     start,
@@ -18,6 +21,9 @@ from benchmarks import (
 COMMANDS = {
     "throughput": throughput,
     "start": start,
+    "encode": encode,
+    "evaluation": evaluation,
+    "memory": memory,
     "save": saving,
     "exactness": exactness,
     "accuracy": accuracy,
@@ -40,8 +46,13 @@ def main(argv: list[str]) -> None:
             name, help=module.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         command.add_argument("--name", help="name of the files in benchmarks/results, if not the default one")
+        command.add_argument(
+            "--quick", action="store_true", help=f"a first look, with {module.QUICK}; its files end in _quick"
+        )
         module.add_options(command)
     options = parser.parse_args(argv[:end])
+    if options.quick:
+        vars(options).update(COMMANDS[options.command].QUICK)
     options.extra = argv[end + 1 :]
     COMMANDS[options.command].run(options)
 

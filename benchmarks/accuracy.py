@@ -18,6 +18,7 @@ from benchmarks.common import (
 
 GLOBAL_BATCH = 32
 ARMS = {"ours": "train.py", "trainer": "Trainer, grouped by length, fused AdamW"}
+QUICK = {"epochs": 0.1, "seeds": [42]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,12 @@
 """What the commands share: fresh processes, the machine, statistics, tables and result files."""
 
 import argparse
+import atexit
 import csv
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,8 +31,32 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "nu
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """--data and --model."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with csv files of text,label")
+    parser.add_argument(
+        "--data", type=data_folder, required=True,
+        help="folder or pkg: path with csv files of text,label, or with a folder of .txt files for a class",
+    )  # fmt: skip
     parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+
+
+def data_folder(name: str) -> Path:
+    """A folder with csv files. Where there is a folder of .txt files for each class instead, train.csv and
+    test.csv (every fifth text) are made of them, in a temporary folder of its name."""
+    from ft.data.sources import local_path
+
+    folder = local_path(name)
+    paths = sorted(folder.glob("*/*.txt"))
+    if not paths:
+        return folder
+    made = Path(tempfile.mkdtemp()) / (folder.parent if folder.name == "data" else folder).name
+    made.mkdir()
+    atexit.register(shutil.rmtree, made.parent)
+    for split, part in {"train": [p for i, p in enumerate(paths) if i % 5], "test": paths[::5]}.items():
+        with open(made / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for path in part:
+                writer.writerow([path.read_text(encoding="utf-8", errors="replace"), path.parent.name])
+    return made
 
 
 def model_folder(name: str) -> str:
@@ -77,28 +103,39 @@ def environment() -> dict[str, str]:
 
 def launch(*words: Any) -> str:
     """Run `python WORDS` in the repository to its end; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+    return launch_and_weigh(*words)[0]
+
+
+def launch_and_weigh(*words: Any) -> tuple[str, int]:
+    """The same, and the most memory (bytes resident) that the process held at any time."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), stdout=out, stderr=err
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        printed, errors = ((file.seek(0), file.read())[1] for file in (out, err))
+    if process.returncode:
+        sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{printed}\n{errors}")
+    return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train_py(flags: dict[str, Any], extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Run train.py in a fresh process; returns its results.json, and under "rows" its metrics.jsonl."""
+    """Run train.py in a fresh process; returns its results.json, its metrics.jsonl as "rows", and
+    "peak_bytes"."""
     with tempfile.TemporaryDirectory() as folder:
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        launch("train.py", *words, *extra, "--output_dir", folder, "--overwrite_output_dir")
+        words += [*extra, "--output_dir", folder, "--overwrite_output_dir"]
+        _, peak = launch_and_weigh("train.py", *words)
         results = json.loads((Path(folder) / "results.json").read_text())
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return results | {"rows": [json.loads(line) for line in lines]}
+    return results | {"rows": [json.loads(line) for line in lines], "peak_bytes": peak}
 
 
 def peer(name: str, **options: Any) -> dict[str, Any]:
-    """Run a function of peers.py in a fresh process; returns its result."""
-    out = launch("-m", "benchmarks.peers", name, json.dumps(options, default=str))
-    return json.loads(out.splitlines()[-1])
+    """Run a function of peers.py in a fresh process; returns its result, and "peak_bytes"."""
+    out, peak = launch_and_weigh("-m", "benchmarks.peers", name, json.dumps(options, default=str))
+    return json.loads(out.splitlines()[-1]) | {"peak_bytes": peak}
 
 
 def say(text: str) -> None:
@@ -134,6 +171,29 @@ def rates(steps: list[dict[str, float]]) -> dict[str, float]:
 
 
 # --- the machine
+
+
+def model_flops(model: str, tokens: float, squares: float) -> float:
+    """Nominal floating-point operations of training on some real tokens (padding is none):
+
+        6 x parameters in the matrix products of the layers x tokens
+        + 12 x layers x width x the sum of the squared lengths (attention: scores and weighted values)
+
+    two for a multiplication and an addition, three times that of the forward pass (Kaplan et al., 2020; PaLM,
+    appendix B). Nothing is taken off for what need not be computed (all but one position of the last layer),
+    and embeddings and head count nothing. The share of `gemm_peak` is the model FLOP utilisation."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(model_folder(model))
+    with torch.device("meta"):
+        network = AutoModel.from_config(config)
+    linear = (
+        module.weight.numel()
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name
+    )
+    return 6 * sum(linear) * tokens + 12 * config.num_hidden_layers * config.hidden_size * squares
 
 
 def gemm_peak(size: int = 2048, least_seconds: float = 1.0) -> float:
@@ -206,7 +266,8 @@ def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm:
     data = getattr(options, "data", None) or []
     folders = [folder.resolve().name for folder in (data if isinstance(data, list) else [data])]
     name = options.name or "_".join([options.command, *folders])
-    asked = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
+    name += "_quick" * options.quick
+    asked = {key: value for key, value in vars(options).items() if key not in ("command", "name", "quick")}
     if folders:
         asked["data"] = " ".join(folders)
     known = machine()

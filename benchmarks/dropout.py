@@ -9,6 +9,7 @@ from benchmarks.common import gemm_peak, median, save, spread, table
 
 ROWS, HEADS, SIZE, RATE = 32, 12, 32, 0.1  # MiniLM's at the batch of the other commands
 LENGTHS = (24, 80, 256)  # tokens a row: sst2, clothing_reviews, long
+QUICK = {"rounds": 3}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

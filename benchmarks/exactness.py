@@ -34,6 +34,7 @@ LAUNCHES = {
     "1 x 32, stopped and resumed": (1, 32, 1, True),
 }
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
+QUICK = {"updates": 8}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from benchmarks.common import (
 )
 
 FIRST = 100
+QUICK = {"epochs": 0.5, "seeds": [42]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

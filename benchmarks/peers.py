@@ -85,13 +85,14 @@ class MixedTrainer(Trainer):
         return [row for batch in batches for row in batch] + order[whole:]
 
 
+TUNED = {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+
+
 def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> TrainingArguments:
-    """What both uses of the Trainer share."""
+    """What all uses of the Trainer share."""
     return TrainingArguments(
         seed=seed,
         learning_rate=learning_rate,
-        train_sampling_strategy="group_by_length",
-        optim="adamw_torch_fused",
         lr_scheduler_type="linear",
         eval_strategy="no",
         save_strategy="no",
@@ -103,19 +104,26 @@ def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> Traini
 
 
 def trainer(
-    model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float
-) -> list[Step]:
-    """Some updates of transformers.Trainer with grouping by length and the fused AdamW."""
+    model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float,
+    defaults: bool = False,
+) -> dict[str, list[Step]]:  # fmt: skip
+    """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its
+    defaults."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
     watch = Stopwatch()
     counts: list[Step] = []
-    MixedTrainer(
+    (Trainer if defaults else MixedTrainer)(
         load_model(model, len(names)),
         trainer_arguments(
-            seed, learning_rate, per_device_train_batch_size=batch, max_steps=updates, output_dir="output"
+            seed,
+            learning_rate,
+            per_device_train_batch_size=batch,
+            max_steps=updates,
+            output_dir="output",
+            **({} if defaults else TUNED),
         ),
         train_dataset=rows,
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
@@ -123,7 +131,7 @@ def trainer(
         callbacks=[watch],
     ).train()
     seconds = [after - before for before, after in zip(watch.times, watch.times[1:], strict=False)]
-    return [{"seconds": s, **count} for s, count in zip(seconds, counts, strict=False)]
+    return {"steps": [{"seconds": s, **count} for s, count in zip(seconds, counts, strict=False)]}
 
 
 def trainer_accuracy(
@@ -143,7 +151,7 @@ def trainer_accuracy(
         trainer_arguments(
             seed, learning_rate, per_device_train_batch_size=batch, per_device_eval_batch_size=64,
             num_train_epochs=epochs, warmup_steps=-int(-warmup_ratio * updates // 1),
-            weight_decay=weight_decay, output_dir="output",
+            weight_decay=weight_decay, output_dir="output", **TUNED,
         ),
         train_dataset=train_rows,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -156,13 +164,33 @@ def trainer_accuracy(
     return {"accuracy": float(right), "seconds": watch.times[-1] - watch.times[0]}
 
 
+def trainer_evaluation(model: str, rows: str, max_length: int, repeats: int) -> dict[str, list[float]]:
+    """Rows a second of `Trainer.evaluate` at its defaults, time after time."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    names: list[str] = []
+    encoded = load_rows(rows, tokenizer, names, max_length)
+    run = Trainer(
+        load_model(model, len(names)),
+        TrainingArguments(output_dir="output", report_to="none", disable_tqdm=True),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+    )
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run.evaluate(encoded)
+        seconds.append(time.perf_counter() - begin)
+    return {"rows_per_second": [len(encoded) / one for one in seconds]}
+
+
 # --- loops
 
 
 def batch_counts(batch: Any) -> Step:
-    """Real tokens, positions and rows of a batch."""
+    """Real tokens, the sum of the squared lengths, positions and rows of a batch."""
     mask = batch["attention_mask"]
-    return {"tokens": int(mask.sum()), "positions": mask.numel(), "rows": len(mask)}
+    squares = int(mask.sum(dim=1).square().sum())
+    return {"tokens": int(mask.sum()), "squares": squares, "positions": mask.numel(), "rows": len(mask)}
 
 
 def loop(
@@ -190,7 +218,7 @@ def loop(
 
 def plain(
     model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float
-) -> list[Step]:
+) -> dict[str, list[Step]]:
     """Some updates of the loop of Accelerate's examples: rows in random order, padding to the longest row of
     the batch, the default AdamW."""
     accelerator = Accelerator()
@@ -204,7 +232,7 @@ def plain(
     scheduler = get_scheduler("linear", optimizer, 0, updates)
     network, optimizer, loader, scheduler = accelerator.prepare(network, optimizer, loader, scheduler)
     epochs = -(-updates // len(loader))
-    return loop(network, loader, optimizer, scheduler, accelerator.backward, epochs, updates)
+    return {"steps": loop(network, loader, optimizer, scheduler, accelerator.backward, epochs, updates)}
 
 
 def tutorial(
@@ -268,7 +296,10 @@ def to_device(batch: dict[str, torch.Tensor], device: Any) -> dict[str, torch.Te
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-PEERS = {"trainer": trainer, "trainer_accuracy": trainer_accuracy, "plain": plain, "tutorial": tutorial}
+PEERS = {
+    function.__name__: function
+    for function in (trainer, trainer_accuracy, trainer_evaluation, plain, tutorial)
+}
 
 if __name__ == "__main__":
     print(json.dumps(PEERS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -20,6 +20,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "windows": ("long_text windows", {"long_text": "windows"}),
 }
 FOR_LONG_TEXTS = ("head_tail", "windows")
+QUICK = {"max_train_samples": 200, "epochs": 1, "seeds": [42]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from benchmarks.common import gemm_peak, median, save, say, spread, table
 
+QUICK = {"rounds": 1}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""

@@ -45,6 +45,7 @@ accelerator.backward(model(input_ids=ids, attention_mask=torch.ones_like(ids), l
 optimizer.step()
 print(float(next(model.parameters())[0, 0]), flush=True)
 """
+QUICK = {"rounds": 1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

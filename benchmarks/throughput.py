@@ -10,6 +10,7 @@ from benchmarks.common import (
     gemm_peak,
     logged_steps,
     median,
+    model_flops,
     model_folder,
     peer,
     rates,
@@ -27,9 +28,11 @@ LEARNING_RATE = 5e-5
 ARMS = {
     "ours": "train.py",
     "trainer": "Trainer, grouped by length, fused AdamW",
+    "trainer_defaults": "Trainer at its defaults",
     "plain": "Accelerate loop, padding to the longest row",
     "tutorial": f"tutorial: padding to the tokenizer's limit, batch {TUTORIAL_BATCH}",
 }
+QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,26 +59,33 @@ def run(options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         seed = 42 + number
         for arm in options.arms:
-            if arm == "ours":
-                steps = _ours(options, train, seed, lengths)
-            elif arm == "tutorial":
-                steps = peer(
-                    arm, model=model_folder(options.model), train=train, batch=TUTORIAL_BATCH, epochs=1,
-                    rows=options.updates * TUTORIAL_BATCH, updates=options.updates, seed=seed,
-                    learning_rate=LEARNING_RATE, padding="max_length",
-                )["steps"]  # fmt: skip
-            else:
-                steps = peer(
-                    arm, model=model_folder(options.model), train=train, max_length=options.max_length,
-                    batch=GLOBAL_BATCH, updates=options.updates, seed=seed, learning_rate=LEARNING_RATE,
-                )  # fmt: skip
-            measured[arm].append(rates(steps))
+            found = measure(options, arm, train, seed, lengths)
+            measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured), measured, gemm)
+        save(options, _text(options, measured, median(gemm)), measured, gemm)
 
 
-def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]) -> list[dict[str, float]]:
+def measure(
+    options: argparse.Namespace, arm: str, train: Any, seed: int, lengths: list[int]
+) -> dict[str, Any]:
+    """The updates of one run of an arm as "steps", and "peak_bytes"; `lengths` (rows,) in tokens."""
+    if arm == "ours":
+        return _ours(options, train, seed, lengths)
+    shared = {
+        "model": model_folder(options.model), "train": train, "updates": options.updates, "seed": seed,
+        "learning_rate": LEARNING_RATE,
+    }  # fmt: skip
+    if arm == "tutorial":
+        rows = options.updates * TUTORIAL_BATCH
+        return peer(arm, batch=TUTORIAL_BATCH, epochs=1, rows=rows, padding="max_length", **shared)
+    name, _, defaults = arm.partition("_")
+    if defaults:
+        shared["defaults"] = True
+    return peer(name, max_length=options.max_length, batch=GLOBAL_BATCH, **shared)
+
+
+def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]) -> dict[str, Any]:
     import numpy as np
 
     from ft.data.plan import plan
@@ -86,7 +96,8 @@ def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]
         "max_train_steps": options.updates, "logging_steps": 1, "eval_strategy": "no",
         "save_strategy": "no", "seed": seed,
     }  # fmt: skip
-    steps = logged_steps(train_py(flags, options.extra)["rows"], GLOBAL_BATCH)
+    found = train_py(flags, options.extra)
+    steps = logged_steps(found["rows"], GLOBAL_BATCH)
     # The plan of the same updates, for the padding. It must have the tokens that train.py has counted.
     known = np.array(lengths)
     planned = plan(known, GLOBAL_BATCH, seed, epoch=0)
@@ -95,16 +106,21 @@ def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]
         if step["tokens"] != rows.sum():
             raise SystemExit(f"error: update {update}: {step['tokens']} tokens logged, {rows.sum()} planned")
         step["positions"] = int(rows.max()) * len(rows)
-    return steps
+        step["squares"] = int((rows.astype(np.int64) ** 2).sum())
+    return {"steps": steps, "peak_bytes": found["peak_bytes"]}
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]]) -> str:
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: float) -> str:
     rows = []
     for arm, runs in measured.items():
         speeds = [one["tokens_per_second"] for one in runs]
         ratios = [
             ours["tokens_per_second"] / theirs["tokens_per_second"]
             for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
+        ]
+        used = [
+            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / gemm / 1e9
+            for one in runs
         ]
         rows.append(
             [
@@ -113,13 +129,17 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
                 spread(speeds, 0),
                 f"{median([one['examples_per_second'] for one in runs]):.1f}",
                 f"{median([one['padding'] for one in runs]):.1%}",
+                f"{median(used):.0%}",
+                f"{median([one['peak_bytes'] for one in runs]) / 1e6:,.0f}",
                 f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "ours" else "",
             ]
         )
-    header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "ours / this one"]
+    header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "of the GEMM peak"]
+    header += ["peak memory, MB", "ours / this one"]
     return (
         f"{table(header, rows)}\n\n"
         f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process "
         f"a run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, "
-        f"but {TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of each round."
+        f"but {TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of "
+        "each round. Of the GEMM peak: model FLOP utilisation, see `model_flops` in common.py."
     )

@@ -28,6 +28,7 @@ ARMS = {
     "tutorial": "tutorial, padded to the longest text of a batch",
     "tutorial_as_written": "tutorial as written, padded to the model's limit",
 }
+QUICK = {"rows": 200, "epochs": 1, "seeds": [42]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ft.checkpoint import replace_folder
 from ft.config import Config
 from ft.errors import UserError
+from ft.last_layer import narrow_last_layer
 from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.pretrained import find_model
@@ -50,6 +51,8 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         freeze(model, options.frozen)
         if options.lora_rank is not None:
             add_lora(model, options, task.pipeline_tag, path, set(loaded["missing_keys"]))
+    draws = options.PURPOSE == "training" and options.dropout_mode == "torch"
+    notes += narrow_last_layer(model, draws)
     if options.gradient_checkpointing:
         checkpoint_activations(model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -79,13 +79,13 @@ class Schedule(LRScheduler):
     never waits to know. `step` looks where the optimizer stands, so that there is no state to save."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, shape: list[float]) -> None:
-        self.shape = torch.tensor(shape, dtype=torch.float64)
+        self.first, self.shape = shape[0], torch.tensor(shape, dtype=torch.float64)
         super().__init__(optimizer)
 
     def step(self, epoch: int | None = None) -> None:
         """Give the optimizer the rate of its next update."""
         counts = [state["step"] for state in self.optimizer.state.values()]
-        factor: float | torch.Tensor = float(self.shape[0])
+        factor: float | torch.Tensor = self.first
         if counts:
             done = torch.stack(counts).max()  # a parameter may have got no gradient now and then
             if self.shape.device != done.device:

@@ -212,6 +212,23 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     assert torch.allclose(tiny, none, atol=1e-6)
 
 
+def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device():
+    """Tensors of the meta device have no values, so that reading one is an error."""
+    from ft.dropout import _attention_mask
+
+    ones = torch.ones(2, 5, dtype=torch.bool, device="meta")
+    options = {
+        "batch_size": 2, "q_length": 5, "kv_length": 5, "attention_mask": ones, "device": ones.device,
+        "mask_function": lambda row, head, query, key: key >= 0, "allow_is_bidirectional_skip": True,
+        "allow_is_causal_skip": False,
+    }  # fmt: skip
+    assert _attention_mask(**options).shape == (2, 1, 5, 5)
+    with torch.no_grad(), pytest.raises(RuntimeError):  # an evaluation may, for a faster kernel
+        _attention_mask(**options)
+    here = options | {"attention_mask": torch.ones(2, 5, dtype=torch.bool), "device": "cpu"}
+    assert _attention_mask(**here) is None
+
+
 class Small(nn.Module):
     """A model that drops units of its embeddings (rows, tokens, units) in a way of its own."""
 

@@ -91,13 +91,12 @@ def test_the_short_last_update_is_a_random_draw_not_the_longest_rows():
     assert 400 < np.mean(means) < 600
 
 
-@pytest.mark.parametrize("rows", [1_000_000])
-def test_a_million_rows_are_planned_in_about_a_second(rows):
-    lengths = np.random.default_rng(0).integers(5, 200, rows).astype(np.int32)
+def test_ten_million_rows_are_planned_in_seconds_with_four_bytes_a_row():
+    lengths = np.random.default_rng(0).integers(5, 200, 10_000_000).astype(np.int32)
     begin = time.perf_counter()
     made = plan(lengths, 32, 42, 0)
-    assert time.perf_counter() - begin < 5  # generous: about 0.1 s where nothing else runs
-    assert made.order.dtype == np.int32
+    assert time.perf_counter() - begin < 60  # generous: 3 s where nothing else runs
+    assert made.order.nbytes == 4 * len(lengths)
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])

@@ -1,0 +1,138 @@
+"""Rows encoded a second, against the tokenizers library alone; memory; seconds from the cache."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    add_data_options,
+    data_file,
+    gemm_peak,
+    launch_and_weigh,
+    median,
+    model_folder,
+    read_csv,
+    save,
+    say,
+    spread,
+    table,
+)
+
+QUICK = {"rows": 20_000, "rounds": 1}
+CHUNK = 4096  # rows of a batch call
+ARMS = {
+    "ours": "train.py: encode, to a file",
+    "whole": "train.py: read, check and encode",
+    "library": "tokenizers library, batch call alone",
+    "cached": "train.py: from the cache",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_data_options(parser)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="made of those of train.csv, over again")
+    parser.add_argument("--max_length", type=int, default=128, help="longest text in tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Encode into an empty cache, open it again, and the library alone, in a fresh process each."""
+    texts, labels = read_csv(data_file(options.data, "train"))
+    measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    gemm = [gemm_peak()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for row in range(options.rows):
+                writer.writerow([texts[row % len(texts)], labels[row % len(texts)]])
+        for number in range(options.rounds):
+            for arm in ("ours", "cached", "library"):
+                words = {
+                    "model": model_folder(options.model), "path": str(path), "max_length": options.max_length,
+                    "cache": str(Path(folder) / f"cache-{number}"),
+                }  # fmt: skip
+                out, peak = launch_and_weigh("-m", "benchmarks.encode", arm, json.dumps(words))
+                seconds = json.loads(out.splitlines()[-1])
+                for name, value in seconds.items():
+                    measured[arm if name == "seconds" else name].append(
+                        {"seconds": value, "peak_bytes": peak}
+                    )
+                say(f"round {number + 1}, {arm}: {seconds}, {peak / 1e6:,.0f} MB")
+            gemm.append(gemm_peak())
+            save(options, _text(options, measured), measured, gemm)
+
+
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]]) -> str:
+    rows = []
+    for arm, runs in measured.items():
+        seconds = [one["seconds"] for one in runs]
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs, measured["library"], strict=True)]
+        peak = f"{median([one['peak_bytes'] for one in runs]) / 1e6:,.0f}"
+        ratio = f"{median(ratios):.2f} ({spread(ratios, 2)})" if arm in ("ours", "whole") else ""
+        rows.append(
+            [ARMS[arm], f"{median(seconds):.2f}", f"{options.rows / median(seconds):,.0f}", ratio, peak]
+        )
+    header = ["", "seconds, median", "rows/s", "speed against the library", "peak memory, MB"]
+    return (
+        f"{table(header, rows)}\n\n{options.rows:,} rows of {options.data.name}, over again; rounds done: "
+        f"{len(measured['library'])}. Imports and loading of the tokenizer are left out. The library keeps "
+        f"nothing of what it makes ({CHUNK:,} rows a call); ours writes it to the disk, with its lengths."
+    )
+
+
+def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]:
+    """Seconds of `prepare_data` as train.py calls it, "whole", and of the encoding in it."""
+    os.environ["HF_HOME"] = cache
+    from transformers import AutoTokenizer
+
+    from ft.config import Config
+    from ft.data.prepare import prepare_data
+    from ft.tasks import build_task
+
+    times: list[float] = []
+
+    class Bar:
+        def update(self, _count: int) -> None:
+            times.append(time.perf_counter())
+
+    @contextmanager
+    def progress(**_: Any) -> Any:
+        times.append(time.perf_counter())
+        yield Bar()
+
+    config = Config(model_name_or_path=model, train_file=path, validation_split_percentage=0)
+    config.long_text = "truncate"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    begin = time.perf_counter()
+    prepare_data(config, build_task(config), tokenizer, max_length, progress)
+    whole = time.perf_counter() - begin
+    return {"seconds": times[-1] - times[0], "whole": whole} if times else {"seconds": whole}
+
+
+def library(model: str, path: str, max_length: int, cache: str) -> dict[str, float]:
+    """Seconds of the tokenizers library's batch call over all rows."""
+    from transformers import AutoTokenizer
+
+    backend = AutoTokenizer.from_pretrained(model).backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length)
+    texts, _ = read_csv(path)
+    begin = time.perf_counter()
+    for start in range(0, len(texts), CHUNK):
+        backend.encode_batch(texts[start : start + CHUNK])
+    return {"seconds": time.perf_counter() - begin}
+
+
+if __name__ == "__main__":
+    arm = {"ours": ours, "cached": ours, "library": library}[sys.argv[1]]
+    print(json.dumps(arm(**json.loads(sys.argv[2]))))

@@ -1,0 +1,56 @@
+"""Peak memory of a process that trains: train.py and other loops, on the same rows."""
+
+import argparse
+
+from benchmarks.common import (
+    add_data_options,
+    data_file,
+    gemm_peak,
+    median,
+    save,
+    say,
+    spread,
+    table,
+    text_lengths,
+)
+from benchmarks.throughput import ARMS, GLOBAL_BATCH, measure
+
+QUICK = {"updates": 8, "rounds": 1}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_data_options(parser)
+    parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
+    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    arms = [arm for arm in ARMS if arm != "tutorial"]
+    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
+    train = data_file(options.data, "train")
+    lengths = text_lengths(options.model, train, options.max_length)
+    measured: dict[str, list[float]] = {arm: [] for arm in options.arms}
+    gemm = [gemm_peak()]
+    for number in range(options.rounds):
+        for arm, peaks in measured.items():
+            peaks.append(measure(options, arm, train, 42 + number, lengths)["peak_bytes"] / 1e6)
+            say(f"round {number + 1}, {arm}: {peaks[-1]:,.0f} MB")
+        gemm.append(gemm_peak())
+        save(options, _text(options, measured), measured, gemm)
+
+
+def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
+    rows = []
+    for arm, peaks in measured.items():
+        ratios = [ours / theirs for ours, theirs in zip(measured.get("ours", []), peaks, strict=False)]
+        ratio = f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "ours" else ""
+        rows.append([ARMS[arm], f"{median(peaks):,.0f}", spread(peaks, 0), ratio])
+    return (
+        f"{table(['', 'MB, median', 'min to max', 'ours / this one'], rows)}\n\n"
+        f"The most memory that the process held at any time (ru_maxrss), libraries and encoding included; "
+        f"{options.updates} updates of {GLOBAL_BATCH} rows, rounds done: "
+        f"{len(next(reversed(measured.values())))}."
+    )

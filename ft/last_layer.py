@@ -1,0 +1,145 @@
+"""The last layer of an encoder for the first position alone, where the head reads no other.
+
+A classification head of BERT, RoBERTa, ELECTRA or DistilBERT reads the first position of the last layer,
+which needs keys and values of all positions, but query, attention output and feed-forward network of that one
+only. The weights, their names and what the model gives stay the same, and so do the dropout masks: a
+row-keyed mask of the first position is a corner of that of all.
+
+Measured (BERT of width 384, 32 rows of 77 tokens, one CPU thread, in turn with the whole layer): updates are
+1.15 times as fast on 6 layers and 1.08 on 12, evaluation 1.17 and 1.07; 24 tokens, 6 layers: 1.12 and
+1.16."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+TOLERANCE = 1e-5  # relative, of logits and of gradients in fp32; 1e-7 is usual
+ATTENTIONS = ("eager", "row_keyed", "sdpa")  # those that take fewer queries than keys as they are
+EVERY = "the last layer is computed for every position"
+
+
+def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
+    """Let the last layer compute its first position alone, if the architecture is known, and logits and
+    gradients stay the same on three short rows; returns what to tell the user where it is not so.
+
+    `draws`: whether dropout draws from torch's generator, whose stream would then be another. For a model in
+    fp32 on the CPU, before it is wrapped. Draws nothing from the global generators itself."""
+    config: Any = getattr(model, "config", None)
+    kind, attention = getattr(config, "model_type", ""), getattr(config, "_attn_implementation", None)
+    if kind not in FORWARD or getattr(config, "is_decoder", False):
+        return [f"{EVERY}: whether the head of a {type(model).__name__} reads the first alone is not known"]
+    if draws:
+        return [f"{EVERY}: dropout_mode: torch draws the numbers that Transformers' own layer draws"]
+    if attention not in ATTENTIONS:
+        return [f"{EVERY}: {attention} attention is not tried for one"]
+    layer = None
+    try:
+        layer = _layers(model)[-1]
+        whole = type(layer)
+        logits, gradients = _probe(model, layer)
+        # A class of the same name: what goes by a layer's class (FSDP, activation checkpointing) finds it.
+        layer.__class__ = type(whole.__name__, (whole,), {"forward": FORWARD[kind]})
+        narrow_logits, narrow_gradients = _probe(model, layer)
+        if _same([logits], [narrow_logits]) and _same(gradients, narrow_gradients):
+            return []
+        why = "the head reads others, too"
+    except Exception as error:  # of the model's own code, which may be of another make than its name says
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if layer is not None:
+        layer.__class__ = whole
+    return [f"{EVERY}: {why}"]
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    base = model.base_model
+    return (base.transformer if hasattr(base, "transformer") else base.encoder).layer
+
+
+def _bert_layer(
+    self: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any,
+    **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """`BertLayer.forward` and its copies: (rows, tokens, size) to (rows, 1, size)."""
+    first, attention = hidden_states[:, :1], self.attention.self
+    projections = attention.query, attention.key, attention.value
+    found = _attend(attention, projections, hidden_states, attention_mask, options)
+    return self.feed_forward_chunk(self.attention.output(found, first))
+
+
+def _distilbert_layer(
+    self: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor:
+    """DistilBERT's `TransformerBlock.forward`: (rows, tokens, size) to (rows, 1, size)."""
+    first, attention = hidden_states[:, :1], self.attention
+    projections = attention.q_lin, attention.k_lin, attention.v_lin
+    found = attention.out_lin(_attend(attention, projections, hidden_states, attention_mask, options))
+    found = self.sa_layer_norm(found + first)
+    return self.output_layer_norm(self.ffn(found) + found)
+
+
+FORWARD: dict[str, Callable] = {
+    **dict.fromkeys("bert camembert data2vec-text electra ernie roberta xlm-roberta".split(), _bert_layer),
+    "distilbert": _distilbert_layer,
+}
+
+
+def _attend(
+    attention: Any, projections: tuple[Callable, ...], hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None, options: dict[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    """The model's own attention function with the query of the first position: (rows, 1, size)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    query, key, value = projections
+    sides = query(hidden_states[:, :1]), key(hidden_states), value(hidden_states)
+    heads = (side.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2) for side in sides)
+    eager: Any = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager)
+    found, _ = function(
+        attention, *heads, None if attention_mask is None else attention_mask[:, :, :1],
+        dropout=attention.dropout.p if attention.training else 0.0, scaling=attention.scaling, **options,
+    )  # fmt: skip
+    return found.flatten(2)
+
+
+def _probe(model: Any, layer: nn.Module) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Logits of three rows, padded on the right, on the left and not at all, and the gradients of the layer's
+    input, at every position, and of its weights; without dropout."""
+    generator = torch.Generator().manual_seed(0)
+    inputs: list[torch.Tensor] = []
+
+    def cut(_module: nn.Module, args: tuple) -> tuple:
+        inputs.append(args[0].detach().requires_grad_())  # no gradient of what is below
+        return (inputs[-1], *args[1:])
+
+    place = torch.arange(7)
+    mask = torch.stack([place < 4, place >= 2, place >= 0])
+    ids = torch.randint(model.config.vocab_size, mask.shape, generator=generator)
+    ids = torch.where(mask, ids, model.config.pad_token_id or 0)
+    was_training, handle = model.training, layer.register_forward_pre_hook(cut)
+    model.eval()
+    try:
+        with torch.enable_grad():
+            logits = model(input_ids=ids, attention_mask=mask.long()).logits
+            loss = (logits * torch.randn(logits.shape, generator=generator)).sum()
+            of = [*inputs, *(weight for weight in layer.parameters() if weight.requires_grad)]
+            return logits.detach(), list(torch.autograd.grad(loss, of, allow_unused=True))
+    finally:
+        handle.remove()
+        model.train(was_training)
+
+
+def _same(some: list[torch.Tensor | None], others: list[torch.Tensor | None]) -> bool:
+    """Whether all tensors together are the same up to rounding. (One alone may be nothing but rounding: the
+    gradient of the keys' bias.)"""
+    if [None if one is None else one.shape for one in some] != [
+        None if other is None else other.shape for other in others
+    ]:
+        return False  # a weight that is used no more would stop DDP
+    whole, other = (torch.cat([one.flatten() for one in side if one is not None]) for side in (some, others))
+    return float((whole - other).norm()) <= TOLERANCE * float(whole.norm())

@@ -1,0 +1,58 @@
+"""train.py on a `Run` that counts collectives: `counted.py WORDS ...` also writes OUTPUT_DIR.json."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+
+COLLECTIVES = "all_reduce broadcast all_gather all_gather_into_tensor reduce gather barrier".split()
+
+
+def counted_run(config: Config) -> int:
+    """The run. Of each bucket of gradients that DDP exchanges, and of each other collective, its update."""
+    import torch
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    from ft.run import Run
+
+    found = {"rounds": [], "others": []}
+
+    class Counting(Run):
+        def start(self, *args):
+            progress, ddp = super().start(*args), self.model
+            found.update(
+                view=ddp.gradient_as_bucket_view, unused=ddp.find_unused_parameters, updates=self.total
+            )
+
+            def hook(group, bucket):
+                found["rounds"].append([progress.step, bucket.index(), bucket.is_last()])
+                return allreduce_hook(group, bucket)
+
+            ddp.register_comm_hook(None, hook)
+            for name in COLLECTIVES:
+                self.note(name, getattr(torch.distributed, name))
+            return progress
+
+        def note(self, name, function):
+            def noted(tensor=None, *args, **kwargs):
+                size = tensor.numel() if isinstance(tensor, torch.Tensor) else 0
+                found["others"].append([self.progress.step, name, size])
+                return function(tensor, *args, **kwargs)
+
+            setattr(torch.distributed, name, noted)
+
+    code = train.train(config, Counting)
+    if os.environ["RANK"] == "0":
+        Path(f"{config.output_dir}.json").write_text(json.dumps(found))
+    return code
+
+
+if __name__ == "__main__":
+    run_script(counted_run, parse(Config, sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""What an update costs beside its arithmetic: the host never waits for the device, and gradients are
+exchanged once."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TORCHRUN, flags, launch, train_here
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train
+from ft.health import LateReader
+from ft.run import Run
+
+WORDS = {"logging_steps": 10**6, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3}
+# Operators and methods whose result, or its shape, the host must wait for.
+READING = (
+    "_local_scalar_dense item equal is_nonzero nonzero nonzero_numpy masked_select unique_consecutive "
+    "_unique _unique2 unique_dim bincount histc allclose"
+).split()
+METHODS = "item tolist numpy __array__ __bool__ __int__ __float__ __index__ cpu".split()
+# Who may: the loader draws its workers' seed on the host, once an epoch; Transformers looks at the padding
+# on a CPU alone (test_dropout.py).
+ALLOWED = ("torch/utils/data/dataloader.py", "transformers/masking_utils.py")
+
+
+def allowed():
+    """Whether one of those who may stands nearby on the stack, or the one reader of the loop: of two numbers
+    whose copy to the host was begun an update before."""
+    frame, near = sys._getframe(2), []
+    while frame is not None and len(near) < 8:
+        near.append(frame.f_code)
+        frame = frame.f_back
+    return any(code.co_filename.endswith(ALLOWED) or code is LateReader.pop.__code__ for code in near)
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that read: boolean indices and repeats of unknown number, too."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        indices = args[1] if name.startswith(("index", "_index")) and isinstance(args[1], list) else ()
+        by_mask = any(getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in indices)
+        counted = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if (name in READING or by_mask or counted) and not allowed():
+            self.reads.append(name)
+        return func(*args, **kwargs)
+
+
+class Methods(TorchFunctionMode):
+    """Notes the methods of a tensor that read, some of them without an operator."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.reads = reads
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in METHODS and not allowed():
+            self.reads.append(f"Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+def watched(reads, after):
+    """A `Run` that notes what is read from the first update to the last in `reads`, then in `after`."""
+    modes = Operators(reads), Methods(reads)
+
+    class Watched(Run):
+        def start(self, *args):
+            progress = super().start(*args)
+            for mode in modes:
+                mode.__enter__()
+            return progress
+
+        def count(self, *args):
+            super().count(*args)
+            if self.finished():  # what follows logs
+                for mode in modes:
+                    mode.reads = after
+
+        def settle(self):
+            for mode in reversed(modes):
+                mode.__exit__(None, None, None)
+            super().settle()
+
+    return Watched
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"per_device_train_batch_size": 8},
+        {
+            "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
+            "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
+        },
+    ],
+    ids=["accumulation", "options"],
+)  # fmt: skip
+def test_no_update_has_the_host_wait_for_the_device(base_flags, monkeypatch, words):
+    reads, after, whole = [], [], train.train
+    monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, after)))
+    assert train_here(**base_flags | WORDS | words) == 0
+    assert reads == []
+    assert {"_local_scalar_dense", "Tensor.__float__"} <= set(after)  # the log of the last update: seen
+
+
+def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulation(base_flags):
+    words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4})
+    done = launch([*TORCHRUN, "2"], words, script="tests/counted.py")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes x 4 rows x 4 accumulation steps" in done.stdout
+    found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
+    assert found["view"] and not found["unused"]
+    # All weights of the tiny model fit in one bucket, which is the last of its round.
+    assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]
+    # Beside it, numbers of the host: was someone asked to stop, and was the loss of the update before finite?
+    for update in range(1, found["updates"]):
+        names, sizes = zip(
+            *((name, size) for step, name, size in found["others"] if step == update), strict=True
+        )
+        assert set(names) == {"all_reduce"}
+        assert sum(size > 3 for size in sizes) == 1 and len(sizes) <= 3
