@@ -80,6 +80,11 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"{', '.join(self.tracker_names) or 'none'}: artifacts are of wandb; name it there, or leave "
                 "log_artifacts out."
             )
+        if self.torch_compile and self.gradient_checkpointing and self.dropout_mode == "row_keyed":
+            raise UserError(
+                "torch_compile: with gradient_checkpointing, torch cannot compile what makes the masks of "
+                "row-keyed dropout a second time; leave one of the two out, or set dropout_mode: torch."
+            )
         self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)

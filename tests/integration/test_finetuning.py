@@ -270,6 +270,10 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
         ({"freeze": "embeddings", "lora_rank": 4}, "freeze: found embeddings, but lora_rank is set"),
         ({"lora_rank": 0}, "lora_rank: found 0.*above 0"),
         ({"lora_alpha": 8}, "lora_alpha: is about LoRA, but lora_rank is not set"),
+        (
+            {"torch_compile": True, "gradient_checkpointing": True},
+            "torch_compile: with gradient_checkpointing",
+        ),
         ({"lora_dropout": 0.1}, "lora_dropout: is about LoRA"),
         ({"lora_dropout": 1, "lora_rank": 4}, "lora_dropout: found 1.*below 1"),
         ({"lora_target_modules": "query"}, "lora_target_modules: is about LoRA"),

@@ -83,8 +83,8 @@ def test_a_default_config_file_is_for_no_arguments_at_all(config_yaml):
 
 
 def test_a_flag_alone_is_true_and_a_dash_is_as_good_as_an_underscore():
-    config = config_of(*NEEDED, "--torch_compile", "--gradient-checkpointing", "--seed=5")
-    assert config.torch_compile and config.gradient_checkpointing and config.seed == 5
+    config = config_of(*NEEDED, "--torch_compile", "--deterministic", "--allow-pickle", "--seed=5")
+    assert config.torch_compile and config.deterministic and config.allow_pickle and config.seed == 5
     assert config_of(*NEEDED, "--torch_compile", "false").torch_compile is False
 
 
