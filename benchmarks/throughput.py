@@ -1,9 +1,12 @@
 """Real tokens per second of train.py and of other loops, on the same texts and machine."""
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
+    PAIR,
     WARM_UP,
     add_data_options,
     data_file,
@@ -14,12 +17,14 @@ from benchmarks.common import (
     model_folder,
     peer,
     rates,
+    read_csv,
     save,
     say,
     spread,
     table,
     text_lengths,
     train_py,
+    with_classes,
 )
 
 GLOBAL_BATCH = 32
@@ -50,7 +55,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
-    train = data_file(options.data, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        _run(options, with_classes(data_file(options.data, "train"), Path(folder)))
+
+
+def _run(options: argparse.Namespace, train: Path) -> None:
     lengths = text_lengths(options.model, train, options.max_length)
     if options.updates > len(lengths) // GLOBAL_BATCH:
         raise SystemExit(f"error: --updates: at most {len(lengths) // GLOBAL_BATCH} with {len(lengths)} rows")
@@ -96,6 +105,8 @@ def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]
         "max_train_steps": options.updates, "logging_steps": 1, "eval_strategy": "no",
         "save_strategy": "no", "seed": seed,
     }  # fmt: skip
+    if isinstance(read_csv(train)[0][0], tuple):
+        flags["text_column_names"] = ",".join(PAIR)
     found = train_py(flags, options.extra)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
     # The plan of the same updates, for the padding. It must have the tokens that train.py has counted.
