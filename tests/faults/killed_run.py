@@ -63,7 +63,7 @@ def kill_before(owner, name, condition):
 
 
 # The steps of write_checkpoint at which something can happen, by the function that does them.
-STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "_digest", "flush", "rename"]
+STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "digest", "flush", "rename"]
 NUMBERS = range(19)
 
 
@@ -93,7 +93,7 @@ def at_step(number, fault, setattr=setattr, step=8):
     setattr(Path, "rename", counted("rename", Path.rename))
     setattr(safetensors.torch, "save_file", counted("save_file", safetensors.torch.save_file, second))
     setattr(torch, "save", counted("torch.save", torch.save, second))
-    for name in ("write_flushed", "_digest", "flush"):
+    for name in ("write_flushed", "digest", "flush"):
         setattr(checkpoint, name, counted(name, getattr(checkpoint, name)))
     return seen
 
