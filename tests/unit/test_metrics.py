@@ -263,9 +263,11 @@ def test_a_folder_whose_metric_cannot_take_the_labels_is_refused_before_training
 
 STATES = {
     "single_label_classification": (certain(PREDICTED, 3), LABELS, {}),
-    "multi_label_classification": (np.eye(3)[PREDICTED] * 4 - 2, np.eye(3, dtype=np.uint8)[LABELS], {}),
+    "multi_label_classification": (
+        np.eye(3)[PREDICTED] * 4 - 2, np.eye(3, dtype=np.uint8)[LABELS], {"counts": [9, 9, 9], "rows": 27},
+    ),
     "regression": (PREDICTED[:, None] - 1.0, LABELS * 0.5, {"mean": 1.0, "std": 2.0}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", STATES)
