@@ -20,7 +20,7 @@ def score(config: EvalConfig) -> int:
     from ft.analysis.label_errors import check_cleanlab
     from ft.assess import assess, write_label_errors
     from ft.data.audit import Scoring
-    from ft.data.loader import EvaluationSampler, RowDataset, build_loader
+    from ft.data.loader import build_evaluation_loader
     from ft.data.prepare import prepare_data
     from ft.data.slices import check_slice_columns
     from ft.data.sources import choose_split, find_sources
@@ -64,9 +64,7 @@ def score(config: EvalConfig) -> int:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
     check_slice_columns(config, (split,))
-    dataset = RowDataset(rows, tokenizer)
-    sampler = EvaluationSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes)
-    loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
+    loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)
 
     with bar(total=len(rows), desc=f"evaluate {split}", unit="rows") as shown:

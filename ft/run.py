@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ft import checkpoint
-from ft.best import forget_bests, kept_best, weights_sample
+from ft.best import kept_best, weights_sample
 from ft.card import model_card
 from ft.checkpoint import Progress
 from ft.cli import dump
 from ft.config import Config, parse_duration
-from ft.data.loader import EvaluationSampler, PlanSampler, RowDataset, build_loader
+from ft.data.loader import PlanSampler, build_evaluation_loader
 from ft.data.prepare import Data
 from ft.data.slices import check_slice_columns
 from ft.ema import averaged
@@ -31,18 +30,15 @@ from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
+from ft.saver import Saver
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Throughput
 from ft.tracking import Tracker, to_json
 from ft.watchdog import Watchdog
-from ft.writer import BackgroundWriter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-MAX_FAILED_SAVES = 3  # in a row
 
 
 class StopAsked(Exception):
@@ -121,18 +117,18 @@ class Run:
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
+        saved = self.progress.step if self.checkpoint else -1
+        self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
         self.tracker = Tracker(
-            accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows
-        )
+            accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows,
+            make_room=self.saver.wait,  # one that fails to be written goes, and may have filled the disk
+        )  # fmt: skip
         self._loaders: dict[str, Any] = {}
         self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         if accelerator.is_main_process:
             self._loss += self.progress.log_loss
         self.clock = Clock()
         self.latest: Evaluation | None = None  # the last evaluation of this process
-        self.writer = BackgroundWriter()
-        self._saved_step = self.progress.step if self.checkpoint else -1
-        self._saved_best = self.progress.best_step  # as the last checkpoint has it
         self._stop_reason = ""
         self.health = HealthWatch(
             self.progress.health,
@@ -233,7 +229,8 @@ class Run:
             if not progress.weigh(values[config.best_metric], sign, config.early_stopping_threshold):
                 return
             progress.best_calibration = self.task.calibration
-            known = before and before == self._saved_best
+            self.saver.wait()  # for room on the disk: a checkpoint that cannot be written goes again
+            known = before and before == self.saver.best_step
             self.export("best", self.latest, kept_best(self.output_dir, before) if known else None)
             if self.accelerator.is_main_process:
                 progress.best_weights = weights_sample(self.output_dir / "best")
@@ -247,22 +244,19 @@ class Run:
             if self.accelerator.is_main_process:
                 self._loss += loss
             self.progress.log_loss, self.progress.metrics_rows = loss, self.tracker.rows
-            self._saved_step, self._saved_best = self.progress.step, self.progress.best_step
-            if not self.accelerator.is_main_process:
-                return
             self.tracker.flush()
-            self.writer.wait()  # before the copy, so that there is one at a time
-            state = checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler)
-            write = partial(
-                _write_checkpoint, self.output_dir, state, asdict(self.progress), identity(self), self.total,
+            self.saver.save(
+                self.progress,
+                lambda: checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler),
+                lambda: identity(self),
+                self.total,
                 self.config.save_total_limit,
-            )  # fmt: skip
-            self.writer.submit(f"output_dir: the checkpoint of update {self.progress.step}", write)
+            )
 
     @property
     def saved(self) -> bool:
         """Whether a checkpoint of the last update was made."""
-        return self._saved_step == self.progress.step
+        return self.saver.step == self.progress.step
 
     def stopped_early(self) -> bool:
         """Whether early stopping's patience has run out."""
@@ -282,13 +276,9 @@ class Run:
         """Let all processes know what one of them knows, and raise `StopAsked` on all alike."""
         late = self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds
         asked, timeouts, failures = self.hosts.sum(
-            self.signals.received is not None, late, self.writer.failures
+            self.signals.received is not None, late, self.saver.failures
         )
-        if failures >= MAX_FAILED_SAVES:
-            raise UserError(
-                f"{failures:g} checkpoints in a row failed; {self._why_not_written()}. Make room, or name "
-                "another output_dir, and resume from the last one that stands."
-            )
+        self.saver.check(failures)
         if asked or timeouts:
             self._stop_reason = self.signals.received or ("max_time" if timeouts else "a signal")
             raise StopAsked
@@ -300,13 +290,7 @@ class Run:
         here."""
         rows = self.data.splits[split]
         if split not in self._loaders:
-            dataset = RowDataset(rows, self.tokenizer)
-            sampler = EvaluationSampler(
-                dataset, self.config.per_device_eval_batch_size, self.accelerator.num_processes
-            )
-            loader = build_loader(
-                dataset, sampler, self.config.dataloader_num_workers, self.accelerator.device
-            )
+            loader = build_evaluation_loader(rows, self.tokenizer, self.config, self.accelerator)
             self._loaders[split] = self.accelerator.prepare(loader)
         try:
             bar = self.bar(total=len(rows), desc=f"evaluate {split}", unit="rows")
@@ -329,7 +313,7 @@ class Run:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
         if not self.saved or self.progress.evaluation_due:
             self.save()
-        self._wait_for_checkpoint()
+        self.saver.wait_until_it_stands()
         self.updates_bar.close()
         said = (
             f"stopped after update {self.progress.step:,} ({self._stop_reason}); a checkpoint stands: go on "
@@ -340,23 +324,10 @@ class Run:
         self.say(said)
         raise Stopped
 
-    def _wait_for_checkpoint(self) -> None:
-        """Wait until the last write has ended; raises `UserError` on all processes if it failed."""
-        self.writer.wait()
-        if self.hosts.sum(self.writer.failures)[0]:
-            raise UserError(
-                f"{self._why_not_written()}. An earlier checkpoint, if any, is untouched: make room, then "
-                "resume from it."
-            )
-
-    def _why_not_written(self) -> str:
-        """What the disk said to the main process, which alone writes: all processes raise the same error."""
-        return self.hosts.from_main(lambda: self.writer.last_error)
-
     def settle(self) -> None:
         """After the last update: wait until all of it was looked at and its checkpoint is written."""
         self.health.check(keep=0)
-        self.writer.wait()
+        self.saver.wait()
         self.updates_bar.close()
 
     def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
@@ -396,12 +367,6 @@ def _say(accelerator: Accelerator, text: str) -> None:
     """A line for the user, once."""
     if accelerator.is_main_process:
         print(printable(text), flush=True)
-
-
-def _write_checkpoint(output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any) -> None:
-    """Write a checkpoint; the best models of before the one that it knows are needed no more."""
-    checkpoint.write_checkpoint(output_dir / "checkpoints", state, progress, *rest)
-    forget_bests(output_dir, before=progress["best_step"])
 
 
 def _rows_of(sampler: PlanSampler, step: int) -> str:

@@ -71,12 +71,13 @@ def _is_scored(name: str) -> bool:
 
 class Tracker:
     """Writes metrics.jsonl on the main process, one row a log or evaluation, and hands the numbers to the
-    trackers."""
+    trackers. `make_room` is called where the disk takes no row, once, before the run is given up."""
 
     def __init__(
-        self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int, rows: int
-    ) -> None:
-        self.accelerator = accelerator
+        self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int, rows: int,
+        make_room: Callable[[], object],
+    ) -> None:  # fmt: skip
+        self.accelerator, self._make_room = accelerator, make_room
         self.path = output_dir / "metrics.jsonl"
         self.rows = 0
         self._higher = config.is_higher_better
@@ -84,7 +85,7 @@ class Tracker:
         if not accelerator.is_main_process:
             return
         self._cut(rows)
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "ab", buffering=0)
         name = config.run_name or output_dir.resolve().name
         for kind in map(str, accelerator.log_with):
             # One after the other and not accelerator.init_trackers, so that one that fails does not take the
@@ -99,11 +100,7 @@ class Tracker:
         if not self.accelerator.is_main_process:
             return
         row = {"step": step, "epoch": round(epoch, 4), **scalars(values)}
-        try:
-            self._file.write(to_json(row) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
+        self._write(to_json(row) + "\n")
         self.rows += 1
         known = {key: value for key, value in row.items() if value is not None}
         for tracker in list(self.accelerator.trackers):
@@ -120,6 +117,18 @@ class Tracker:
                     _in_time(partial(tracker.log, values, step=step))
             except Exception as error:
                 self._drop(tracker, error)
+
+    def _write(self, line: str) -> None:
+        left = line.encode()
+        for make_room in (self._make_room, None):
+            try:
+                while left:  # a disk that becomes full takes a part
+                    left = left[self._file.write(left) :]
+                return
+            except OSError as error:
+                if make_room is None:
+                    raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
+                make_room()
 
     def alert(self, title: str, text: str, level: str = "ERROR") -> None:
         """Where W&B is a tracker, have it tell the user, by mail or as they chose there."""

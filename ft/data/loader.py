@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ft.data.encode import EncodedRows
 from ft.data.plan import Plan, evaluation_batches, plan, shares
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ft.config import Config, EvalConfig
 
 
 @dataclass(frozen=True)
@@ -270,6 +275,15 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
     )
+
+
+def build_evaluation_loader(
+    rows: EncodedRows, tokenizer: Any, options: Config | EvalConfig, accelerator: Accelerator
+) -> DataLoader:
+    """Every row of a split once, to be prepared by the accelerator."""
+    dataset = RowDataset(rows, tokenizer)
+    sampler = EvaluationSampler(dataset, options.per_device_eval_batch_size, accelerator.num_processes)
+    return build_loader(dataset, sampler, options.dataloader_num_workers, accelerator.device)
 
 
 def _same(batch: Any) -> Any:

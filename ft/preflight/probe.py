@@ -175,7 +175,7 @@ class Probe(Run):
         begin = self._now()
         self.save()
         saved = self._now()
-        self._wait_for_checkpoint()
+        self.saver.wait_until_it_stands()
         measured.save, measured.write = saved - begin, self._now() - saved
         # A run whose last model is not its best loads that for the test rows.
         self.progress.best_step = -1 if self.progress.best_metric is not None else self.progress.best_step

@@ -381,11 +381,11 @@ def test_thresholds_are_chosen_on_validation_and_go_with_the_model(config, tmp_p
     probability = np.array([[row["probabilities"][name] for name in thresholds] for row in rows])
     at_half = f1_score(truth, probability >= 0.5, average="micro")
     assert scores["eval/f1_micro_at_0.5"] == pytest.approx(at_half)
-    for label in range(len(thresholds)):  # none of the grid is better for its label
-        tried = [
-            f1_score(truth[:, label], probability[:, label] >= t, zero_division=0) for t in CANDIDATES[::20]
-        ]
-        assert f1_score(truth[:, label], said[:, label], zero_division=0) >= max(tried)
+    for label in range(len(thresholds)):  # no other threshold of the grid is better
+        tried = probability[:, label, None] >= CANDIDATES
+        hits = (tried & truth[:, label, None]).sum(axis=0)
+        best = (2 * hits / (tried.sum(axis=0) + truth[:, label].sum())).max()
+        assert f1_score(truth[:, label], said[:, label], zero_division=0) >= best - 1e-12
 
 
 @of_kinds("focal tags")

@@ -2,47 +2,26 @@
 
 import base64
 import hashlib
-import http.server
 import json
-import threading
 
 import pytest
 import yaml
 from conftest import ONE, flags, launch, train_here
+from stand_in import StandIn
 
 from ft.errors import UserError
 
 
-class Hub:
+class Hub(StandIn):
     """Takes one account's repositories: whoami, create, preupload, LFS objects, commit."""
 
     def __init__(self):
-        self.requests, self.objects, self.files, self.broken = [], {}, {}, ()
-        self.about = None
-        outer = self
+        self.objects, self.files, self.broken, self.about = {}, {}, (), None
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.requests.append(f"{self.command} {self.path}")
-                code, found = outer.answer(self.command, self.path, body, self.headers)
-                content = json.dumps(found).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = do_PUT = answer
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def respond(self, method, path, headers, body):
+        status, found = self.answer(method, path, body, headers)
+        return status, {"Content-Type": "application/json"}, json.dumps(found).encode()
 
     def answer(self, method, path, body, headers):
         if any(word in path for word in self.broken):
@@ -57,7 +36,7 @@ class Hub:
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'ann'}/{asked['name']}"
-            return 200, {"url": f"{self.address}/{name}", "name": name, "id": name}
+            return 200, {"url": f"{self.url}/{name}", "name": name, "id": name}
         if path == "/api/validate-yaml":
             card = json.loads(body)["content"]
             self.about = yaml.safe_load(card.split("---\n")[1])
@@ -75,7 +54,7 @@ class Hub:
         if path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
             for one in objects:
-                one["actions"] = {"upload": {"href": f"{self.address}/objects/{one['oid']}"}}
+                one["actions"] = {"upload": {"href": f"{self.url}/objects/{one['oid']}"}}
             return 200, {"transfer": "basic", "objects": objects}
         if "/commit/" in path:
             for line in map(json.loads, body.splitlines()):
@@ -84,7 +63,7 @@ class Hub:
                     self.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     self.files[value["path"]] = self.objects[value["oid"]]
-            return 200, {"commitUrl": f"{self.address}/ann/m/commit/{'0' * 40}", "commitOid": "0" * 40}
+            return 200, {"commitUrl": f"{self.url}/ann/m/commit/{'0' * 40}", "commitOid": "0" * 40}
         return 404, {"error": f"{method} {path}"}
 
 
@@ -92,13 +71,13 @@ class Hub:
 def hub():
     made = Hub()
     yield made
-    made.server.shutdown()
+    made.close()
 
 
 def pushed(hub, base_flags, token="hf_secret", **values):
     words = {**base_flags, "max_train_steps": 2, "push_to_hub": "true", **values}
     return launch(
-        ONE, flags(**words), HF_ENDPOINT=hub.address, HF_TOKEN=token, HF_HUB_OFFLINE="0",
+        ONE, flags(**words), HF_ENDPOINT=hub.url, HF_TOKEN=token, HF_HUB_OFFLINE="0",
         HF_HUB_DISABLE_XET="1",
     )  # fmt: skip
 
@@ -120,7 +99,7 @@ def test_best_is_pushed_as_it_is(hub, base_flags, tmp_path):
 def test_a_token_that_the_hub_does_not_know_is_said_before_the_training(hub, base_flags, tmp_path):
     done = pushed(hub, base_flags, token="hf_wrong")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith(f"error: push_to_hub: {hub.address} does not take run: ")
+    assert done.stderr.startswith(f"error: push_to_hub: {hub.url} does not take run: ")
     assert hub.requests == ["GET /api/whoami-v2"] and not (tmp_path / "run").exists()
 
 

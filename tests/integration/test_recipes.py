@@ -3,9 +3,7 @@
 The libraries' own clients talk to the stand-in (HF_ENDPOINT), so that loading by Hub id is the real code."""
 
 import hashlib
-import http.server
 import json
-import threading
 import urllib.parse
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ONE, ROOT, flags, launch, make_rows, series
+from stand_in import StandIn
 
 RECIPES = ROOT / "ft" / "recipes"
 TESTED = {"quickstart": "parsed", "yelp": "run", "yelp_small": "run"}  # the quickstart needs its packages
@@ -64,42 +63,19 @@ def test_yelp_small_is_the_tutorials_job():
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub:
+class Hub(StandIn):
     """Serves folders as repositories ("models/ORG/NAME", "datasets/ORG/NAME"): lists of files, and files."""
 
     def __init__(self, repositories):
-        self.repositories, self.requests = repositories, []
-        outer = self
+        self.repositories = repositories
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def respond(self, method, path, headers, body):
+        status, more, content = self.found(urllib.parse.unquote(path.partition("?")[0]))
+        return status, {"X-Repo-Commit": COMMIT, **more}, content
 
-            def answer(self):
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.requests.append(f"{self.command} {self.path}")
-                status, headers, body = outer.respond(urllib.parse.unquote(self.path.partition("?")[0]))
-                self.send_response(status)
-                for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": len(body), **headers}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_GET = do_HEAD = do_POST = answer
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def respond(self, path):
-        """Status, headers and body for a path."""
+    def found(self, path):
+        """Status, headers and content for a path."""
         for name, folder in self.repositories.items():
             files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
             resolve = f"/{name.removeprefix('models/')}/resolve/"

@@ -125,7 +125,7 @@ def crash_at(monkeypatch, step):
     def count(self, *args):
         original(self, *args)
         if self.progress.step > step:
-            self.writer.wait()
+            self.saver.wait()
             raise RuntimeError("a crash on purpose")
 
     monkeypatch.setattr(Run, "count", count)

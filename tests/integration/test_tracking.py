@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import http.server
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ONE, ROOT, flags, launch, metrics_of, train_here, two_processes
+from stand_in import StandIn
 
 from ft.errors import UserError
 
@@ -138,38 +138,23 @@ def wandb_here(monkeypatch, tmp_path):
     wandb.teardown()
 
 
-class Server:
+class Server(StandIn):
     """A local server that notes every connection and answers each request with one status, or not at all."""
 
+    protocol = "HTTP/1.0"
+
     def __init__(self, status):
-        self.requests = []
-        outer = self
+        self.status, self.released = status, threading.Event()
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def answer(self):
-                outer.requests.append(f"{self.command} {self.path}")
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if status is None:
-                    outer.released.wait(60)
-                self.send_response(status or 200)
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            do_GET = do_POST = do_PUT = do_HEAD = do_CONNECT = answer
-
-            def log_message(self, *args):
-                pass
-
-        self.released = threading.Event()
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def respond(self, method, path, headers, body):
+        if self.status is None:
+            self.released.wait(60)
+        return self.status or 200, {}, b"{}"
 
     def close(self):
         self.released.set()
-        self.server.shutdown()
-        self.server.server_close()
+        super().close()
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import torch
 import yaml
 from conftest import flags, launch, make_rows, metrics_of, series, train_here, two_processes, write_csv
 
+from ft.last_layer import narrow_last_layer
+
 
 def files_of(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
@@ -109,9 +111,12 @@ def test_the_model_in_memory_and_the_exported_one_give_the_same_logits(base_flag
     monkeypatch.setattr(ft.finish, "finish", spy)
     assert train_here(**{**base_flags, "num_train_epochs": 1}) == 0
     ids = torch.randint(4, 30, (3, 11))
-    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final").eval()(input_ids=ids)
-    before = kept["model"].eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert torch.allclose(before.logits, after.logits, rtol=0, atol=1e-6)  # one position, and all of them
+    mask = torch.ones_like(ids)
+    before = kept["model"].eval()(input_ids=ids, attention_mask=mask).logits
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final").eval()
+    assert torch.allclose(before, exported(input_ids=ids).logits, rtol=0, atol=1e-6)  # all positions
+    assert narrow_last_layer(exported) == []
+    assert torch.equal(before, exported(input_ids=ids, attention_mask=mask).logits)  # the one, as in memory
 
 
 def test_eval_gives_the_numbers_that_training_gave_on_one_process_and_on_two(base_flags, tmp_path):

@@ -33,7 +33,7 @@ FLOORS = [
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.data.slices ft.tasks ft.attempts",
         "ft.evaluation ft.model ft.report",
-        "ft.resume ft.assess ft.dashboard ft.predict ft.page.audit ft.card ft.push",
+        "ft.resume ft.saver ft.assess ft.dashboard ft.predict ft.page.audit ft.card ft.push",
         "ft.page",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",

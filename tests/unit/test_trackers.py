@@ -15,13 +15,36 @@ from ft.errors import UserError
 from ft.tracking import Tracker, choose_trackers, scalars, to_json
 
 
-def open_tracker(folder, start_step=0, main=True):
+def open_tracker(folder, start_step=0, main=True, make_room=lambda: None):
     accelerator = SimpleNamespace(is_main_process=main, log_with=[], trackers=[])
-    return Tracker(accelerator, Config(), folder, start_step, rows=start_step)
+    return Tracker(accelerator, Config(), folder, start_step, rows=start_step, make_room=make_room)
 
 
 def lines(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_row_that_the_disk_takes_in_part_is_whole_once_there_is_room(tmp_path):
+    """A checkpoint that is being written may fill the disk for a moment."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def free():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    tracker = open_tracker(tmp_path, make_room=free)
+    tracker.log(1, 0.5, {"train/loss": 1.0})
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(lines(tmp_path)[0]) + 20, hard))
+        tracker.log(2, 1.0, {"train/loss": 0.5})
+        assert [json.loads(line)["step"] for line in lines(tmp_path)] == [1, 2]
+        tracker._make_room = lambda: None
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        with pytest.raises(UserError, match=r"metrics\.jsonl' cannot be written"):
+            tracker.log(3, 1.5, {"train/loss": 0.2})
+    finally:
+        free()
 
 
 def strictly(text):

@@ -1,0 +1,79 @@
+"""The checkpoints of a run that goes on: copied while it waits, written in the background, given up when the
+disk takes none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ft.best import forget_bests
+from ft.checkpoint import Progress, write_checkpoint
+from ft.errors import UserError
+from ft.writer import BackgroundWriter
+
+if TYPE_CHECKING:
+    from ft.runtime import HostGroup
+
+MAX_FAILED_SAVES = 3  # in a row
+
+
+class Saver:
+    """The main process writes; methods are called on all. `step` is the update of the last checkpoint that
+    was asked for, -1 where there was none, and `best_step` the best one that it knows."""
+
+    def __init__(self, hosts: HostGroup, output_dir: Path, step: int, best_step: int) -> None:
+        self.hosts, self.output_dir = hosts, output_dir
+        self.step, self.best_step = step, best_step
+        self._writer = BackgroundWriter()
+
+    def save(
+        self, progress: Progress, copy: Callable[[], dict[str, Any]], identity: Callable[[], dict[str, Any]],
+        total_updates: int, limit: int | None,
+    ) -> None:  # fmt: skip
+        """Copy the state and have it written. Of the functions, which the main process calls, `copy` gives a
+        copy of all tensors, and `identity` what a run that resumes it must share; see `write_checkpoint`."""
+        self.step, self.best_step = progress.step, progress.best_step
+        if not self.hosts.is_main:
+            return
+        self._writer.wait()  # before the copy, so that there is one at a time
+        about = asdict(progress), identity(), total_updates, limit
+        write = partial(_write, self.output_dir, copy(), *about)
+        self._writer.submit(f"output_dir: the checkpoint of update {self.step}", write)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        self._writer.wait()
+
+    @property
+    def failures(self) -> int:
+        """How many writes of this process have failed since the last one that did not."""
+        return self._writer.failures
+
+    def check(self, failures: float) -> None:
+        """Raise `UserError` if so many `failures`, summed over all processes, are too many."""
+        if failures >= MAX_FAILED_SAVES:
+            raise UserError(
+                f"{failures:g} checkpoints in a row failed; {self._why()}. Make room, or name another "
+                "output_dir, and resume from the last one that stands."
+            )
+
+    def wait_until_it_stands(self) -> None:
+        """Wait until the last write has ended; raises `UserError` on all processes if it failed."""
+        self._writer.wait()
+        if self.hosts.sum(self.failures)[0]:
+            raise UserError(
+                f"{self._why()}. An earlier checkpoint, if any, is untouched: make room, then resume from it."
+            )
+
+    def _why(self) -> str:
+        """What the disk said to the main process, which alone writes: all processes raise the same error."""
+        return self.hosts.from_main(lambda: self._writer.last_error)
+
+
+def _write(output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any) -> None:
+    """Write a checkpoint; the best models of before the one that it knows are needed no more."""
+    write_checkpoint(output_dir / "checkpoints", state, progress, *rest)
+    forget_bests(output_dir, before=progress["best_step"])
