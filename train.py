@@ -38,6 +38,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.finish import finish
     from ft.health import skip_if_nonfinite, spread_nonfinite
     from ft.invariance import key_dropout
+    from ft.layers import compile_layers
     from ft.model import build_model
     from ft.optim import build_optimizer, build_scheduler
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
@@ -58,9 +59,10 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     # --- model, optimizer, schedule, loader -----------------------------------------------------------------
     seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
-    row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, config.torch_compile)
+    compiled_length = max_length if config.torch_compile else None
+    row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)
     if config.torch_compile:
-        model.compile(dynamic=True)
+        compile_layers(model)
     dataset = RowDataset(data.splits["train"], tokenizer, task.row_weights(data.splits["train"].labels))
     sampler = PlanSampler(
         dataset,

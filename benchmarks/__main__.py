@@ -9,6 +9,7 @@ from benchmarks import (
     encode,
     evaluation,
     exactness,
+    gpu,
     label_errors,
     memory,
     recipes,
@@ -30,6 +31,7 @@ COMMANDS = {
     "tutorial": tutorial,
     "recipes": recipes,
     "dropout": dropout,
+    "gpu": gpu,
     "label_errors": label_errors,
 }
 

@@ -210,12 +210,13 @@ def model_flops(model: str, tokens: float, squares: float) -> float:
     return 6 * sum(linear) * tokens + 12 * config.num_hidden_layers * config.hidden_size * squares
 
 
-def gemm_peak(size: int = 2048, least_seconds: float = 1.0) -> float:
-    """GFLOP/s of the fastest of some fp32 matrix products, as a measure of what the machine gives now."""
+def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -> float:
+    """GFLOP/s of the fastest of some matrix products (fp32 where no `dtype` is named), as a measure of what
+    the machine gives now."""
     import torch
 
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
+    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + least_seconds
     (a @ b).sum().item()
     while time.perf_counter() < end:
@@ -290,8 +291,8 @@ def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm:
     about = [
         f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads{device}; {versions}; "
         f"{known['date']}.",
-        f"Fastest fp32 matrix product, measured between the rounds: {median(gemm):,.0f} GFLOP/s "
-        f"({spread(gemm, 0)}).",
+        f"Fastest {getattr(options, 'precision', 'fp32')} matrix product, measured between the rounds: "
+        f"{median(gemm):,.0f} GFLOP/s ({spread(gemm, 0)}).",
         "Options: " + ", ".join(f"{key} {_short(value)}" for key, value in asked.items()) + ".",
     ]
     RESULTS.mkdir(exist_ok=True)

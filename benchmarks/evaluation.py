@@ -96,7 +96,7 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
     data = prepare_data(config, task, tokenizer, max_length, lambda **_: progress_bar(False))
     encoded = data.splits["train"]
     network = build_model(config, task, model_config, tokenizer, [])
-    key_dropout(network, config.dropout_mode, config.seed, compiled=False)
+    key_dropout(network, config.dropout_mode, config.seed)
     dataset = RowDataset(encoded, tokenizer)
     sampler = EvaluationSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes)
     network, loader = accelerator.prepare(network, build_loader(dataset, sampler, 0, accelerator.device))

@@ -105,10 +105,10 @@ def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> Traini
 
 def trainer(
     model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float,
-    defaults: bool = False,
+    defaults: bool = False, **options: Any,
 ) -> dict[str, list[Step]]:  # fmt: skip
-    """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its
-    defaults."""
+    """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its defaults;
+    `options` are more of its arguments."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
@@ -124,6 +124,7 @@ def trainer(
             max_steps=updates,
             output_dir="output",
             **({} if defaults else TUNED),
+            **options,
         ),
         train_dataset=rows,
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),

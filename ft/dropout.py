@@ -8,7 +8,6 @@ the hashes are those of MurmurHash3 (Appleby, 2011) and SplitMix64 (Steele, Lea 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
@@ -21,67 +20,107 @@ ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
 ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are not to be found
 
 
+class Place:
+    """One dropout of the model, and the n-th time that it is used in a forward pass.
+
+    `axes` says where its input has its rows, for the n-th use where that is not the first dimension: an axis,
+    ROWLESS or UNKEYED. `shapes` are the inputs seen last, by use. `number` (1,) int64 is its own among the
+    places."""
+
+    def __init__(self, layer: int, number: int) -> None:
+        self.layer, self.number = layer, torch.tensor([number])
+        self.uses = 0
+        self.axes: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, ...]] = {}
+
+
 class RowKeys:
     """The rows that the model is looking at: one object for a model, set before every forward pass.
 
-    `axes` says where a dropout's input has its rows, for (layer, n-th use in a pass) where that is not the
-    first dimension: an axis, ROWLESS or UNKEYED. `shapes` are the inputs seen last."""
+    What changes with the update are tensors on the device, so that a compiled model is compiled once."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.update = 0
         self.keys: torch.Tensor | None = None
-        self.axes: dict[tuple[int, int], int] = {}
-        self.shapes: dict[tuple[int, int], tuple[int, ...]] = {}
-        self._uses: Counter[int] = Counter()
-        self._coordinates: dict[tuple, torch.Tensor] = {}
+        self.places: list[Place] = []
+        self._layers = torch.zeros(0, dtype=torch.int64)
+        self._salts = torch.zeros(0, 2, dtype=torch.int64)
+        self._coordinates: dict[int, torch.Tensor] = {}
 
     def set(self, update: int, row_ids: torch.Tensor) -> None:
         """Name the update and the rows (rows,) int64 of the next forward pass."""
         self.update = update
         self.keys = _mix64(row_ids + _signed(_scramble(self.seed, update), 64)).to(torch.int32) | 1
-        self._uses.clear()
+        if self._salts.device != row_ids.device or len(self._salts) < len(self.places):  # once
+            self._move(row_ids.device)
+        # What makes the tables of this update those of a layer: (places, 2), see `_salted`.
+        self._salts = _salted(_step(self._layers ^ _signed(_scramble(self.seed, self.update), 64)))
+        for place in self.places:
+            place.uses = 0
 
-    def mask(
-        self, layer: int, shape: Sequence[int], threshold: int, device: torch.device
-    ) -> torch.Tensor | None:
+    def place(self, layer: int) -> Place:
+        """Take up a dropout, before the first pass."""
+        self.places.append(Place(layer, len(self.places)))
+        return self.places[-1]
+
+    def _move(self, device: torch.device) -> None:
+        self._layers = torch.tensor([place.layer for place in self.places], dtype=torch.int64, device=device)
+        self._coordinates = {n: table.to(device) for n, table in self._coordinates.items()}
+        for place in self.places:
+            place.number = place.number.to(device)
+
+    def reserve(self, shape: Sequence[int]) -> torch.Tensor:
+        """The hashes of all coordinates of a table of `shape`, or of a larger one: kept, and grown where they
+        must be, which code that is compiled should not have to."""
+        cached = self._coordinates.get(len(shape))
+        if cached is not None:
+            if all(have >= want for have, want in zip(cached.shape, shape, strict=True)):
+                return cached
+            shape = [max(sizes) for sizes in zip(cached.shape, shape, strict=True)]
+        self._coordinates[len(shape)] = _coordinate_hash(shape, self._layers.device)
+        return self._coordinates[len(shape)]
+
+    def mask(self, place: Place, shape: Sequence[int], threshold: int) -> torch.Tensor | None:
         """Which elements of a tensor of `shape`, all its dimensions, are kept: bool; None where its rows are
         not to be found.
 
-        A layer may be used several times in a pass (ALBERT's is, at every depth), with another mask each
+        A dropout may be used several times in a pass (ALBERT's is, at every depth), with another mask each
         time."""
         assert self.keys is not None, "RowKeys.set must name the rows of this pass"
-        use = self._uses[layer]
-        self._uses[layer] += 1
-        self.shapes[layer, use] = shape = tuple(shape)
-        axis = self.axes.get((layer, use), 0)
+        use, shape = place.uses, tuple(shape)
+        place.uses = use + 1
+        if not torch.compiler.is_compiling():
+            place.shapes[use] = shape
+        axis = place.axes.get(use, 0)
         if axis == ROWLESS:
-            return self._table(layer, use, shape, device) >= threshold
+            return self._table(place, use, shape) >= threshold
         if axis == UNKEYED or shape[axis] != len(self.keys):
             return None
-        table = self._table(layer, use, shape[:axis] + shape[axis + 1 :], device).unsqueeze(axis)
+        table = self._table(place, use, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
         return self.keys.view(-1, *[1] * (len(shape) - axis - 1)) * table >= threshold
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """`context_fn` of torch.utils.checkpoint: what is computed again gets its masks again."""
-        return nullcontext(), self._from(self._uses.copy())
+        return nullcontext(), self._from({place: place.uses for place in self.places})
 
     @contextmanager
-    def _from(self, uses: Counter[int]) -> Iterator[None]:
-        after, self._uses = self._uses, uses
+    def _from(self, uses: dict[Place, int]) -> Iterator[None]:
+        after = {place: place.uses for place in self.places}
+        for place in self.places:
+            place.uses = uses.get(place, 0)
         try:
             yield
         finally:
-            self._uses = after
+            for place in self.places:
+                place.uses = after[place]
 
-    def _table(self, layer: int, use: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    def _table(self, place: Place, use: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Odd int32 numbers of `shape`, fresh for every layer, each of its uses, and update."""
-        cached = self._coordinates.get((len(shape), device))
-        if cached is None or any(have < want for have, want in zip(cached.shape, shape, strict=True)):
-            cached = self._coordinates[len(shape), device] = _coordinate_hash(shape, device)
-        first = _scramble(self.seed, self.update, layer, *([use] if use else []))
-        table = cached[tuple(slice(size) for size in shape)] ^ _signed(first, 32)
-        table *= _signed(_scramble(first) | 1, 32)
+        salt = self._salts.index_select(0, place.number)[0]
+        salt = (salt if use == 0 else _salted(_step(salt[0] ^ use))).to(torch.int32)
+        table = self.reserve(shape)[tuple(slice(size) for size in shape)] ^ salt[0]
+        table *= salt[1]
         table ^= table >> 15
         table *= -2048144789  # 0x85ebca6b
         return table.bitwise_or_(1)
@@ -92,22 +131,26 @@ class RowKeyedDropout(nn.Module):
 
     def __init__(self, p: float, layer: int, rows: RowKeys) -> None:
         super().__init__()
-        self.p, self.layer, self.rows = p, layer, rows
+        self.p, self.place, self.rows = p, rows.place(layer), rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` with masked elements zeroed and the others divided by 1 - p; unchanged in evaluation."""
         if not self.training or self.p == 0:
             return x
-        return _drop(x, self.rows, self.p, self.layer)
+        return _drop(x, self.rows, self.p, self.place)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
-        return f"p={self.p}, layer={self.layer}"
+        return f"p={self.p}, layer={self.place.layer}"
 
 
-def _drop(x: torch.Tensor, rows: RowKeys, p: float, layer: int) -> torch.Tensor:
-    mask = rows.mask(layer, x.shape, round(p * 2**32) - 2**31, x.device)
-    return nn.functional.dropout(x, p) if mask is None else _Masked.apply(x, mask, 1 / (1 - p))
+def _drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor:
+    mask = rows.mask(place, x.shape, round(p * 2**32) - 2**31)
+    if mask is None:
+        return nn.functional.dropout(x, p)
+    if torch.compiler.is_compiling():
+        return x * mask * (1 / (1 - p))  # fused with what is around it; the compiler chooses what to keep
+    return _Masked.apply(x, mask, 1 / (1 - p))
 
 
 class _Masked(torch.autograd.Function):
@@ -166,8 +209,10 @@ def _attention(
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
+    if torch.compiler.is_compiling() and module.longest is not None:
+        torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a bound, for the softmax in one pass
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = _drop(probabilities, rows, dropout, module.attention_layer)  # type: ignore[arg-type]
+    probabilities = _drop(probabilities, rows, dropout, module.dropout_place)  # type: ignore[arg-type]
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
 
 
@@ -181,9 +226,10 @@ def _attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
     return sdpa_mask(*args, **options)
 
 
-def install(model: nn.Module, rows: RowKeys) -> dict[int, str]:
-    """Give the model row-keyed dropout, before it is moved or wrapped; returns the name of each layer."""
-    names = _install_attention(model, rows)
+def install(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
+    """Give the model row-keyed dropout, before it is moved or wrapped; returns the name of each layer.
+    `longest` is the most tokens that a compiled model will see."""
+    names = _install_attention(model, rows, longest)
     numbers = count()
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
@@ -194,7 +240,7 @@ def install(model: nn.Module, rows: RowKeys) -> dict[int, str]:
     return names
 
 
-def _install_attention(model: nn.Module, rows: RowKeys) -> dict[int, str]:
+def _install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
     """Register the attention function and its mask function, and choose it where the model takes sdpa's."""
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", ATTENTION_NAME):
@@ -208,7 +254,7 @@ def _install_attention(model: nn.Module, rows: RowKeys) -> dict[int, str]:
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
     names = {}
     for number, (path, module) in enumerate(model.named_modules()):
-        module.row_keys, module.attention_layer = rows, -1 - number
+        module.row_keys, module.dropout_place, module.longest = rows, rows.place(-1 - number), longest
         names[-1 - number] = path
     return names
 
@@ -222,6 +268,16 @@ def _scramble(*numbers: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
         state ^= state >> 31
     return state
+
+
+def _step(x: torch.Tensor) -> torch.Tensor:
+    """The same for one more number, which `x` is already mixed with by xor, on the device: int64."""
+    return _mix64(x + _signed(0x9E3779B97F4A7C15, 64))
+
+
+def _salted(states: torch.Tensor) -> torch.Tensor:
+    """(..., 2) int64 of hashes (...): each, and an odd number that goes with it."""
+    return torch.stack((states, _step(states) | 1), dim=-1)
 
 
 def _signed(number: int, bits: int) -> int:
@@ -238,7 +294,7 @@ def _mix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def _coordinate_hash(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _coordinate_hash(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """int32 hashes of the coordinates in `shape`; those of a smaller shape are its corner."""
     total = torch.zeros((), dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):

@@ -17,23 +17,26 @@ ROWS, TOKENS, PADDING = 3, 5, 2
 TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or neighbours do is far above
 
 
-def key_dropout(model: nn.Module, mode: str, seed: int, compiled: bool) -> tuple[RowKeys, list[str]]:
-    """Install what `dropout_mode` asks for, before the model is moved or wrapped.
+def key_dropout(
+    model: nn.Module, mode: str, seed: int, compiled_length: int | None = None
+) -> tuple[RowKeys, list[str]]:
+    """Install what `dropout_mode` asks for, before the model is moved or wrapped. `compiled_length` is the
+    longest text, in tokens, that a compiled model will see.
 
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
     with torch's own dropout the keys are there, but nothing reads them."""
     if mode == "torch":
         return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
     rows = RowKeys(seed)
-    notes = find_rows(model, rows, install(model, rows))
+    notes = find_rows(model, rows, install(model, rows, compiled_length), compiled_length)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         checkpoint_activations(model, context_fn=rows.recomputed)
-    if compiled:
-        rows.mask = torch.compiler.disable(rows.mask)  # type: ignore[method-assign]  # the update's number is no constant
     return rows, notes
 
 
-def find_rows(model: nn.Module, rows: RowKeys, names: dict[int, str]) -> list[str]:
+def find_rows(
+    model: nn.Module, rows: RowKeys, names: dict[int, str], compiled_length: int | None = None
+) -> list[str]:
     """Learn where each dropout's input has its rows, by trials; and say what is not a function of the row.
 
     Three rows are tried alone, and once more in another order, padded, and beside a fourth. `names` are those
@@ -41,25 +44,28 @@ def find_rows(model: nn.Module, rows: RowKeys, names: dict[int, str]) -> list[st
     few, more = list(range(ROWS)), list(range(ROWS, -1, -1))
     try:
         trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
-        shapes, others = (trial.shapes for trial in trials)
-        rows.axes = {
-            place: _row_axis(shapes[place], others[place])
-            for place in shapes.keys() & others.keys()
-            if _row_axis(shapes[place], others[place]) != 0
-        }
-        if rows.axes:
+        for place in rows.places:
+            shapes, others = (trial.shapes[place] for trial in trials)
+            for use in shapes.keys() & others.keys():
+                axis = place.axes[use] = _row_axis(shapes[use], others[use])
+                if compiled_length is not None and axis != UNKEYED:
+                    sizes = zip(shapes[use], others[use], strict=True)
+                    grown = [compiled_length + 1 if few != more else few for few, more in sizes]
+                    rows.reserve(grown if axis == ROWLESS else grown[:axis] + grown[axis + 1 :])
+        if any(axis != 0 for place in rows.places for axis in place.axes.values()):
             trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
         alone, beside = trials[0].outputs, trials[1].outputs[[more.index(row) for row in few]]
         apart = float((alone - beside).abs().max() / alone.abs().max().clamp_min(1e-12))
     except Exception as error:  # of the model's own code, which may want more than texts
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return [f"the model could not be tried on short rows ({first})"]
-    unkeyed = [names[layer] for (layer, _), axis in sorted(rows.axes.items()) if axis == UNKEYED]
+    unkeyed = sorted(place.layer for place in rows.places if UNKEYED in place.axes.values())
     if unkeyed:
-        return [f"the input of the dropout in {_places(unkeyed)} has no dimension of rows"]
+        where = _paths([names[layer] for layer in unkeyed])
+        return [f"the input of the dropout in {where} has no dimension of rows"]
     drawing = [*trials[0].drawing, *trials[1].drawing]
     if drawing:
-        return [f"random numbers are drawn, not keyed by row, in {_places(drawing)}"]
+        return [f"random numbers are drawn, not keyed by row, in {_paths(drawing)}"]
     if not apart <= TOLERANCE:
         return [
             f"what the model gives for a row changes with padding or with the rows beside it, by {apart:.0e}"
@@ -75,7 +81,7 @@ def _row_axis(few: tuple[int, ...], more: tuple[int, ...]) -> int:
     return grown[0] if grown else UNKEYED
 
 
-def _places(paths: list[str]) -> str:
+def _paths(paths: list[str]) -> str:
     """Names of modules, those that differ in a number only once."""
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", path) for path in paths))
 
@@ -90,7 +96,8 @@ class _Trial(TorchDispatchMode):
         self.tracker = ModuleTracker()
         device = next(model.parameters()).device
         rows.set(0, torch.tensor(row_ids, device=device))
-        rows.shapes.clear()
+        for place in rows.places:
+            place.shapes.clear()
         was_training = model.training
         model.train()
         try:
@@ -99,7 +106,7 @@ class _Trial(TorchDispatchMode):
         finally:
             model.train(was_training)
         self.outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
-        self.shapes = dict(rows.shapes)
+        self.shapes = {place: dict(place.shapes) for place in rows.places}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:

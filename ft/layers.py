@@ -89,3 +89,19 @@ def _runs(name: str) -> list[str]:
     parts = name.split(".")
     places = range(len(parts))
     return [".".join(parts[begin : end + 1]) for begin in places for end in places if end >= begin]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have torch compile a model's layers, each list of them once for all, at their first use; the whole
+    model where no layer is repeated.
+
+    One program for a layer is there in a tenth of the time that one for all layers takes, and DDP can send
+    gradients between them."""
+    outermost: list[nn.ModuleList] = []
+    for layers in model.modules():
+        if not isinstance(layers, nn.ModuleList) or len({type(layer).__name__ for layer in layers}) != 1:
+            continue
+        if len(layers) > 1 and not any(layers is part for outer in outermost for part in outer.modules()):
+            outermost.append(layers)
+    for layer in [layer for layers in outermost for layer in layers] or [model]:
+        layer.compile(dynamic=True)

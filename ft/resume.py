@@ -29,7 +29,7 @@ MAY_CHANGE = {
     *(name for name in ModelOptions.__annotations__ if name != "config_overrides"),
     "task", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "num_train_epochs", "max_train_steps", "max_time", "gradient_checkpointing", "torch_compile",
-    "on_nonfinite", "deterministic",
+    "tf32", "on_nonfinite", "deterministic",
 }  # fmt: skip
 
 

@@ -133,6 +133,8 @@ def build_accelerator(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time; nothing here reads it
         torch.backends.cudnn.benchmark = False
+    # Whatever the version of torch holds for a good default (that of convolutions is TF32).
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
         log_with=choose_trackers(config.tracker_names) or None,

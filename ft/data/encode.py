@@ -135,7 +135,7 @@ class EncodedRows:
     `lengths` (rows,) holds the tokens that the model sees, `full_lengths` those of the whole text, `cut`
     whether it does not see all of it, `row` the row number in the source. `labels` is (rows,), or (rows,
     labels) of 0 and 1; None without any. `pieces` (rows,): the windows of each text, all of a text of one
-    length; None where a text is one piece."""
+    length; None where a text is one piece. `longest` is the longest piece, in tokens."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -153,6 +153,7 @@ class EncodedRows:
                 np.from_dlpack(chunk.values) for chunk in self.table["token_type_ids"].chunks
             ]
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        self.longest = int((self.lengths // (1 if self.pieces is None else self.pieces)).max(initial=0))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -170,14 +171,16 @@ class EncodedRows:
         """The rows from `begin` to before `end`, still mapped."""
         return EncodedRows(self.table.slice(begin, end - begin))
 
-    def padded(self, rows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
+    def padded(self, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
-        the pieces of a row follow one another.
+        the pieces of a row follow one another. Widths are rounded up to a multiple, as far as there are rows
+        as long.
 
         Padding is always on the right: a token's position, and so its dropout, is the same in any batch.
         """
         pieces = np.ones(len(rows), np.int32) if self.pieces is None else self.pieces[rows]
-        shape = (int(pieces.sum()), int((self.lengths[rows] // pieces).max()))
+        width = int((self.lengths[rows] // pieces).max())
+        shape = (int(pieces.sum()), min(-(-width // multiple) * multiple, max(width, self.longest)))
         out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
         if "token_type_ids" in self._lists:
             out["token_type_ids"] = np.zeros(shape, np.int64)

@@ -7,14 +7,16 @@ from torch import nn
 
 from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys, _install_attention
 from ft.invariance import key_dropout
+from ft.layers import compile_layers
 
 P = 0.1
 
 
 def mask(rows, shape=(64, 128), update=0, layer=0, seed=42, p=P):
     keys = RowKeys(seed)
+    place = keys.place(layer)
     keys.set(update, torch.as_tensor(rows))
-    return keys.mask(layer, (len(rows), *shape), round(p * 2**32) - 2**31, torch.device("cpu"))
+    return keys.mask(place, (len(rows), *shape), round(p * 2**32) - 2**31)
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
@@ -63,12 +65,12 @@ def test_the_mask_of_a_row_does_not_depend_on_its_company_its_place_or_the_paddi
 
 
 def test_a_longer_batch_after_a_shorter_one_gives_the_same_masks():
-    keys = RowKeys(42)
+    keys, threshold = RowKeys(42), round(P * 2**32) - 2**31
+    place = keys.place(5)
     keys.set(3, torch.arange(4))
-    device, threshold = torch.device("cpu"), round(P * 2**32) - 2**31
-    short = keys.mask(5, (4, 6, 8), threshold, device)
+    short = keys.mask(place, (4, 6, 8), threshold)
     keys.set(3, torch.arange(4))
-    long = keys.mask(5, (4, 30, 8), threshold, device)
+    long = keys.mask(place, (4, 30, 8), threshold)
     fresh = mask(range(4), shape=(30, 8), update=3, layer=5)
     assert torch.equal(long[:, :6], short) and torch.equal(long, fresh)
 
@@ -99,9 +101,10 @@ def test_the_expectation_of_the_output_is_the_input():
 
 def test_kept_elements_are_scaled_dropped_ones_are_zero_and_gradients_follow():
     keys = RowKeys(0)
+    drop = RowKeyedDropout(0.25, 0, keys).train()
     keys.set(0, torch.arange(5))
     x = torch.randn(5, 7, 3, requires_grad=True)
-    y = RowKeyedDropout(0.25, 0, keys).train()(x)
+    y = drop(x)
     kept = y != 0
     assert torch.allclose(y[kept], x[kept] / 0.75)
     y.sum().backward()
@@ -139,7 +142,7 @@ def gradients(model, keys, ids, mask, rows, pieces):
 
 
 def test_gradients_do_not_depend_on_how_the_rows_are_cut(model):
-    keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, unkeyed = key_dropout(model, "row_keyed", 42)
     assert unkeyed == []
     lengths = torch.randint(3, 20, (32,))
     mask = (torch.arange(20) < lengths[:, None]).long()
@@ -157,10 +160,11 @@ def small(kind, **options):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        num_labels=3, pad_token_id=0, **options,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "num_labels": 3, "pad_token_id": 0,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **sizes | options)
     return AutoModelForSequenceClassification.from_config(config)
 
 
@@ -177,9 +181,9 @@ def test_dropout_on_a_tensor_that_all_rows_share_is_the_same_for_every_cut():
     model = small(
         "deberta-v2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
     )
-    keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, unkeyed = key_dropout(model, "row_keyed", 42)
     assert unkeyed == []
-    assert list(keys.axes.values()) == [ROWLESS] * 2
+    assert [place.axes for place in keys.places if ROWLESS in place.axes.values()] == [{0: ROWLESS}] * 2
     one, eight = (gradients(model, keys, *batch(), pieces) for pieces in (1, 8))
     assert (one - eight).norm() / one.norm() < 2e-6
 
@@ -187,7 +191,7 @@ def test_dropout_on_a_tensor_that_all_rows_share_is_the_same_for_every_cut():
 def test_every_dropout_of_the_model_is_replaced_and_evaluation_is_unchanged(model):
     ids = torch.randint(4, 30, (4, 9))
     before = model.eval()(input_ids=ids).logits
-    key_dropout(model, "row_keyed", 42, compiled=False)
+    key_dropout(model, "row_keyed", 42)
     assert not any(type(m) is nn.Dropout for name, m in model.named_modules() if "attention.self" not in name)
     assert torch.allclose(before, model.eval()(input_ids=ids).logits, atol=1e-6)
 
@@ -245,33 +249,73 @@ def test_dropout_is_keyed_wherever_the_rows_are():
     positions_first = Small(lambda drop, x: drop(x.transpose(0, 1)).transpose(0, 1))
     no_rows = Small(lambda drop, x: x * drop(torch.ones(8)))
     for model in (positions_first, no_rows):
-        assert key_dropout(model, "row_keyed", 0, compiled=False)[1] == []
+        assert key_dropout(model, "row_keyed", 0)[1] == []
 
 
 def test_what_cannot_be_keyed_is_named():
     flat = Small(lambda drop, x: drop(x.flatten(0, 1)).view(x.shape))
-    _, unkeyed = key_dropout(flat, "row_keyed", 0, compiled=False)
+    _, unkeyed = key_dropout(flat, "row_keyed", 0)
     assert unkeyed == ["the input of the dropout in drop has no dimension of rows"]
     functional = Small(lambda drop, x: nn.functional.dropout(x, 0.1))
-    _, unkeyed = key_dropout(functional, "row_keyed", 0, compiled=False)
+    _, unkeyed = key_dropout(functional, "row_keyed", 0)
     assert len(unkeyed) == 1 and "random numbers are drawn" in unkeyed[0]
     neighbours = Small(lambda drop, x: drop(x) - x.mean(dim=0))
-    _, unkeyed = key_dropout(neighbours, "row_keyed", 0, compiled=False)
+    _, unkeyed = key_dropout(neighbours, "row_keyed", 0)
     assert len(unkeyed) == 1 and "the rows beside it" in unkeyed[0]
 
 
 def test_a_layer_that_is_used_again_in_a_pass_drops_others_and_the_next_pass_the_same():
-    keys, device, threshold = RowKeys(42), torch.device("cpu"), round(P * 2**32) - 2**31
-    passes = []
+    keys, threshold = RowKeys(42), round(P * 2**32) - 2**31
+    place, passes = keys.place(3), []
     for _ in range(2):
         keys.set(0, torch.arange(100))
-        passes.append([keys.mask(3, (100, 64, 128), threshold, device) for _ in range(2)])
+        passes.append([keys.mask(place, (100, 64, 128), threshold) for _ in range(2)])
     assert torch.equal(passes[0][0], passes[1][0]) and torch.equal(passes[0][1], passes[1][1])
     assert torch.equal(passes[0][0], mask(range(100), layer=3))
     assert abs(correlation(*passes[0])) < 4 / (100 * 64 * 128) ** 0.5
 
 
+def test_a_compiled_layer_is_compiled_once_and_drops_the_same(monkeypatch):
+    """Once for all layers, updates, batch sizes and lengths: what changes must be a tensor, no constant.
+    (Transformers' mask is a view of another tensor at some sizes, and then a layer is compiled once more.)"""
+    programs = []
+
+    def compiler(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    def compiled(layer, **options):
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend=compiler, **options)
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    sides = []
+    for longest in (None, 32):
+        model = small("electra", num_hidden_layers=4)
+        keys, unkeyed = key_dropout(model, "row_keyed", 42, longest)
+        assert unkeyed == []
+        if longest:
+            compile_layers(model)
+        sides.append((model.train(), keys))
+    for update, (rows, length) in enumerate([(8, 20), (8, 32), (5, 9), (3, 31), (8, 20)]):
+        ids, found = torch.randint(4, 30, (rows, length)), []
+        mask = (torch.arange(length) < length - torch.arange(rows)[:, None]).long()
+        for model, keys in sides:
+            model.zero_grad()
+            keys.set(update, torch.arange(rows) + update)
+            model(input_ids=ids, attention_mask=mask).logits.sum().backward()
+            found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert (found[0] - found[1]).norm() / found[0].norm() < 2e-6
+    assert 1 <= len(programs) <= 2
+
+
+def test_the_keys_follow_the_rows_to_another_device_also_where_nothing_reads_them():
+    for mode in ("torch", "row_keyed"):
+        keys = key_dropout(small("electra"), mode, 42)[0]
+        keys.set(0, torch.arange(3, device="meta"))
+        assert keys.keys.device.type == "meta"
+
+
 def test_dropout_mode_torch_leaves_the_model_alone_and_says_so(model):
-    _, unkeyed = key_dropout(model, "torch", 42, compiled=False)
+    _, unkeyed = key_dropout(model, "torch", 42)
     assert any(type(m) is nn.Dropout for m in model.modules())
     assert "dropout_mode: torch" in unkeyed[0]

@@ -108,7 +108,7 @@ def apart(one, other):
 @pytest.mark.parametrize("kind", KEYED)
 def test_gradients_do_not_depend_on_the_cut_the_order_or_the_padding(kind):
     model = build(kind, KEYED[kind])
-    keys, notes = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, notes = key_dropout(model, "row_keyed", 42)
     assert notes == []
     rows = np.arange(24)
     whole = gradient(model, keys, [rows])
@@ -125,7 +125,7 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, m
     model = build(kind, KEYED[kind])
     ids, mask, rows = texts(model)
     own = model.eval()(input_ids=ids, attention_mask=mask).logits
-    keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, _ = key_dropout(model, "row_keyed", 42)
     monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
     keys.set(0, rows)
     assert apart(own, model.train()(input_ids=ids, attention_mask=mask).logits) < 1e-5
@@ -135,7 +135,7 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, m
 def test_no_two_dropouts_of_a_pass_have_the_same_mask(kind):
     """ALBERT uses one layer at every depth, RoBERTa's head one dropout twice."""
     model = build(kind, KEYED[kind])
-    keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, _ = key_dropout(model, "row_keyed", 42)
     masks, original = [], keys.mask
     keys.mask = lambda *args: masks.append(original(*args)) or masks[-1]
     gradient(model, keys, [np.arange(24)])
@@ -152,7 +152,7 @@ def test_what_depends_on_more_than_the_row_is_named_in_one_line(kind):
     options, message = UNKEYED[kind]
     model = build(kind.partition(",")[0], options)
     torch.manual_seed(3)
-    keys, notes = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, notes = key_dropout(model, "row_keyed", 42)
     assert len(notes) == 1
     assert re.search(message, notes[0]), notes
     rows = np.arange(24)
@@ -163,7 +163,7 @@ def test_what_depends_on_more_than_the_row_is_named_in_one_line(kind):
 @pytest.mark.parametrize("kind", ["albert", "llama", "modernbert"])
 def test_attention_without_dropout_is_not_said_to_draw(kind):
     options = {key: value for key, value in KEYED[kind].items() if "dropout" not in key}
-    assert key_dropout(build(kind, options), "row_keyed", 42, compiled=False)[1] == []
+    assert key_dropout(build(kind, options), "row_keyed", 42)[1] == []
 
 
 def test_activations_that_are_computed_again_get_their_masks_again():
@@ -174,7 +174,7 @@ def test_activations_that_are_computed_again_get_their_masks_again():
         model.roberta.encoder.layer[1] = model.roberta.encoder.layer[0]
         if again:
             checkpoint_activations(model)
-        keys, _ = key_dropout(model, "row_keyed", 42, compiled=False)
+        keys, _ = key_dropout(model, "row_keyed", 42)
         gradients.append(gradient(model, keys, [np.arange(24)]))
     assert torch.equal(*gradients)
 
@@ -183,9 +183,9 @@ def test_a_second_model_of_one_config_is_keyed_too():
     from transformers import AutoModelForSequenceClassification
 
     first = build("bert", SIZES)
-    key_dropout(first, "row_keyed", 42, compiled=False)
+    key_dropout(first, "row_keyed", 42)
     second = AutoModelForSequenceClassification.from_config(first.config)
-    assert key_dropout(second, "row_keyed", 42, compiled=False)[1] == []
+    assert key_dropout(second, "row_keyed", 42)[1] == []
 
 
 def test_a_model_that_cannot_be_tried_is_said_to_be_so():
@@ -197,5 +197,5 @@ def test_a_model_that_cannot_be_tried_is_said_to_be_so():
         def forward(self, pixels):
             return self.layer(pixels)
 
-    _, notes = key_dropout(Picky(), "row_keyed", 0, compiled=False)
+    _, notes = key_dropout(Picky(), "row_keyed", 0)
     assert len(notes) == 1 and "could not be tried on short rows" in notes[0] and "input_ids" in notes[0]

@@ -42,7 +42,7 @@ def rows(padding):
 
 def outcome(model, inputs):
     """Logits of a training pass under row-keyed dropout, and the gradients of all trained weights."""
-    keys, unkeyed = key_dropout(model, "row_keyed", 42, compiled=False)
+    keys, unkeyed = key_dropout(model, "row_keyed", 42)
     assert unkeyed == []
     model.train()
     keys.set(7, torch.arange(16))

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from ft.config import Config
 from ft.errors import UserError
-from ft.layers import depths, freeze, head_names
+from ft.layers import compile_layers, depths, freeze, head_names
 from ft.optim import build_optimizer, build_scheduler, parameter_groups
 
 SMALL = {
@@ -162,3 +162,24 @@ def test_a_rate_for_what_is_frozen_is_an_error(patterns, options):
     freeze(model, patterns)
     with pytest.raises(UserError, match=f"{next(iter(options))}: freeze leaves no"):
         rates(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "regions"),
+    [
+        ("bert", {}, [f"bert.encoder.layer.{n}" for n in range(3)]),
+        # Each with lists of its own inside.
+        (
+            "t5", {"num_decoder_layers": 3},
+            [f"{side}.block.{n}" for side in ("encoder", "decoder") for n in range(3)],
+        ),
+        ("albert", {"embedding_size": 8}, [""]),  # one layer, used again and again
+    ],
+)  # fmt: skip
+def test_the_layers_are_compiled_and_where_none_is_repeated_the_model(monkeypatch, kind, changes, regions):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
+    model = build(kind, **changes)
+    compile_layers(model)
+    names = {module: name for name, module in model.named_modules()}
+    assert [names[module].removeprefix("transformer.") for module in compiled] == regions

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared
 
-from ft.data.loader import EvaluationSampler, RowDataset, Slot
+from ft.data.loader import EvaluationSampler, RowDataset, Slot, build_loader
 from ft.data.pieces import Cut, special_tokens
 from ft.data.plan import evaluation_batches
 from ft.dropout import RowKeys
@@ -81,6 +81,18 @@ def test_a_row_is_one_row_whatever_its_windows(windows, tokenizer):
     assert padded["attention_mask"][4].sum() == windows.lengths[rows[1]]
 
 
+def test_widths_are_rounded_up_as_far_as_there_are_texts_as_long(windows, tokenizer):
+    """For a GPU. Wider than the longest piece of all would be wider than the model's positions."""
+    short = np.array([int(windows.lengths.argmin())])
+    assert windows.longest == 10 and windows.lengths[short[0]] < 8
+    widths = {m: windows.padded(short, 0, m)["input_ids"].shape[1] for m in (1, 8, 16)}
+    assert widths == {1: windows.lengths[short[0]], 8: 8, 16: 10}
+    dataset = RowDataset(windows, tokenizer)
+    for device, multiple in (("cpu", 1), ("cuda", 8)):
+        build_loader(dataset, [], 0, torch.device(device))
+        assert dataset.multiple == multiple
+
+
 def batch_of(rows, dataset):
     return dataset.__getitems__(Slot(np.array(rows), 0))
 
@@ -107,8 +119,9 @@ def test_the_windows_of_a_row_have_dropout_masks_of_their_own_in_any_batch(windo
 
     def masks(rows):
         keys = RowKeys(0)
+        place = keys.place(0)
         keys.set(3, batch_of(rows, dataset).piece_ids)
-        return keys.mask(0, (len(keys.keys), 50), 0, torch.device("cpu"))
+        return keys.mask(place, (len(keys.keys), 50), 0)
 
     alone, behind = masks([long]), masks([other, long])[4:]
     assert torch.equal(alone, behind)

@@ -22,7 +22,7 @@ class Rows:
     def __len__(self):
         return len(LENGTHS)
 
-    def padded(self, rows, pad_id):
+    def padded(self, rows, pad_id, multiple):
         return {"input_ids": np.zeros((len(rows), LENGTHS[rows].max()), np.int64)}
 
 
