@@ -3,7 +3,6 @@
 Without arguments it runs the quickstart. Read downward, this file is what a run does; defaults < YAML <
 command line."""
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,11 +35,11 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.finish import finish
-    from ft.health import skip_if_nonfinite, spread_nonfinite
+    from ft.health import spread_nonfinite
     from ft.invariance import key_dropout
     from ft.layers import compile_layers
     from ft.model import build_model
-    from ft.optim import build_optimizer, build_scheduler
+    from ft.optim import build_optimizer, build_scheduler, clip_in_step
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
@@ -101,9 +100,8 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )
                         losses.append(loss.detach())
-                    norm_limit = config.max_grad_norm or math.inf
-                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), norm_limit)
-                    skip_if_nonfinite(optimizer, grad_norm)
+                    accelerator.unscale_gradients()  # of fp16
+                    grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
             learning_rates = scheduler.get_last_lr()

@@ -51,19 +51,10 @@ class Health:
 def spread_nonfinite(loss: torch.Tensor) -> None:
     """Make the gradient of a loss NaN where the loss is not finite, though its own gradient may be.
 
-    The gradients that the processes exchange then tell all of them, and `skip_if_nonfinite` skips the update
-    on all alike. A finite loss keeps its gradient, to the bit."""
+    The gradients that the processes exchange then tell all of them, and `ft.optim.clip_in_step` has the update
+    skipped on all alike. A finite loss keeps its gradient, to the bit."""
     value = loss.detach()
     loss.register_hook(lambda gradient: gradient * (1 + 0 * value))
-
-
-def skip_if_nonfinite(optimizer: Any, grad_norm: torch.Tensor) -> None:
-    """Have the next step of a prepared, fused optimizer change nothing if `grad_norm` is not finite.
-
-    The optimizer decides on the device, so that the host need not wait: `found_inf` is what torch's fused
-    optimizers read for `torch.amp.GradScaler`, which does this itself in fp16."""
-    if optimizer.scaler is None:
-        optimizer.optimizer.found_inf = grad_norm.isfinite().logical_not().float()
 
 
 class LateReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,13 +71,31 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
     return groups
 
 
+def clip_in_step(
+    optimizer: Any, parameters: Iterable[torch.nn.Parameter], max_norm: float | None
+) -> torch.Tensor:
+    """Have the next step of a prepared, fused optimizer scale the gradients to a norm of at most `max_norm`,
+    all together, and change nothing if that norm is not finite. Returns the norm, on the device.
+
+    torch's fused optimizers read both for `torch.amp.GradScaler`: `grad_scale`, by which they divide what
+    they load in any case (1.02 times the updates on short texts, on a CPU, against scaling before), and
+    `found_inf`, with which they skip a step, so that the host need not wait to know. In fp16 the scaler finds
+    that out itself."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    plain = optimizer.optimizer
+    plain.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1) if max_norm else None
+    if optimizer.scaler is None:
+        plain.found_inf = norm.isfinite().logical_not().float()
+    return norm
+
+
 class Schedule(LRScheduler):
     """Learning rates by the number of updates that took effect: that of each group times `shape[n]` for the
     one after n.
 
-    The fused optimizer counts them, on the device, and leaves out those that it was told to skip (see
-    `ft.health`). The rate is read there, too, as a tensor: a skipped update moves no schedule, and the host
-    never waits to know. `step` looks where the optimizer stands, so that there is no state to save."""
+    The fused optimizer counts them, on the device, and leaves out those that it was told to skip. The rate is
+    read there, too, as a tensor: a skipped update moves no schedule, and the host never waits to know. `step`
+    looks where the optimizer stands, so that there is no state to save."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, shape: list[float]) -> None:
         self.first, self.shape = shape[0], torch.tensor(shape, dtype=torch.float64)

@@ -4,7 +4,6 @@ When one of these fails, a library has changed: read what the test says, and sim
 names.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -88,12 +87,20 @@ def test_accelerates_own_default_does_divide(monkeypatch):
     assert weight.grad.item() == 0.75
 
 
-def test_clipping_to_infinity_measures_the_norm_and_changes_nothing():
-    """train.py's max_grad_norm: 0 relies on it."""
-    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    weight.grad = weight.detach().clone()
-    assert new_accelerator().clip_grad_norm_([weight], math.inf).item() == pytest.approx(5)
-    assert weight.grad.tolist() == [3, 4]
+def test_the_fused_optimizer_divides_gradients_by_its_grad_scale():
+    """ft.optim.clip_in_step relies on it."""
+    weights = []
+    for scale in (None, torch.tensor(4.0)):
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = torch.optim.AdamW(
+            [weight], lr=0.1, eps=1.0, fused=True
+        )  # an eps by which the size counts
+        optimizer.grad_scale = scale
+        for gradient in ([1.0, -2.0], [0.5, 3.0]):
+            weight.grad = torch.tensor(gradient) * (1 if scale is None else scale)
+            optimizer.step()
+        weights.append(weight.detach())
+    assert torch.equal(*weights) and weights[0][0] != 3
 
 
 # --- Accelerate: how batches reach the processes
