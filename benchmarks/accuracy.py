@@ -8,10 +8,12 @@ from benchmarks.common import (
     data_file,
     gemm_peak,
     mean_and_deviation,
+    median,
     model_folder,
     peer,
     save,
     say,
+    spread,
     table,
     train_py,
 )
@@ -68,13 +70,17 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         "test accuracy, mean",
         *[f"seed {seed}" for seed in options.seeds],
         "seconds of training, mean",
+        "Trainer's seconds / this one's",
     ]
+    theirs = [one["seconds"] for one in measured.get("trainer", [])]
     rows = []
     for arm, runs in measured.items():
         values = [one["accuracy"] for one in runs]
         cells = [f"{value:.4f}" for value in values] + [""] * (len(options.seeds) - len(values))
         seconds = mean_and_deviation([one["seconds"] for one in runs], 1)
-        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds])
+        ratios = [other / one["seconds"] for other, one in zip(theirs, runs, strict=False)]
+        faster = f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "trainer" else ""
+        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds, faster])
     return (
         f"{table(header, rows)}\n\n"
         f"Batch {GLOBAL_BATCH}, linear schedule; ± is the standard deviation over the seeds. Unless the "

@@ -134,13 +134,21 @@ def launch_and_weigh(*words: Any) -> tuple[str, int]:
     return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train_py(flags: dict[str, Any], extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Run train.py in a fresh process; returns its results.json, its metrics.jsonl as "rows", and
-    "peak_bytes"."""
+def train_py(flags: dict[str, Any], extra: Sequence[str] = (), processes: int = 1) -> dict[str, Any]:
+    """Run train.py in a fresh process, or in several that share the threads of one; returns its results.json,
+    its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most)."""
+    launcher: list[Any] = ["train.py"]
+    if processes > 1:
+        import torch
+
+        threads = max(1, torch.get_num_threads() // processes)
+        configs = ROOT / "accelerate_configs"
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", configs / "multi_cpu.yaml"]
+        launcher += ["--num_processes", processes, "--num_cpu_threads_per_process", threads, "train.py"]
     with tempfile.TemporaryDirectory() as folder:
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
         words += [*extra, "--output_dir", folder, "--overwrite_output_dir"]
-        _, peak = launch_and_weigh("train.py", *words)
+        _, peak = launch_and_weigh(*launcher, *words)
         results = json.loads((Path(folder) / "results.json").read_text())
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return results | {"rows": [json.loads(line) for line in lines], "peak_bytes": peak}

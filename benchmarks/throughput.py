@@ -32,6 +32,7 @@ TUTORIAL_BATCH = 8
 LEARNING_RATE = 5e-5
 ARMS = {
     "ours": "train.py",
+    "ours_two": "train.py, two processes of half the threads each",
     "trainer": "Trainer, grouped by length, fused AdamW",
     "trainer_defaults": "Trainer at its defaults",
     "plain": "Accelerate loop, padding to the longest row",
@@ -79,8 +80,8 @@ def measure(
     options: argparse.Namespace, arm: str, train: Any, seed: int, lengths: list[int]
 ) -> dict[str, Any]:
     """The updates of one run of an arm as "steps", and "peak_bytes"; `lengths` (rows,) in tokens."""
-    if arm == "ours":
-        return _ours(options, train, seed, lengths)
+    if arm in ("ours", "ours_two"):
+        return _ours(options, train, seed, lengths, processes=2 if arm == "ours_two" else 1)
     shared = {
         "model": model_folder(options.model), "train": train, "updates": options.updates, "seed": seed,
         "learning_rate": LEARNING_RATE,
@@ -94,10 +95,12 @@ def measure(
     return peer(name, max_length=options.max_length, batch=GLOBAL_BATCH, **shared)
 
 
-def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]) -> dict[str, Any]:
+def _ours(
+    options: argparse.Namespace, train: Any, seed: int, lengths: list[int], processes: int
+) -> dict[str, Any]:
     import numpy as np
 
-    from ft.data.plan import plan
+    from ft.data.plan import plan, shares
 
     flags = {
         "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
@@ -107,7 +110,7 @@ def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]
     }  # fmt: skip
     if isinstance(read_csv(train)[0][0], tuple):
         flags["text_column_names"] = ",".join(PAIR)
-    found = train_py(flags, options.extra)
+    found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
     # The plan of the same updates, for the padding. It must have the tokens that train.py has counted.
     known = np.array(lengths)
@@ -116,7 +119,8 @@ def _ours(options: argparse.Namespace, train: Any, seed: int, lengths: list[int]
         rows = known[planned.rows(update)]
         if step["tokens"] != rows.sum():
             raise SystemExit(f"error: update {update}: {step['tokens']} tokens logged, {rows.sum()} planned")
-        step["positions"] = int(rows.max()) * len(rows)
+        dealt = shares(planned.rows(update), processes, GLOBAL_BATCH)
+        step["positions"] = sum(int(known[part].max()) * len(part) for parts in dealt for part in parts)
         step["squares"] = int((rows.astype(np.int64) ** 2).sum())
     return {"steps": steps, "peak_bytes": found["peak_bytes"]}
 

@@ -102,18 +102,18 @@ class RowKeys:
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """`context_fn` of torch.utils.checkpoint: what is computed again gets its masks again."""
-        return nullcontext(), self._from({place: place.uses for place in self.places})
+        return nullcontext(), self._from([place.uses for place in self.places])
 
     @contextmanager
-    def _from(self, uses: dict[Place, int]) -> Iterator[None]:
-        after = {place: place.uses for place in self.places}
-        for place in self.places:
-            place.uses = uses.get(place, 0)
+    def _from(self, uses: list[int]) -> Iterator[None]:
+        after = [place.uses for place in self.places]
+        for place, use in zip(self.places, uses, strict=True):
+            place.uses = use
         try:
             yield
         finally:
-            for place in self.places:
-                place.uses = after[place]
+            for place, use in zip(self.places, after, strict=True):
+                place.uses = use
 
     def _table(self, place: Place, use: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Odd int32 numbers of `shape`, fresh for every layer, each of its uses, and update."""

@@ -95,7 +95,8 @@ class _Matrix:
         self.folder = folder
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-        self.on_cpu = forced or gpus < 2  # two processes need two devices
+        self.on_cpu = forced or gpus < 2
+        self.why = " (one GPU is here, and two processes need two)" if gpus == 1 and not forced else ""
         self.precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         half = self.precision in ("bf16", "fp16")
         self.tolerances = (HALF_TOLERANCE, HALF_TOLERANCE) if half else (TOLERANCE, WEIGHTS_TOLERANCE)
@@ -116,7 +117,7 @@ class _Matrix:
         self.yaml.write_text(dump(short), encoding="utf-8")
 
     def run(self) -> int:
-        where = "the CPU" if self.on_cpu else "GPUs"
+        where = f"the CPU{self.why}" if self.on_cpu else "GPUs"
         print(f"verify: {UPDATES} updates a launch on {where}, mixed precision {self.precision}", flush=True)
         whole = self.folder / "whole"
         self._launch(whole)
