@@ -145,12 +145,26 @@ class RowKeyedDropout(nn.Module):
 
 
 def _drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor:
-    mask = rows.mask(place, x.shape, round(p * 2**32) - 2**31)
-    if mask is None:
-        return nn.functional.dropout(x, p)
+    kept = rows.mask(place, x.shape, _threshold(p))
+    return nn.functional.dropout(x, p) if kept is None else _masked(x, kept, 1 / (1 - p))
+
+
+def _drop_and_scale(
+    x: torch.Tensor, y: torch.Tensor, rows: RowKeys, p: float, place: Place
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for the product of `x` and `y`, of which the smaller, `y`, is divided."""
+    kept = rows.mask(place, x.shape, _threshold(p))
+    return (nn.functional.dropout(x, p), y) if kept is None else (_masked(x, kept, 1.0), y * (1 / (1 - p)))
+
+
+def _threshold(p: float) -> int:
+    return round(p * 2**32) - 2**31
+
+
+def _masked(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
     if torch.compiler.is_compiling():
-        return x * mask * (1 / (1 - p))  # fused with what is around it; the compiler chooses what to keep
-    return _Masked.apply(x, mask, 1 / (1 - p))
+        return x * kept * scale  # fused with what is around it; the compiler chooses what to keep
+    return _Masked.apply(x, kept, scale)
 
 
 class _Masked(torch.autograd.Function):
@@ -163,11 +177,15 @@ class _Masked(torch.autograd.Function):
         kept = mask.view(torch.uint8)
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return torch.mul(x, kept).mul_(scale)
+        return _scaled(torch.mul(x, kept), scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return torch.mul(gradient, ctx.saved_tensors[0]).mul_(ctx.scale), None, None
+        return _scaled(torch.mul(gradient, ctx.saved_tensors[0]), ctx.scale), None, None
+
+
+def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
+    return x if scale == 1 else x.mul_(scale)
 
 
 def _attention(
@@ -198,21 +216,23 @@ def _attention(
     if key.shape[1] != query.shape[1]:
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = torch.matmul(query, key.transpose(2, 3)) * (
-        query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place.
+    scores = torch.matmul(
+        query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(2, 3)
     )
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         attention_mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        lowest = torch.finfo(scores.dtype).min / 2  # half of it, so that no sum is infinite
+        scores = scores.add_(torch.where(attention_mask, 0.0, lowest).to(scores.dtype))
     elif attention_mask is not None:
         scores = scores + attention_mask
     if torch.compiler.is_compiling() and module.longest is not None:
-        torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a bound, for the softmax in one pass
+        torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a softmax in one pass
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities = _drop(probabilities, rows, dropout, module.dropout_place)  # type: ignore[arg-type]
+    probabilities, value = _drop_and_scale(probabilities, value, rows, dropout, module.dropout_place)  # type: ignore[arg-type]
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
 
 
