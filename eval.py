@@ -42,6 +42,7 @@ def score(config: EvalConfig) -> int:
     from ft.tasks import build_task
     from ft.tracking import to_json
 
+    mark = config.mark()  # before anything is settled in it
     accelerator = build_accelerator(config)
     task = build_task(config)
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)
@@ -73,7 +74,7 @@ def score(config: EvalConfig) -> int:
     if accelerator.is_main_process:
         folder = evaluation_folder(config.output_dir, split)
         prefix = prefix_of(split)
-        results = {"split": split, "rows": len(rows), "model": config.model_name_or_path}
+        results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
         found = assess(config, task, data, split, result)
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}

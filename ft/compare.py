@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     place = run / f"evaluation-{split}"
     there = place / PREDICTIONS
     if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
-        return place, None
+        # An evaluation of another model, or by other options, may have been written there.
+        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+        if results.get("options") == _scoring(run, split).mark():
+            return place, None
     return place, split
 
 

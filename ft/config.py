@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ft.errors import UserError
@@ -84,6 +87,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             raise UserError(
                 "torch_compile: with gradient_checkpointing, torch cannot compile what makes the masks of "
                 "row-keyed dropout a second time; leave one of the two out, or set dropout_mode: torch."
+            )
+        chooses = self.threshold_mode not in (None, "none")
+        if chooses and self.eval_strategy == "no" and self.PURPOSE == "training":
+            raise UserError(
+                f"threshold_mode: found {self.threshold_mode}, but eval_strategy is no, so nothing is chosen "
+                "on validation rows; leave one of the two out."
             )
         self._check_recipes()
         parse_duration("max_time", self.max_time)
@@ -246,6 +255,17 @@ class EvalConfig(EvalOptions, Config):
             raise UserError(
                 f"compare: found {len(self.compared)} runs ({', '.join(self.compared)}), expected two."
             )
+
+    def mark(self) -> str:
+        """A hash of the model and of all options that decide what an evaluation gives, but for the split: by
+        it the files of one are known again."""
+        free = (
+            "output_dir overwrite_output_dir resume_from_checkpoint split compare report_to run_name".split()
+        )
+        values = {name: value for name, value in asdict(self).items() if name not in free}
+        path = Path(self.model_name_or_path)
+        values["model_name_or_path"] = str(path.resolve() if path.exists() else path)
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def compared(self) -> list[str]:

@@ -102,7 +102,13 @@ def checkpoint_activations(model: Any, **options: Any) -> None:
     torch.utils.checkpoint."""
     # Its new name since Transformers 5.2x, or the one before.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False, **options})
+    try:
+        enable({"use_reentrant": False, **options})
+    except ValueError as error:
+        raise UserError(
+            f"gradient_checkpointing: a {type(model).__name__} has no way to compute activations again; "
+            "leave it out, and lower per_device_train_batch_size to save memory."
+        ) from error
 
 
 def export(

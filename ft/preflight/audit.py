@@ -172,7 +172,8 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
         findings.warn(
             "cut",
             f"train: {train['cut_share']:.1%} of the rows are cut at max_length {tokens['max_length']}; "
-            f"{tokens['keeps_99_percent']} would keep 99 % of them whole",
+            f"{tokens['keeps_99_percent']} would keep 99 % of them whole, where the model takes as many; "
+            "long_text: windows sees the rest, as far as max_windows go",
         )
 
 

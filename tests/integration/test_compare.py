@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import FORK, FORKS, flags, launch, train_here
+from conftest import FORK, FORKS, flags, launch, score_here, train_here
 
 import eval as evaluation
 from ft.cli import parse
@@ -195,6 +195,15 @@ def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys)
     assert capsys.readouterr().out.count("test: 47 rows") == 1
     found = compare(short, deep, tmp_path / "out", split="validation")
     assert found["rows"] == 61
+
+
+def test_an_evaluation_of_another_model_in_the_folder_of_a_run_is_not_taken_for_its_own(
+    trained, reviews, tmp_path
+):
+    deep, short = trained / "deep" / "seed-43", trained / "short" / "seed-42"
+    before = compare(short, deep, tmp_path / "out")["metrics"]
+    score_here(model_name_or_path=deep / "best", dataset_name=reviews, output_dir=short)
+    assert compare(short, deep, tmp_path / "out")["metrics"] == before
 
 
 def test_with_seeds_a_side_is_a_folder_of_runs(trained, tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ft import dropout
+from ft.errors import UserError
 from ft.invariance import key_dropout
 from ft.model import checkpoint_activations
 
@@ -178,6 +179,13 @@ def test_activations_that_are_computed_again_get_their_masks_again():
         keys, _ = key_dropout(model, "row_keyed", 42)
         gradients.append(gradient(model, keys, [np.arange(24)]))
     assert torch.equal(*gradients)
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused():
+    with pytest.raises(
+        UserError, match="gradient_checkpointing: a AlbertForSequenceClassification has no way"
+    ):
+        checkpoint_activations(build("albert", KEYED["albert"]))
 
 
 def test_a_second_model_of_one_config_is_keyed_too():

@@ -207,7 +207,7 @@ class Regression(Kind):
 
     def card_usage(self) -> str:
         """One call."""
-        return 'classify(text, truncation=True)[0]["score"]'
+        return 'classify([text], truncation=True)[0]["score"]'
 
 
 def _exported(bias: float, scale: float, mean: float) -> float:
