@@ -95,8 +95,8 @@ def compile_layers(model: nn.Module) -> None:
     """Have torch compile a model's layers, each list of them once for all, at their first use; the whole
     model where no layer is repeated.
 
-    One program for a layer is there in a tenth of the time that one for all layers takes, and DDP can send
-    gradients between them."""
+    A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
+    gradients are ready."""
     outermost: list[nn.ModuleList] = []
     for layers in model.modules():
         if not isinstance(layers, nn.ModuleList) or len({type(layer).__name__ for layer in layers}) != 1:

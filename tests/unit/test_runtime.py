@@ -9,7 +9,7 @@ import torch
 from ft.config import Config
 from ft.errors import UserError
 from ft.optim import build_optimizer, build_scheduler
-from ft.runtime import reseed, resolve_batch_size, total_updates
+from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
 
 
 def resolved(processes, **values):
@@ -47,6 +47,16 @@ def test_three_numbers_that_contradict_each_other_are_refused():
         resolved(2, global_batch_size=32, per_device_train_batch_size=8, gradient_accumulation_steps=2)[0]
         == 32
     )
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    build_accelerator(Config(tf32=tf32))
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
 
 
 def test_total_updates_may_be_a_part_of_an_epoch():
