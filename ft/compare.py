@@ -85,8 +85,9 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     there = place / PREDICTIONS
     if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
         # An evaluation of another model, or by other options, may have been written there.
-        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
-        if results.get("options") == _scoring(run, split).mark():
+        results = place / "results.json"
+        known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+        if known.get("options") == _scoring(run, split).mark():
             return place, None
     return place, split
 

@@ -21,7 +21,7 @@ ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are no
 
 
 class Place:
-    """One dropout of the model, and the n-th time that it is used in a forward pass.
+    """One dropout of the model, and how often it was used in this forward pass.
 
     `axes` says where its input has its rows, for the n-th use where that is not the first dimension: an axis,
     ROWLESS or UNKEYED. `shapes` are the inputs seen last, by use. `number` (1,) int64 is its own among the
@@ -41,7 +41,6 @@ class RowKeys:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.update = 0
         self.keys: torch.Tensor | None = None
         self.places: list[Place] = []
         self._layers = torch.zeros(0, dtype=torch.int64)
@@ -50,12 +49,12 @@ class RowKeys:
 
     def set(self, update: int, row_ids: torch.Tensor) -> None:
         """Name the update and the rows (rows,) int64 of the next forward pass."""
-        self.update = update
-        self.keys = _mix64(row_ids + _signed(_scramble(self.seed, update), 64)).to(torch.int32) | 1
+        state = _signed(_scramble(self.seed, update), 64)
+        self.keys = _mix64(row_ids + state).to(torch.int32) | 1
         if self._salts.device != row_ids.device or len(self._salts) < len(self.places):  # once
             self._move(row_ids.device)
         # What makes the tables of this update those of a layer: (places, 2), see `_salted`.
-        self._salts = _salted(_step(self._layers ^ _signed(_scramble(self.seed, self.update), 64)))
+        self._salts = _salted(_step(self._layers ^ state))
         for place in self.places:
             place.uses = 0
 
@@ -291,7 +290,7 @@ def _scramble(*numbers: int) -> int:
 
 
 def _step(x: torch.Tensor) -> torch.Tensor:
-    """The same for one more number, which `x` is already mixed with by xor, on the device: int64."""
+    """A step of `_scramble` on the device: hashes (...) int64 of what was mixed by xor."""
     return _mix64(x + _signed(0x9E3779B97F4A7C15, 64))
 
 

@@ -68,15 +68,17 @@ def compare(
     return found
 
 
-def weights_difference(one: Path, other: Path) -> float:
-    """The norm of the difference of two exported models' weights, relative to the norm of the weights."""
+def weights_difference(one: Path, other: Path, but: str | None = None) -> float:
+    """The norm of the difference of two exported models' weights, relative to the norm of the weights; `but`
+    leaves out those whose names end so."""
     import torch
     from safetensors.torch import load_file
 
     a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     if set(a) != set(b):
         return math.inf
-    flat, flat_other = (torch.cat([w[k].double().flatten() for k in sorted(a)]) for w in (a, b))
+    names = [name for name in sorted(a) if but is None or not name.endswith(but)]
+    flat, flat_other = (torch.cat([w[k].double().flatten() for k in names]) for w in (a, b))
     return float((flat - flat_other).norm() / flat.norm())
 
 
