@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ft import rendezvous
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
 from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
 from ft.signals import follow_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import KwargsHandler
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -108,6 +110,7 @@ def build_accelerator(config: Config) -> Accelerator:
         DataLoaderConfiguration,
         DistributedDataParallelKwargs,
         GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
     )
 
     from ft.tracking import choose_trackers
@@ -135,6 +138,11 @@ def build_accelerator(config: Config) -> Accelerator:
         torch.backends.cudnn.benchmark = False
     # Whatever the version of torch holds for a good default (that of convolutions is TF32).
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    ]
+    if rendezvous.store_is_reused():
+        handlers.append(InitProcessGroupKwargs(init_method=rendezvous.init_method()))
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
         log_with=choose_trackers(config.tracker_names) or None,
@@ -144,9 +152,7 @@ def build_accelerator(config: Config) -> Accelerator:
             num_steps=1
         ),  # the loop scales its losses itself
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-        ],
+        kwargs_handlers=handlers,
     )
     # torch 2.13 renames broadcast_buffers, which Accelerate passes on; buffers here never change, so none is
     # sent.

@@ -52,14 +52,16 @@ def start(name, number, command):
 
 
 def end(processes, timeout=240):
-    said = []
+    """What each process printed; one that hangs fails the test with the words of all."""
+    limit, said, hung = time.monotonic() + timeout, [], False
     for process in processes:
         try:
-            said.append(process.communicate(timeout=timeout)[0])
+            said.append(process.communicate(timeout=max(0, limit - time.monotonic()))[0])
         except subprocess.TimeoutExpired:
             process.kill()
+            hung = True
             said.append(process.communicate()[0])
-            pytest.fail(f"hung: {said}")
+    assert not hung, "hung:\n" + "\n---\n".join(said)
     return said
 
 

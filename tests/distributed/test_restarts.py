@@ -1,0 +1,66 @@
+"""A launcher starts lost processes again (`--max_restarts`): they meet, resume, and end as one whole run."""
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from compare import same_bits, without_timing
+from conftest import FORKS, ROOT, flags, launch, two_processes
+
+
+def words(base_flags, folder):
+    return flags(**{
+        **base_flags, "output_dir": folder, "max_train_steps": 60, "num_train_epochs": 20,
+        "save_strategy": "steps", "save_steps": 7, "resume_from_checkpoint": "latest",
+    })  # fmt: skip
+
+
+# The others then find only what the attempt before has left of this process in the launcher's store.
+LATE = """
+import os, time
+if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ["RANK"] == os.environ["LATE"]:
+    time.sleep(2)
+"""
+
+
+@pytest.fixture
+def rank(request):
+    return request.param
+
+
+@pytest.fixture
+def started(base_flags, tmp_path, rank):
+    """Accelerate's launcher with two processes that may be started again, where one of them is late."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    late = {"LATE": str(rank), "PYTHONPATH": str(tmp_path)}
+    command = [*two_processes(), "--max_restarts", "3", str(ROOT / "train.py")]
+    process = subprocess.Popen(
+        [*command, *words(base_flags, tmp_path / "run")], cwd=ROOT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **late},
+    )  # fmt: skip
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("rank", [0, 1], indirect=True)
+@pytest.mark.case(
+    "SIGKILL to either of two processes, under `accelerate launch --max_restarts`",
+    "both start again by themselves from the last checkpoint; the end is bit-identical",
+)
+def test_a_lost_process_comes_back(base_flags, tmp_path, started, rank):
+    path, limit = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and len(path.read_text().splitlines()) > 10):
+        assert time.monotonic() < limit and started.poll() is None
+        time.sleep(0.005)
+    (lost,) = [p for p in psutil.Process(started.pid).children() if p.environ()["RANK"] == str(rank)]
+    lost.kill()
+    said, _ = started.communicate(timeout=120)
+    assert started.returncode == 0, said
+    assert "resumed from" in said
+    assert launch(FORKS, words(base_flags, tmp_path / "whole")).returncode == 0
+    assert same_bits(tmp_path / "whole/final", tmp_path / "run/final")
+    assert without_timing(tmp_path / "whole") == without_timing(tmp_path / "run")
