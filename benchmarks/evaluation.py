@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--repeats", type=int, default=3, help="evaluations a process; the first does not count"
     )

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_data_options(parser)
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     arms = [arm for arm in ARMS if arm != "tutorial"]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
 

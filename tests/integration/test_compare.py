@@ -143,6 +143,13 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, case):
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_in_another_format_are_named(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/predictions.csv").touch()
+    with pytest.raises(UserError, match=r"found predictions.csv: evaluate with --predictions_format jsonl"):
+        compare(write(tmp_path / "a", LINES), tmp_path / "b", tmp_path / "out")
+
+
 def test_a_line_that_is_cut_short_is_named(tmp_path):
     b = write(tmp_path / "b", LINES)
     (b / "predictions.jsonl").write_text((b / "predictions.jsonl").read_text()[:-9])

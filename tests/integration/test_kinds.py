@@ -403,6 +403,9 @@ def test_one_threshold_or_none(config, tmp_path):
     assert "thresholds" not in json.loads((tmp_path / "none/best/config.json").read_text())
     row = metrics_of(tmp_path / "none")[-1]
     assert "eval/f1_micro" in row and "eval/f1_micro_at_0.5" not in row
+    words = score_words(tmp_path / "none/best", config, tmp_path / "global")
+    with pytest.raises(UserError, match="threshold_mode: found global, but the model holds no thresholds"):
+        score_here(**words, threshold_mode="global")
 
 
 @of_kinds(*TASKS)

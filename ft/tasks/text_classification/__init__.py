@@ -140,6 +140,11 @@ class TextClassification(Task):
                 "out."
             )
         self._kind = self._make(found)
+        if self.threshold_mode not in (None, "none") and getattr(model_config, "thresholds", None) is None:
+            raise UserError(
+                f"threshold_mode: found {self.threshold_mode}, but the model holds no thresholds (training "
+                "chooses them); leave it out to score at 0.5."
+            )
         self._kind.load_from_model(model_config)
 
     def describe(self) -> str:
