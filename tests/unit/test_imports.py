@@ -15,9 +15,9 @@ FLOORS = [
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
-        "ft.last_layer ft.layers ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.recipes ft.best "
-        "ft.analysis.statistics ft.analysis.calibration ft.analysis.curves ft.analysis.errors ft.page.plots "
-        "ft.preflight.findings ft.preflight.memory ft.preflight.rows",
+        "ft.last_layer ft.layers ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
+        "ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
+        "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
         "ft.config ft.data.files ft.metrics ft.checkpoint ft.analysis.intervals ft.analysis.ranks "
         "ft.preflight.costs ft.preflight.duplicates ft.preflight.labels ft.preflight.lengths",
         "ft.wandb_run",
