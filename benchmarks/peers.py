@@ -251,6 +251,7 @@ def tutorial(
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts, labels = read_csv(train)
     names = sorted(set(labels))
+    in_advance = "max_length" if padding == "max_length" else False
 
     def sample(texts: list[str], labels: list[str]) -> Any:
         whole = datasets.Dataset.from_dict(
@@ -258,7 +259,7 @@ def tutorial(
         )
         drawn = whole.shuffle(seed=42).select(range(min(rows, len(whole))))
         return drawn.map(
-            lambda part: tokenizer(part["text"], padding=padding == "max_length", truncation=True),
+            lambda part: tokenizer(part["text"], padding=in_advance, truncation=True),
             batched=True,
             remove_columns="text",
         ).with_format("torch")
