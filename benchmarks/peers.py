@@ -242,16 +242,15 @@ def tutorial(
 ) -> dict[str, Any]:  # fmt: skip
     """The loop of the well-known tutorial: a sample of the rows, the default AdamW, a linear schedule.
 
-    `padding`: "max_length" pads every text to the tokenizer's limit, as the tutorial does; "longest" pads to
-    the longest of a batch, which computes the same in less time. With `validation`, the accuracy on as many
-    of its rows."""
+    `padding`: "max_length" pads every text to the tokenizer's limit, as the tutorial does; after "do_not_pad"
+    the collator pads to the longest of a batch, which computes the same in less time. With `validation`, the
+    accuracy on as many of its rows."""
     import datasets
 
     datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts, labels = read_csv(train)
     names = sorted(set(labels))
-    in_advance = "max_length" if padding == "max_length" else False
 
     def sample(texts: list[str], labels: list[str]) -> Any:
         whole = datasets.Dataset.from_dict(
@@ -259,7 +258,7 @@ def tutorial(
         )
         drawn = whole.shuffle(seed=42).select(range(min(rows, len(whole))))
         return drawn.map(
-            lambda part: tokenizer(part["text"], padding=in_advance, truncation=True),
+            lambda part: tokenizer(part["text"], padding=padding, truncation=True),
             batched=True,
             remove_columns="text",
         ).with_format("torch")

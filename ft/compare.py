@@ -72,14 +72,12 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     if (run / PREDICTIONS).exists():
         return run, None
     if not (run / "config.yaml").exists() or not (run / "best" / "config.json").exists():
-        others = [path.name for path in sorted(run.glob("predictions.*"))]
+        hint = "expected the folder of an evaluation or of a run."
+        for other in run.glob("predictions.*"):
+            hint = f"found {other.name}: evaluate with --predictions_format jsonl."
         raise UserError(
             f"compare: {str(run)!r} holds neither {PREDICTIONS} nor a finished run (config.yaml and best/); "
-            + (
-                f"found {others[0]}: evaluate with --predictions_format jsonl."
-                if others
-                else "expected the folder of an evaluation or of a run."
-            )
+            + hint
         )
     if split is None and (run / "evaluation-test" / PREDICTIONS).exists():
         split = "test"

@@ -35,6 +35,7 @@ from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Throughput
 from ft.tracking import Tracker, to_json
+from ft.train_loss import TrainLoss
 from ft.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -124,16 +125,14 @@ class Run:
             make_room=self.saver.wait,  # one that fails to be written goes, and may have filled the disk
         )  # fmt: skip
         self._loaders: dict[str, Any] = {}
-        self._loss = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        if accelerator.is_main_process:
-            self._loss += self.progress.log_loss
+        self.train_loss = TrainLoss(accelerator, self.progress)
         self.clock = Clock()
         self.latest: Evaluation | None = None  # the last evaluation of this process
         self._stop_reason = ""
         self.health = HealthWatch(
             self.progress.health,
             self.hosts.sum,
-            partial(_rows_of, sampler),
+            sampler.rows_of,
             self.say,
             config.on_nonfinite,
             self.tracker.alert,
@@ -171,10 +170,8 @@ class Run:
     def count(self, losses: list[torch.Tensor], grad_norm: torch.Tensor, slot: Any) -> None:
         """Note a finished update: the summed losses of its micro-batches on this process, and its true
         weight."""
-        for loss in losses:
-            self._loss += loss
+        self.train_loss.add(losses, slot.update_weight)
         self.health.push(self.progress.step, slot.update_weight, losses, grad_norm)
-        self.progress.log_weight += slot.update_weight
         self.throughput.count(slot)
         self.updates_bar.update()
         self.watchdog.alive(f"update {self.progress.step:,}")
@@ -200,7 +197,7 @@ class Run:
     def log(self, grad_norm: torch.Tensor, learning_rates: Sequence[torch.Tensor | float]) -> None:
         """One row of train/*, perf/* and data/*: the mean loss over the rows since the last log, the last
         gradient's norm, the rate that the options name and, where there are several, that of each group."""
-        loss, rate = self._fold_loss() / self.progress.log_weight, float(learning_rates[0])
+        loss, rate = self.train_loss.take_mean(), float(learning_rates[0])
         values = {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": float(grad_norm)}
         groups = {name: rate for name, rate in zip(self.rate_names, learning_rates, strict=True) if name}
         if len(groups) > 1:
@@ -210,8 +207,6 @@ class Run:
         speed = f"{values['perf/examples_per_second']:.1f}"
         shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "examples/s": speed}
         self.updates_bar.set_postfix(shown, refresh=False)
-        self._loss.zero_()
-        self.progress.log_loss = self.progress.log_weight = 0.0
 
     def evaluate(self) -> None:
         """Score the validation rows, log eval/*, keep the model if it is the best so far, count patience."""
@@ -239,11 +234,8 @@ class Run:
         """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""
         with self.clock:
             self.health.check(keep=0)
-            loss = self._fold_loss()
-            self._loss.zero_()
-            if self.accelerator.is_main_process:
-                self._loss += loss
-            self.progress.log_loss, self.progress.metrics_rows = loss, self.tracker.rows
+            self.train_loss.fold()
+            self.progress.metrics_rows = self.tracker.rows
             self.tracker.flush()
             self.saver.save(
                 self.progress,
@@ -355,22 +347,9 @@ class Run:
                 state = self.task.export_weights(state, model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
 
-    def _fold_loss(self) -> float:
-        """The summed loss since the last log, over all processes."""
-        return float(self.accelerator.reduce(self._loss, reduction="sum"))
 
-
-# Not methods: who keeps a bound one keeps the run, and with it the lock of its folder after an error.
-
-
+# No method: who keeps a bound one keeps the run, and with it the lock of its folder after an error.
 def _say(accelerator: Accelerator, text: str) -> None:
     """A line for the user, once."""
     if accelerator.is_main_process:
         print(printable(text), flush=True)
-
-
-def _rows_of(sampler: PlanSampler, step: int) -> str:
-    """The rows of the update that made `step` updates, as the user numbers them."""
-    epoch, update = divmod(step - 1, sampler.updates_per_epoch)
-    rows = sampler.dataset.rows.row[sampler.plan(epoch).rows(update)]
-    return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,15 @@ def launch(
         out, err = process.communicate()
         pytest.fail(f"hung for {timeout} s: {command}\n{out[-2000:]}\n{err[-4000:]}")
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    """Return as soon as a file is there; fail after so many seconds, or when `process` has ended."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path} after {seconds} s"
+        assert process is None or process.poll() is None, f"ended before there was a {path}"
+        time.sleep(0.002)
 
 
 def two_processes() -> list[str]:

@@ -202,6 +202,12 @@ class PlanSampler:
         """The plan of an epoch."""
         return plan(self.dataset.rows.lengths, self.global_batch_size, self.seed, epoch)
 
+    def rows_of(self, step: int) -> str:
+        """The rows of the update that made `step` updates, as the user numbers them."""
+        epoch, update = divmod(step - 1, self.updates_per_epoch)
+        rows = self.dataset.rows.row[self.plan(epoch).rows(update)]
+        return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"
+
     def __iter__(self) -> Iterator[Slot]:
         epoch, first = divmod(self.step, self.updates_per_epoch)
         planned = self.plan(epoch)

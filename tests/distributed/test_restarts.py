@@ -3,12 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 
 import psutil
 import pytest
 from compare import same_bits, without_timing
-from conftest import FORKS, ROOT, flags, launch, two_processes
+from conftest import FORKS, ROOT, flags, launch, two_processes, wait_for
 
 
 def words(base_flags, folder):
@@ -26,7 +25,7 @@ if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ["RANK
 """
 
 
-@pytest.fixture
+@pytest.fixture(params=[0, 1])
 def rank(request):
     return request.param
 
@@ -46,16 +45,12 @@ def started(base_flags, tmp_path, rank):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("rank", [0, 1], indirect=True)
 @pytest.mark.case(
     "SIGKILL to either of two processes, under `accelerate launch --max_restarts`",
     "both start again by themselves from the last checkpoint; the end is bit-identical",
 )
 def test_a_lost_process_comes_back(base_flags, tmp_path, started, rank):
-    limit = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/latest").exists():
-        assert time.monotonic() < limit and started.poll() is None
-        time.sleep(0.005)
+    wait_for(tmp_path / "run/checkpoints/latest", started)
     (lost,) = [p for p in psutil.Process(started.pid).children() if p.environ()["RANK"] == str(rank)]
     lost.kill()
     said, _ = started.communicate(timeout=120)

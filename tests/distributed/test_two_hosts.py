@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, FORK, ROOT, flags, launch
+from conftest import ACCELERATE, FORK, ROOT, flags, launch, wait_for
 
 from ft.verify import compare
 
@@ -120,10 +120,7 @@ def test_a_lost_process_comes_back_from_the_last_checkpoint(base_flags, tmp_path
     said = end(whole)
     assert [process.returncode for process in whole] == [0, 0], said
     processes = elastic(hosts, flags(**config(base_flags, tmp_path / "run")))
-    limit = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/latest").exists():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
+    wait_for(tmp_path / "run/checkpoints/latest", processes[0])
     (lost,) = psutil.Process(processes[1].pid).children()
     lost.kill()
     said = end(processes)

@@ -7,12 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
 from compare import largest_difference, same_bits, without_timing
-from conftest import FORKS, ROOT, flags, launch, train_here, two_processes
+from conftest import FORKS, ROOT, flags, launch, train_here, two_processes, wait_for
 
 from ft.errors import UserError
 from ft.evaluation import evaluate
@@ -76,10 +75,7 @@ def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(confi
     process = subprocess.Popen(
         [*command, str(ROOT / "train.py"), *words], cwd=ROOT, start_new_session=True
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/checkpoints/step-00000008/manifest.json").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.005)
+    wait_for(tmp_path / "run/checkpoints/step-00000008/manifest.json", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = launch(command, words)

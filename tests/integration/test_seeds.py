@@ -11,7 +11,7 @@ import time
 
 import pytest
 from compare import largest_difference, same_bits, without_timing
-from conftest import FORK, FORKS, ROOT, flags, launch, train_here
+from conftest import FORK, FORKS, ROOT, flags, launch, train_here, wait_for
 
 from ft import seeds
 from ft.cli import parse
@@ -110,10 +110,7 @@ def test_cut_in_its_second_seed_it_goes_on_there(whole, three, tmp_path, how):
         [sys.executable, str(ROOT / "train.py"), *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.002)
+    wait_for(tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json", process)
     process.send_signal(how)
     process.communicate()
     assert process.returncode == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)

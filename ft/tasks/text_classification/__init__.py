@@ -71,8 +71,7 @@ class TextClassification(Task):
         if problem_type == SINGLE:
             return SingleLabel(self.class_weights, self.label_smoothing, self.focal_gamma)
         if problem_type == MULTI:
-            mode = self.threshold_mode or "global"
-            return MultiLabel(self.label_delimiter, self.pos_weight, self.focal_gamma, mode)
+            return MultiLabel(self.label_delimiter, self.pos_weight, self.focal_gamma, self.threshold_mode)
         return Regression()
 
     # --- targets
@@ -140,11 +139,6 @@ class TextClassification(Task):
                 "out."
             )
         self._kind = self._make(found)
-        if self.threshold_mode not in (None, "none") and getattr(model_config, "thresholds", None) is None:
-            raise UserError(
-                f"threshold_mode: found {self.threshold_mode}, but the model holds no thresholds (training "
-                "chooses them); leave it out to score at 0.5."
-            )
         self._kind.load_from_model(model_config)
 
     def describe(self) -> str:

@@ -26,7 +26,7 @@ class MultiLabel(Kind):
 
     `pos_weight` weights the labels that a row has against those that it has not; `threshold_mode` (none,
     global or per_label) says how `calibrate` chooses the probability from which on a label counts as
-    predicted."""
+    predicted: global, where nobody asked for one."""
 
     problem_type: ClassVar[str] = MULTI
     headline: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "subset_accuracy")
@@ -36,7 +36,7 @@ class MultiLabel(Kind):
 
     def __init__(
         self, delimiter: str | None = None, pos_weight: Weights = "none", gamma: float = 0.0,
-        threshold_mode: str = "global",
+        threshold_mode: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.delimiter, self.pos_weight, self.gamma = delimiter, pos_weight, gamma
@@ -178,10 +178,15 @@ class MultiLabel(Kind):
 
     def load_from_model(self, model_config: Any) -> None:
         """The names of the labels, and the thresholds, where the model has some, unless `threshold_mode` is
-        none."""
+        none. Raises `UserError` where it has none, but they were asked for."""
         super().load_from_model(model_config)
         thresholds = getattr(model_config, "thresholds", None)
         if thresholds is None:
+            if self.threshold_mode not in (None, "none"):
+                raise UserError(
+                    f"threshold_mode: found {self.threshold_mode}, but the model holds no thresholds "
+                    "(training chooses them); leave it out to score at 0.5."
+                )
             self.threshold_mode = "none"
         elif self.threshold_mode != "none":
             self.calibration["thresholds"] = thresholds
