@@ -57,6 +57,7 @@ def _attention(length: int) -> dict[str, Callable[[int], Any]]:
     import torch
     from transformers import BertConfig, BertModel
 
+    from ft.attention import install_attention
     from ft.dropout import RowKeys, install
 
     def model() -> Any:
@@ -68,6 +69,7 @@ def _attention(length: int) -> dict[str, Callable[[int], Any]]:
         return BertModel(config).train()
 
     rows, plain, keyed = RowKeys(42), model(), model()
+    install_attention(keyed, rows)
     install(keyed, rows)
     x = torch.randn(ROWS, length, HEADS * SIZE, requires_grad=True)
 

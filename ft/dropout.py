@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
 ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are not to be found
 
 
@@ -82,7 +81,16 @@ class RowKeys:
 
     def mask(self, place: Place, shape: Sequence[int], threshold: int) -> torch.Tensor | None:
         """Which elements of a tensor of `shape`, all its dimensions, are kept: bool; None where its rows are
-        not to be found.
+        not to be found."""
+        factors = self.factors(place, shape)
+        return None if factors is None else factors[0] * factors[1] >= threshold
+
+    def come_first(self, place: Place, size: int) -> bool:
+        """Whether the next use of a dropout has these rows in its first dimension, of `size`."""
+        return place.axes.get(place.uses, 0) == 0 and self.keys is not None and len(self.keys) == size
+
+    def factors(self, place: Place, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The keys of the rows and the table, int32, whose product a threshold cuts in `mask`.
 
         A dropout may be used several times in a pass (ALBERT's is, at every depth), with another mask each
         time."""
@@ -93,11 +101,11 @@ class RowKeys:
             place.shapes[use] = shape
         axis = place.axes.get(use, 0)
         if axis == ROWLESS:
-            return self._table(place, use, shape) >= threshold
+            return self.keys.new_ones(()), self._table(place, use, shape)
         if axis == UNKEYED or shape[axis] != len(self.keys):
             return None
         table = self._table(place, use, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
-        return self.keys.view(-1, *[1] * (len(shape) - axis - 1)) * table >= threshold
+        return self.keys.view(-1, *[1] * (len(shape) - axis - 1)), table
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """`context_fn` of torch.utils.checkpoint: what is computed again gets its masks again."""
@@ -144,19 +152,20 @@ class RowKeyedDropout(nn.Module):
 
 
 def _drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor:
-    kept = rows.mask(place, x.shape, _threshold(p))
+    kept = rows.mask(place, x.shape, threshold_of(p))
     return nn.functional.dropout(x, p) if kept is None else _masked(x, kept, 1 / (1 - p))
 
 
-def _drop_and_scale(
+def drop_and_scale(
     x: torch.Tensor, y: torch.Tensor, rows: RowKeys, p: float, place: Place
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for the product of `x` and `y`, of which the smaller, `y`, is divided."""
-    kept = rows.mask(place, x.shape, _threshold(p))
+    kept = rows.mask(place, x.shape, threshold_of(p))
     return (nn.functional.dropout(x, p), y) if kept is None else (_masked(x, kept, 1.0), y * (1 / (1 - p)))
 
 
-def _threshold(p: float) -> int:
+def threshold_of(p: float) -> int:
+    """What an int32 must reach to be kept, with a chance of 1 - p."""
     return round(p * 2**32) - 2**31
 
 
@@ -187,94 +196,15 @@ def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
     return x if scale == 1 else x.mul_(scale)
 
 
-def _attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Transformers' attention function with row-keyed dropout on the probabilities; sdpa where there is none.
-
-    query (rows, heads, queries, size), key and value (rows, key heads, keys, size); gives (rows, queries,
-    heads, size)."""
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-
-    rows = getattr(module, "row_keys", None)
-    if not dropout or rows is None:
-        if position_bias is not None:
-            kwargs["position_bias"] = position_bias  # older versions do not know it
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
-        )
-    if key.shape[1] != query.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place.
-    scores = torch.matmul(
-        query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(2, 3)
-    )
-    if position_bias is not None:
-        scores = scores + position_bias
-    if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        attention_mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        lowest = torch.finfo(scores.dtype).min / 2  # half of it, so that no sum is infinite
-        scores = scores.add_(torch.where(attention_mask, 0.0, lowest).to(scores.dtype))
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    if torch.compiler.is_compiling() and module.longest is not None:
-        torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a softmax in one pass
-    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    probabilities, value = _drop_and_scale(probabilities, value, rows, dropout, module.dropout_place)  # type: ignore[arg-type]
-    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
-
-
-def _attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
-    """Transformers' mask function for sdpa. To leave out a mask that masks nothing, it reads the padding,
-    for which the host would wait in every update: on a CPU alone (1.06 times there, at 256 tokens)."""
-    from transformers.masking_utils import sdpa_mask
-
-    if torch.is_grad_enabled() and torch.device(options.get("device", "cpu")).type != "cpu":
-        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **options)
-
-
-def install(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
-    """Give the model row-keyed dropout, before it is moved or wrapped; returns the name of each layer.
-    `longest` is the most tokens that a compiled model will see."""
-    names = _install_attention(model, rows, longest)
-    numbers = count()
+def install(model: nn.Module, rows: RowKeys) -> dict[int, str]:
+    """Put row-keyed dropout in the place of the model's own; returns the name of each layer."""
+    names, numbers = {}, count()
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Dropout:
                 layer = next(numbers)
                 names[layer] = f"{path}.{name}".lstrip(".")
                 setattr(module, name, RowKeyedDropout(child.p, layer, rows))
-    return names
-
-
-def _install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
-    """Register the attention function and its mask function, and choose it where the model takes sdpa's."""
-    config = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", ATTENTION_NAME):
-        return {}
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(ATTENTION_NAME, _attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, _attention_mask)
-    if not getattr(model, "_supports_sdpa", False):
-        return {}
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
-    names = {}
-    for number, (path, module) in enumerate(model.named_modules()):
-        module.row_keys, module.dropout_place, module.longest = rows, rows.place(-1 - number), longest
-        names[-1 - number] = path
     return names
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+from ft.attention import install_attention
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
 from ft.model import checkpoint_activations
 
@@ -28,7 +29,8 @@ def key_dropout(
     if mode == "torch":
         return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
     rows = RowKeys(seed)
-    notes = find_rows(model, rows, install(model, rows, compiled_length), compiled_length)
+    names = install_attention(model, rows, compiled_length) | install(model, rows)
+    notes = find_rows(model, rows, names, compiled_length)
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         checkpoint_activations(model, context_fn=rows.recomputed)
     return rows, notes

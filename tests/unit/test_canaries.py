@@ -226,7 +226,7 @@ def seen_masks(folder, name, **options):
 
 
 def test_an_attention_function_gets_a_mask_only_with_a_mask_function_of_its_name(tiny_model):
-    """ft/dropout.py registers both under one name. Without the second, padding is attended to, silently."""
+    """ft/attention.py registers both under one name. Without the second, padding is attended to, silently."""
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys, _install_attention
+from ft.attention import attend, attention_mask, install_attention
+from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys
 from ft.invariance import key_dropout
 from ft.layers import compile_layers
 
@@ -197,13 +198,11 @@ def test_every_dropout_of_the_model_is_replaced_and_evaluation_is_unchanged(mode
 
 
 def test_attention_with_dropout_off_equals_transformers_own(model):
-    from ft.dropout import _attention
-
     ids = torch.randint(4, 30, (4, 9))
     mask = (torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]).long()
     plain = model.eval()(input_ids=ids, attention_mask=mask).logits
     keys = RowKeys(0)
-    _install_attention(model, keys)
+    install_attention(model, keys)
     keys.set(0, torch.arange(4))
     assert model.config._attn_implementation == "row_keyed"
     kept = model(input_ids=ids, attention_mask=mask).logits
@@ -211,26 +210,24 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     # The explicit form itself, with a dropout so small that it drops nothing:
     query, key, value = torch.randn(3, 4, 2, 9, 16).unbind()
     module = model.bert.encoder.layer[0].attention.self
-    tiny, _ = _attention(module, query, key, value, mask[:, None, None].bool(), dropout=1e-12, scaling=0.25)
-    none, _ = _attention(module, query, key, value, mask[:, None, None].bool(), dropout=0.0, scaling=0.25)
+    tiny, _ = attend(module, query, key, value, mask[:, None, None].bool(), dropout=1e-12, scaling=0.25)
+    none, _ = attend(module, query, key, value, mask[:, None, None].bool(), dropout=0.0, scaling=0.25)
     assert torch.allclose(tiny, none, atol=1e-6)
 
 
 def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device():
     """Tensors of the meta device have no values, so that reading one is an error."""
-    from ft.dropout import _attention_mask
-
     ones = torch.ones(2, 5, dtype=torch.bool, device="meta")
     options = {
         "batch_size": 2, "q_length": 5, "kv_length": 5, "attention_mask": ones, "device": ones.device,
         "mask_function": lambda row, head, query, key: key >= 0, "allow_is_bidirectional_skip": True,
         "allow_is_causal_skip": False,
     }  # fmt: skip
-    assert _attention_mask(**options).shape == (2, 1, 5, 5)
+    assert attention_mask(**options).shape == (2, 1, 5, 5)
     with torch.no_grad(), pytest.raises(RuntimeError):  # an evaluation may, for a faster kernel
-        _attention_mask(**options)
+        attention_mask(**options)
     here = options | {"attention_mask": torch.ones(2, 5, dtype=torch.bool), "device": "cpu"}
-    assert _attention_mask(**here) is None
+    assert attention_mask(**here) is None
 
 
 class Small(nn.Module):

@@ -1,0 +1,166 @@
+"""Attention with row-keyed dropout on its probabilities, as one of Transformers' attention functions.
+
+On a CPU, many long texts are attended to a few rows at a time, and the backward pass computes the
+probabilities again, as FlashAttention (Dao et al., 2022) does: the scores, which grow with the square of the
+length, are never held for all rows at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from ft.dropout import RowKeys, drop_and_scale, threshold_of
+
+ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
+HELD = 2**27  # bytes of a layer's scores that are held whole: tiles would save little, and cost some time
+TILE = 2**24  # bytes of scores at a time, where there are more
+
+
+def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
+    """Register the attention function and its mask function, and choose it where the model takes sdpa's,
+    before the model is moved or wrapped; returns the name of each layer. `longest` is the most tokens that a
+    compiled model will see."""
+    config = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", ATTENTION_NAME):
+        return {}
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION_NAME, attend)
+    AttentionMaskInterface.register(ATTENTION_NAME, attention_mask)
+    if not getattr(model, "_supports_sdpa", False):
+        return {}
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    names = {}
+    for number, (path, module) in enumerate(model.named_modules()):
+        module.row_keys, module.dropout_place, module.longest = rows, rows.place(-1 - number), longest
+        names[-1 - number] = path
+    return names
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention function with row-keyed dropout on the probabilities; sdpa where there is none.
+
+    query (rows, heads, queries, size), key and value (rows, key heads, keys, size); gives (rows, queries,
+    heads, size)."""
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    rows = getattr(module, "row_keys", None)
+    if not dropout or rows is None:
+        if position_bias is not None:
+            kwargs["position_bias"] = position_bias  # older versions do not know it
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+    if key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    shape = (*query.shape[:3], key.shape[2])  # of the scores
+    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place.
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        attention_mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
+    place: Any = module.dropout_place
+    learned = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
+    if not learned and rows.come_first(place, shape[0]) and _are_many(query, shape):
+        keys, table = rows.factors(place, shape)
+        value = value * (1 / (1 - dropout))
+        return _Tiled.apply(dropout, query, key, value, attention_mask, keys, table).transpose(1, 2), None
+    scores = torch.matmul(query, key.transpose(2, 3))
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        scores = _masked(scores, attention_mask)
+    if torch.compiler.is_compiling() and module.longest is not None:
+        torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a softmax in one pass
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities, value = drop_and_scale(probabilities, value, rows, dropout, place)
+    return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
+
+
+def attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """Transformers' mask function for sdpa. To leave out a mask that masks nothing, it reads the padding,
+    for which the host would wait in every update: on a CPU alone (1.06 times there, at 256 tokens)."""
+    from transformers.masking_utils import sdpa_mask
+
+    if torch.is_grad_enabled() and torch.device(options.get("device", "cpu")).type != "cpu":
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **options)
+
+
+def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The scores and what Transformers' mask takes off them, in place where it has no gradient of its own."""
+    if mask.dtype != torch.bool:
+        return scores + mask
+    lowest = torch.finfo(scores.dtype).min / 2  # half of it, so that no sum is infinite
+    return scores.add_(torch.where(mask, 0.0, lowest).to(scores.dtype))
+
+
+def _are_many(query: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the scores are so many that a CPU should not hold them; a GPU compiles this, or has its own way
+    with them."""
+    if query.device.type != "cpu" or query.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    return 4 * shape[0] * shape[1] * shape[2] * shape[3] > HELD
+
+
+class _Tiled(torch.autograd.Function):
+    """Attention, a few rows at a time: scaled queries, keys and values (rows, heads, tokens, size), a mask,
+    and what makes that of the dropout (`RowKeys.factors`), to (rows, heads, queries, size)."""
+
+    @staticmethod
+    def forward(ctx: Any, dropout: float, *tensors: Any) -> torch.Tensor:
+        query, key, value, *_ = tensors
+        ctx.dropout = dropout
+        ctx.save_for_backward(*tensors)
+        # In memory as the layer goes on with it: (rows, queries, heads, size).
+        found = query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
+        for tile in _tiles(query, key):
+            probabilities, kept = _drawn(tile, dropout, *tensors)
+            found[tile] = torch.matmul(probabilities.mul_(kept), value[tile])
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        by_query, by_key, by_value = (torch.empty_like(one) for one in (query, key, value))
+        for tile in _tiles(query, key):
+            probabilities, kept = _drawn(tile, ctx.dropout, *ctx.saved_tensors)
+            by_scores = torch.matmul(gradient[tile], value[tile].transpose(2, 3)).mul_(kept)
+            by_scores = torch._softmax_backward_data(by_scores, probabilities, -1, by_scores.dtype)
+            by_query[tile] = torch.matmul(by_scores, key[tile])
+            by_key[tile] = torch.matmul(by_scores.transpose(2, 3), query[tile])
+            by_value[tile] = torch.matmul(probabilities.mul_(kept).transpose(2, 3), gradient[tile])
+        return None, by_query, by_key, by_value, None, None, None
+
+
+def _tiles(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
+    rows, heads, queries, _ = query.shape
+    size = max(1, TILE // (4 * heads * queries * key.shape[2]))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _drawn(
+    tile: slice, dropout: float, query: torch.Tensor, key: torch.Tensor, _value: torch.Tensor,
+    mask: torch.Tensor | None, row_keys: torch.Tensor, table: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The probabilities of a tile's rows, and which of them are kept, as bytes (see `ft.dropout._Masked`)."""
+    scores = torch.matmul(query[tile], key[tile].transpose(2, 3))
+    if mask is not None:
+        scores = _masked(scores, mask[tile] if mask.dim() == 4 and len(mask) > 1 else mask)
+    kept = row_keys[tile] * table >= threshold_of(dropout)
+    return torch.softmax(scores, dim=-1), kept.view(torch.uint8)
