@@ -14,6 +14,7 @@ from benchmarks import (
     memory,
     recipes,
     saving,
+    similarity,
     start,
     throughput,
     tutorial,
@@ -31,6 +32,7 @@ COMMANDS = {
     "tutorial": tutorial,
     "recipes": recipes,
     "dropout": dropout,
+    "similarity": similarity,
     "gpu": gpu,
     "label_errors": label_errors,
 }

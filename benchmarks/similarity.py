@@ -1,0 +1,137 @@
+"""Test Spearman of the similarity of pairs: fine-tuned at once, or first on pairs that an encoder scored.
+
+The first stage is Augmented SBERT (Thakur et al., 2021) the other way round: the cosine that a sentence
+encoder gives two training sentences is the target of the model that reads both at once. No sentence of a
+validation or test row is looked up for it."""
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import (
+    MODEL,
+    PAIR,
+    data_file,
+    gemm_peak,
+    launch,
+    mean_and_deviation,
+    model_folder,
+    read_csv,
+    save,
+    say,
+    table,
+    train_py,
+)
+
+ARMS = {"first": "after an epoch on pairs that the encoder scored", "plain": "at once"}
+SPLITS = ("train", "validation", "test")
+NEAR, LESS_NEAR = 4, 40  # two of the nearest, one of the less near and one of all make a sentence's pairs
+QUICK = {"epochs": 1, "sentences": 200}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of train, validation and test.csv with two sentences and a score",
+    )
+    parser.add_argument("--model", default=MODEL, help="sentence encoder whose mean over tokens was trained")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--first_learning_rate", type=float, default=2e-4)
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--sentences", type=int, help="fewer sentences for the first stage")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Each seed trains both stages; the epoch that is best on the validation rows is scored on test."""
+    measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    gemm = [gemm_peak()]
+    with tempfile.TemporaryDirectory() as made:
+        pairs = Path(made) / "pairs.csv"
+        for seed in options.seeds:
+            shared = {
+                "text_column_names": ",".join(PAIR), "label_column_name": "score",
+                "problem_type": "regression", "global_batch_size": 32, "seed": seed,
+                "weight_decay": 0.01, "save_strategy": "no",
+                "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0",
+            }  # fmt: skip
+            for arm in options.arms:
+                start = options.model
+                if arm == "first":
+                    if not pairs.exists():
+                        _score(options, pairs)
+                    first = Path(made) / f"first-{seed}"
+                    flags = shared | {
+                        "model_name_or_path": start, "train_file": pairs, "validation_split_percentage": 0,
+                        "num_train_epochs": 1, "learning_rate": options.first_learning_rate,
+                        "warmup_ratio": 0.06, "output_dir": first,
+                    }  # fmt: skip
+                    launch(
+                        "train.py", *(word for name, value in flags.items() for word in (f"--{name}", value))
+                    )
+                    start = str(first / "final")
+                flags = shared | {
+                    "model_name_or_path": start, "num_train_epochs": options.epochs, "warmup_ratio": 0.1,
+                    "learning_rate": options.learning_rate, "eval_strategy": "epoch",
+                    **{f"{split}_file": data_file(options.data, split) for split in SPLITS},
+                }  # fmt: skip
+                found = train_py(flags, options.extra)
+                names = "test/spearmanr test/spearmanr_low test/spearmanr_high best/metric best/step".split()
+                measured[arm].append({"seed": seed} | {name: found[name] for name in names})
+                say(f"{arm}: {measured[arm][-1]}")
+            gemm.append(gemm_peak())
+            save(options, _text(measured), measured, gemm)
+
+
+def _score(options: argparse.Namespace, path: Path) -> None:
+    """Write pairs of training sentences, near and far, with five times the cosine of their vectors."""
+    import numpy as np
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts, _ = read_csv(data_file(options.data, "train"))
+    sentences = sorted({text for pair in texts for text in pair}, key=lambda text: (len(text), text))
+    sentences = sentences[: options.sentences]
+    folder = model_folder(options.model)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    parts = []
+    for start in range(0, len(sentences), 128):
+        batch = sentences[start : start + 128]
+        inputs = tokenizer(batch, padding=True, truncation=True, max_length=128, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**inputs).last_hidden_state
+        seen = inputs["attention_mask"].unsqueeze(-1)
+        parts.append(torch.nn.functional.normalize((states * seen).sum(1) / seen.sum(1), dim=1))
+    vectors = torch.cat(parts)
+    cosines = (vectors @ vectors.T).fill_diagonal_(-2)
+    nearest = cosines.topk(min(LESS_NEAR, len(sentences) - 1), dim=1).indices.numpy()
+    draw, pairs = np.random.default_rng(0), set()
+    for one, near in enumerate(nearest):
+        some = [*draw.choice(near[:NEAR], 2, replace=False), draw.choice(near[NEAR:])]
+        for other in map(int, [*some, draw.integers(len(sentences))]):
+            if other != one and (other, one) not in pairs:
+                pairs.add((one, other))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*PAIR, "score"])
+        for pair in sorted(pairs):
+            one, other = reversed(pair) if draw.random() < 0.5 else pair
+            writer.writerow([sentences[one], sentences[other], round(5 * float(cosines[one, other]), 4)])
+
+
+def _text(measured: dict[str, list[dict[str, Any]]]) -> str:
+    header = ["", "test Spearman", "95 % interval of the first seed", "validation"]
+    rows = []
+    for arm, runs in measured.items():
+        if runs:
+            test, best = ([one[name] for one in runs] for name in ("test/spearmanr", "best/metric"))
+            interval = f"{runs[0]['test/spearmanr_low']:.4f} to {runs[0]['test/spearmanr_high']:.4f}"
+            rows.append([ARMS[arm], mean_and_deviation(test, 4), interval, mean_and_deviation(best, 4)])
+    said = "Batch 32, no dropout, linear schedule; the epoch that is best on validation is scored on test."
+    return f"{table(header, rows)}\n\n{said}"
