@@ -75,7 +75,7 @@ def attend(
         attention_mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
     place: Any = module.dropout_place
     learned = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
-    if not learned and rows.come_first(place, shape[0]) and _are_many(query, shape):
+    if _are_many(query, shape) and not learned and rows.come_first(place, shape[0]):
         keys, table = rows.factors(place, shape)
         value = value * (1 / (1 - dropout))
         return _Tiled.apply(dropout, query, key, value, attention_mask, keys, table).transpose(1, 2), None
