@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,12 @@ def launch_and_weigh(*words: Any) -> tuple[str, int]:
     return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def train_py(flags: dict[str, Any], extra: Sequence[str] = (), processes: int = 1) -> dict[str, Any]:
+def train_py(
+    flags: dict[str, Any], extra: Sequence[str] = (), processes: int = 1, output_dir: Path | None = None
+) -> dict[str, Any]:
     """Run train.py in a fresh process, or in several that share the threads of one; returns its results.json,
-    its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most)."""
+    its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most). What it leaves goes, but
+    for an `output_dir`."""
     launcher: list[Any] = ["train.py"]
     if processes > 1:
         import torch
@@ -146,7 +150,7 @@ def train_py(flags: dict[str, Any], extra: Sequence[str] = (), processes: int = 
         configs = ROOT / "accelerate_configs"
         launcher = ["-m", "accelerate.commands.launch", "--config_file", configs / "multi_cpu.yaml"]
         launcher += ["--num_processes", processes, "--num_cpu_threads_per_process", threads, "train.py"]
-    with tempfile.TemporaryDirectory() as folder:
+    with nullcontext(output_dir) if output_dir else tempfile.TemporaryDirectory() as folder:
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
         words += [*extra, "--output_dir", folder, "--overwrite_output_dir"]
         _, peak = launch_and_weigh(*launcher, *words)

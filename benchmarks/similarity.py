@@ -15,7 +15,6 @@ from benchmarks.common import (
     PAIR,
     data_file,
     gemm_peak,
-    launch,
     mean_and_deviation,
     model_folder,
     read_csv,
@@ -27,6 +26,11 @@ from benchmarks.common import (
 
 ARMS = {"first": "after an epoch on pairs that the encoder scored", "plain": "at once"}
 SPLITS = ("train", "validation", "test")
+SHARED: dict[str, Any] = {
+    "text_column_names": ",".join(PAIR), "label_column_name": "score", "problem_type": "regression",
+    "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0", "global_batch_size": 32,
+    "weight_decay": 0.01, "save_strategy": "no",
+}  # fmt: skip
 NEAR, LESS_NEAR = 4, 40  # two of the nearest, one of the less near and one of all make a sentence's pairs
 QUICK = {"epochs": 1, "sentences": 200}
 
@@ -49,40 +53,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Each seed trains both stages; the epoch that is best on the validation rows is scored on test."""
+    """Each seed trains each arm; the epoch that is best on the validation rows is scored on test."""
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    files = {f"{split}_file": data_file(options.data, split) for split in SPLITS}
+    names = [*(f"test/spearmanr{end}" for end in ("", "_low", "_high")), "best/spearmanr"]
     gemm = [gemm_peak()]
     with tempfile.TemporaryDirectory() as made:
         pairs = Path(made) / "pairs.csv"
+        if "first" in options.arms:
+            _score(options, pairs)
         for seed in options.seeds:
-            shared = {
-                "text_column_names": ",".join(PAIR), "label_column_name": "score",
-                "problem_type": "regression", "global_batch_size": 32, "seed": seed,
-                "weight_decay": 0.01, "save_strategy": "no",
-                "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0",
-            }  # fmt: skip
             for arm in options.arms:
-                start = options.model
+                flags = {**SHARED, "seed": seed, "model_name_or_path": options.model}
                 if arm == "first":
-                    if not pairs.exists():
-                        _score(options, pairs)
-                    first = Path(made) / f"first-{seed}"
-                    flags = shared | {
-                        "model_name_or_path": start, "train_file": pairs, "validation_split_percentage": 0,
-                        "num_train_epochs": 1, "learning_rate": options.first_learning_rate,
-                        "warmup_ratio": 0.06, "output_dir": first,
+                    first = flags | {
+                        "train_file": pairs, "validation_split_percentage": 0, "num_train_epochs": 1,
+                        "learning_rate": options.first_learning_rate, "warmup_ratio": 0.06,
                     }  # fmt: skip
-                    launch(
-                        "train.py", *(word for name, value in flags.items() for word in (f"--{name}", value))
-                    )
-                    start = str(first / "final")
-                flags = shared | {
-                    "model_name_or_path": start, "num_train_epochs": options.epochs, "warmup_ratio": 0.1,
-                    "learning_rate": options.learning_rate, "eval_strategy": "epoch",
-                    **{f"{split}_file": data_file(options.data, split) for split in SPLITS},
+                    train_py(first, output_dir=Path(made) / f"{seed}")
+                    flags["model_name_or_path"] = str(Path(made) / f"{seed}" / "final")
+                flags |= {
+                    **files, "num_train_epochs": options.epochs, "learning_rate": options.learning_rate,
+                    "warmup_ratio": 0.1, "eval_strategy": "epoch",
                 }  # fmt: skip
                 found = train_py(flags, options.extra)
-                names = [*(f"test/spearmanr{end}" for end in ("", "_low", "_high")), "best/spearmanr"]
                 measured[arm].append({"seed": seed} | {name: found[name] for name in names})
                 say(f"{arm}: {measured[arm][-1]}")
             gemm.append(gemm_peak())
@@ -129,9 +123,8 @@ def _text(measured: dict[str, list[dict[str, Any]]]) -> str:
     header = ["", "test Spearman", "95 % interval of the first seed", "validation"]
     rows = []
     for arm, runs in measured.items():
-        if runs:
-            test, best = ([one[name] for one in runs] for name in ("test/spearmanr", "best/spearmanr"))
-            interval = f"{runs[0]['test/spearmanr_low']:.4f} to {runs[0]['test/spearmanr_high']:.4f}"
-            rows.append([ARMS[arm], mean_and_deviation(test, 4), interval, mean_and_deviation(best, 4)])
+        test, best = ([one[name] for one in runs] for name in ("test/spearmanr", "best/spearmanr"))
+        interval = f"{runs[0]['test/spearmanr_low']:.4f} to {runs[0]['test/spearmanr_high']:.4f}"
+        rows.append([ARMS[arm], mean_and_deviation(test, 4), interval, mean_and_deviation(best, 4)])
     said = "Batch 32, no dropout, linear schedule; the epoch that is best on validation is scored on test."
     return f"{table(header, rows)}\n\n{said}"

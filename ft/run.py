@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class StopAsked(Exception):
-    """Some process was asked to stop; raised on all of them at the same place."""
+    """Some process was asked to stop, for the reason that this holds; raised on all at the same place."""
 
 
 class Run:
@@ -128,7 +128,6 @@ class Run:
         self.train_loss = TrainLoss(accelerator, self.progress)
         self.clock = Clock()
         self.latest: Evaluation | None = None  # the last evaluation of this process
-        self._stop_reason = ""
         self.health = HealthWatch(
             self.progress.health,
             self.hosts.sum,
@@ -260,8 +259,8 @@ class Run:
         where numbers or the disk went wrong too often. To be called after every update."""
         try:
             self._agree()
-        except StopAsked:
-            self.stop()
+        except StopAsked as asked:
+            self.stop(asked)
         self.health.check()
 
     def _agree(self) -> None:
@@ -272,8 +271,7 @@ class Run:
         )
         self.saver.check(failures)
         if asked or timeouts:
-            self._stop_reason = self.signals.received or ("max_time" if timeouts else "a signal")
-            raise StopAsked
+            raise StopAsked(self.signals.received or ("max_time" if timeouts else "a signal"))
 
     # --- evaluate, stop, export
 
@@ -291,24 +289,24 @@ class Run:
                     self.accelerator, self.task, self.model, self._loaders[split], rows, self.named,
                     lambda count: self._after_batch(bar, count), calibrate=split == "validation",
                 )  # fmt: skip
-        except StopAsked:
+        except StopAsked as asked:
             if before_stop is not None:
                 before_stop()
-            self.stop()
+            self.stop(asked)
 
     def _after_batch(self, bar: Any, count: int) -> None:
         bar.update(count)
         self.watchdog.alive(f"a batch of an evaluation after update {self.progress.step:,}")
         self._agree()
 
-    def stop(self) -> NoReturn:
+    def stop(self, asked: StopAsked) -> NoReturn:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
         if not self.saved or self.progress.evaluation_due:
             self.save()
         self.saver.wait_until_it_stands()
         self.updates_bar.close()
         said = (
-            f"stopped after update {self.progress.step:,} ({self._stop_reason}); a checkpoint stands: go on "
+            f"stopped after update {self.progress.step:,} ({asked}); a checkpoint stands: go on "
             "with the same command and --resume_from_checkpoint latest"
         )
         self.tracker.alert("The run was stopped", said, "WARN")

@@ -21,7 +21,7 @@ from ft.errors import Stopped
 from ft.evaluation import Evaluation
 from ft.preflight.costs import batch_costs, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
-from ft.run import Run
+from ft.run import Run, StopAsked
 
 UPDATES = 10  # of different lengths, in a pass
 SECONDS = 8.0  # of passes, at least, and
@@ -209,7 +209,7 @@ class Probe(Run):
             measured.reloaded_same = self._reload()
             measured.reload = self._now() - begin
 
-    def stop(self) -> NoReturn:
+    def stop(self, asked: StopAsked) -> NoReturn:
         """A signal: nothing is worth saving."""
         raise Stopped
 
