@@ -3,7 +3,6 @@ codes."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import random
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from ft import rendezvous
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
 from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
+from ft.heap import settle_heap
 from ft.signals import follow_launcher
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
+    settle_heap()
     set_environment(config)
     launcher = os.getppid()
     if "LOCAL_RANK" in os.environ or launch_command(launcher) is not None:
@@ -79,24 +80,6 @@ def set_environment(config: Config) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl"):
-        keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep big blocks that are freed instead of giving them back to the kernel after every
-    step.
-
-    A CPU run otherwise pays for the same pages again in every update. Does nothing on another C library.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # names of malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 256 * 2**20)
 
 
 def build_accelerator(config: Config) -> Accelerator:

@@ -16,7 +16,7 @@ FLOORS = [
         "ft.values",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.last_layer ft.layers ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
-        "ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
+        "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
         "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
         "ft.attention ft.config ft.data.files ft.metrics ft.train_loss ft.checkpoint ft.analysis.intervals "
         "ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates ft.preflight.labels "
