@@ -229,9 +229,15 @@ def test_a_text_that_is_no_number_is_named_with_its_row(made, text, found):
         made(["1.5", "2.5", "3", text], "csv")
 
 
-def test_a_list_written_as_a_text_is_named(made):
+@pytest.mark.parametrize("options", [{"label_delimiter": ","}, {"problem_type": MULTI}, {}])
+def test_a_list_written_as_a_text_is_named(made, options):
     with pytest.raises(UserError, match=r"row 0 holds \"\['a', 'b'\]\", a list written as a text"):
-        made(["['a', 'b']", "['a']"], "csv", label_delimiter=",")
+        made(["['a', 'b']", "['a']", "[]"], "csv", **options)
+
+
+def test_names_in_brackets_are_names_where_told_so(made):
+    assert made(["[a]", "[b]"] * 3, "csv", problem_type=SINGLE).names == ["[a]", "[b]"]
+    assert made(["[a]", "b"] * 3, "csv").names == ["[a]", "b"]
 
 
 def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_path):

@@ -30,6 +30,7 @@ def choose_problem_type(
     """What a label column asks for, under Transformers' name, and why: lists (or a delimiter) are
     multi-label, numbers that are not all whole are regression, everything else is single-label."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     where = f"the label column {field.name!r} holds"
     if is_list(values.type):
@@ -46,6 +47,10 @@ def choose_problem_type(
         fractions = any(number != number // 1 for number in numbers)
         is_regression = fractions and 2 * len(numbers) > len(plain)
     elif pa.types.is_large_string(values.type):
+        texts = pc.utf8_trim_whitespace(values.drop_null())
+        texts = texts.filter(pc.greater(pc.utf8_length(texts), 0))
+        if len(texts) and _written_lists(texts).all():
+            return MULTI, f"{where} lists, written as texts"
         is_regression = _mostly_fractions(values)
     elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         array = np.asarray(values.drop_null().cast(pa.float64()))
@@ -268,16 +273,22 @@ def _class_names(values: Any, names: list[str], rows: np.ndarray, where: str) ->
     return pc.take(pa.chunked_array([pa.array(names, pa.large_string())]), values)
 
 
-def _refuse_written_lists(values: pa.ChunkedArray, rows: np.ndarray, where: str) -> None:
-    """A csv cannot hold lists: "['a', 'b']" is a text that only looks like one."""
+def _written_lists(values: pa.ChunkedArray) -> np.ndarray:
+    """(texts,) bool: whether each is a list written down, such as "['a', 'b']"."""
     import pyarrow.compute as pc
 
-    written = np.flatnonzero(np.asarray(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$")))
+    return np.asarray(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$"), bool)
+
+
+def _refuse_written_lists(values: pa.ChunkedArray, rows: np.ndarray, where: str) -> None:
+    """A csv cannot hold lists: "['a', 'b']" is a text that only looks like one."""
+    written = np.flatnonzero(_written_lists(values))
     if len(written):
         place = int(written[0])
         raise UserError(
             f"{where}: row {rows[place]} holds {values[place].as_py()!r}, a list written as a text; rows "
-            'count from 0. Write the labels as "a|b" and set label_delimiter: "|", or use jsonl or parquet.'
+            'count from 0. Write the labels as "a|b" and set label_delimiter: "|", or use jsonl or parquet; '
+            f"for one name a row, set problem_type: {SINGLE}."
         )
 
 
