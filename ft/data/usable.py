@@ -155,7 +155,7 @@ def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tupl
 
 def _unused_note(columns: Columns, others: list[str]) -> str:
     return (
-        f"the text is the column {columns.texts[0]!r}; not used: {', '.join(map(repr, others))}; "
+        f"the text is the column {columns.texts[0]!r}, and not {', '.join(map(repr, others))}; "
         "text_column_names chooses another, or two for a pair"
     )
 

@@ -214,10 +214,10 @@ def test_text_columns_that_are_not_used_are_named(tokenizer, tmp_path):
     """A pair of which one column has a common name must not be taken for a single text in silence."""
     rows = [{"question": "is it", "sentence": row["text"], "label": row["label"]} for row in make_rows(40)]
     path = write_csv(tmp_path / "t.csv", rows)
-    said = [note for note in Prepared(tokenizer, train_file=path).notes if "not used" in note]
-    assert len(said) == 1 and "'sentence'; not used: 'question'" in said[0] and "pair" in said[0]
+    said = [note for note in Prepared(tokenizer, train_file=path).notes if "and not" in note]
+    assert len(said) == 1 and "'sentence', and not 'question'" in said[0] and "pair" in said[0]
     named = Prepared(tokenizer, train_file=path, text_column_names="question,sentence")
-    assert not any("not used" in note for note in named.notes)
+    assert not any("and not" in note for note in named.notes)
 
 
 def test_the_order_of_a_classlabel_is_kept_even_for_classes_without_a_row(tokenizer, tmp_path):
