@@ -22,24 +22,29 @@ SETTINGS = {
 
 
 def settle_heap() -> None:
-    """Start this program again, as it was started, with the heap's `SETTINGS`, which glibc reads then.
+    """Start this script again, as it was started, with the heap's `SETTINGS`: glibc reads them when a process
+    starts.
 
-    Does nothing where that has happened, for a run on a GPU, under a debugger, for a program that does not
-    begin with this (torch is there already) and with another C library. A setting of the user stays."""
-    if not (os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl")):
-        return
-    if "torch" in sys.modules or sys.gettrace() is not None or not _is_glibc():
-        return
+    Does nothing where that has happened, for a run on a GPU, and with another C library; nor where something
+    else is under way that must not begin anew: a notebook, a debugger, a program that has torch already."""
+    before = sys.orig_argv[1 : -len(sys.argv)]  # options of the interpreter
+    is_script = sys.orig_argv[-len(sys.argv) :] == sys.argv and not {"-m", "-c"} & {*before}
+    on_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl")
+    if is_script and on_cpu and _is_glibc() and "torch" not in sys.modules and sys.gettrace() is None:
+        start_again()
+
+
+def start_again() -> None:
+    """Start this program again with the heap's `SETTINGS`, where it has not all of them. One of the user's
+    stays."""
     there = [word for word in os.environ.get(TUNABLES, "").split(":") if word]
     names = {word.partition("=")[0] for word in there}
     missing = [f"{name}={value}" for name, value in SETTINGS.items() if name not in names]
-    is_file = getattr(sys.modules["__main__"], "__file__", None) is not None  # not the text of a pipe
-    if not missing or not is_file:
-        return
-    os.environ[TUNABLES] = ":".join(there + missing)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if missing:
+        os.environ[TUNABLES] = ":".join(there + missing)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _is_glibc() -> bool:

@@ -76,19 +76,23 @@ def test_settings_of_the_user_stay(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "late",
+    "words, text",
     [
-        "import sys; sys.modules['torch'] = None\n",  # a notebook, a test: something is under way
-        "import sys; sys.settrace(lambda *args: None)\n",  # a debugger
+        (["late.py"], "import sys; sys.modules['torch'] = None\n"),  # something is under way
+        (["late.py"], "import sys; sys.settrace(lambda *args: None)\n"),  # a debugger
+        (["late.py"], "import sys; sys.argv = ['train.py']\n"),  # a notebook that runs a file
+        (["-m", "late"], ""),
+        (["-m", "runpy", "late.py"], ""),
+        (["-c", "import late"], ""),
     ],
 )
-def test_a_program_that_began_with_something_else_is_left_alone(tmp_path, late):
-    script = tmp_path / "late.py"
-    script.write_text(late + BEGINNING + TELL)
+def test_a_program_that_is_no_script_just_started_is_left_alone(tmp_path, words, text):
+    (tmp_path / "late.py").write_text(text + BEGINNING + TELL)
     environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
     done = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, *words],
         env={**environment, "PYTHONPATH": os.getcwd()},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
