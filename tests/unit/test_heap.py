@@ -25,20 +25,20 @@ def memory(name):
 
 
 def update(length):
-    model(input_ids=torch.randint(0, 100, (8, length))).logits.sum().backward()
+    model(input_ids=torch.randint(0, 100, (4, length))).logits.sum().backward()
     model.zero_grad()
 
 
 torch.set_num_threads(1)
 random.seed(0)
-sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 config = BertConfig(vocab_size=100, **sizes)
 model = BertForSequenceClassification(config)
 before = memory("VmRSS")
 for _ in range(3):
     update(256)
 longest = memory("VmHWM")
-for _ in range(100):
+for _ in range(60):
     update(random.randint(60, 256))
 print((memory("VmHWM") - before) / (longest - before))
 """
@@ -101,6 +101,6 @@ def test_a_program_that_is_no_script_just_started_is_left_alone(tmp_path, words,
 
 
 def test_updates_of_changing_lengths_need_no_more_memory_than_the_longest(tmp_path):
-    """Without the settings, it was 1.5 times as much after a hundred updates (glibc 2.36)."""
+    """Without the settings, it was 1.3 times as much after sixty updates (glibc 2.36)."""
     more, _ = say(tmp_path, MEMORY)
-    assert more < 1.2
+    assert more < 1.15
