@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 TUNABLES = "GLIBC_TUNABLES"
@@ -27,8 +28,9 @@ def settle_heap() -> None:
 
     Does nothing where that has happened, for a run on a GPU, and with another C library; nor where something
     else is under way that must not begin anew: a notebook, a debugger, a program that has torch already."""
-    before = sys.orig_argv[1 : -len(sys.argv)]  # options of the interpreter
-    is_script = sys.orig_argv[-len(sys.argv) :] == sys.argv and not {"-m", "-c"} & {*before}
+    options, script = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
+    runs_another = any(re.match(r"-(?![XW])\w*[mc]", option) for option in options)  # -m pdb, -um pdb, -c
+    is_script = script == sys.argv and not runs_another
     on_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl")
     if is_script and on_cpu and _is_glibc() and "torch" not in sys.modules and sys.gettrace() is None:
         start_again()

@@ -52,7 +52,7 @@ def say(tmp_path, text, *words, **environment):
     (tmp_path / "script.py").write_text(BEGINNING + text)
     plain = {name: value for name, value in os.environ.items() if name != TUNABLES}
     with subprocess.Popen(
-        [sys.executable, "-X", "utf8", tmp_path / "script.py", *words],
+        [sys.executable, "-B", "-X", "dev", "-Wignore::ImportWarning", tmp_path / "script.py", *words],
         env={**plain, "PYTHONPATH": os.getcwd(), **environment},
         stdout=subprocess.PIPE,
         text=True,
@@ -83,6 +83,7 @@ def test_settings_of_the_user_stay(tmp_path):
         (["late.py"], "import sys; sys.argv = ['train.py']\n"),  # a notebook that runs a file
         (["-m", "late"], ""),
         (["-m", "runpy", "late.py"], ""),
+        (["-Bmrunpy", "late.py"], ""),
         (["-c", "import late"], ""),
     ],
 )
