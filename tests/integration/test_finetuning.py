@@ -52,8 +52,8 @@ def whole(config, recipe, tmp_path_factory):
 def assert_same(one, other):
     for key, difference in largest_difference(one, other).items():
         allowed = 1e-5 if key.startswith(("train/", "eval/loss", "weights")) else 0
-        # Two rows whose scores are nearly the same may change places: 7e-4 for a pair of these.
-        allowed = 3e-3 if key == "eval/auroc" else allowed
+        # Two rows whose scores are nearly the same may change places: a pair of these is 7.5e-4.
+        allowed = 1e-3 if key == "eval/auroc" else allowed
         assert difference <= allowed, key
 
 
