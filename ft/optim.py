@@ -93,7 +93,7 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """The 2-norm of all gradients together, right to the last digits of fp32."""
     if gradients and gradients[0].device.type == "cpu":
         # Row by row: over a whole table at once, torch 2.13 adds so many squares to one sum that the norm is
-        # off by up to 2e-4, which varies with the threads, and takes 1.5 times as long.
+        # off by up to 2e-4, which varies with the threads; with two threads, it takes 1.5 times as long, too.
         gradients = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
     return torch.nn.utils.get_total_norm(gradients)
 
