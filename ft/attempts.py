@@ -81,9 +81,10 @@ class _Attempt:
             raise UserError(
                 "out of memory on a single row: lower max_length, or use a smaller model."
             ) from None
-        if attempts.accelerator.num_processes > 1 and self._in_last:
-            # The processes exchange gradients in this pass: part of ours may be out, and cannot be called
-            # back.
+        in_shards = attempts.accelerator.is_fsdp2
+        if in_shards or (attempts.accelerator.num_processes > 1 and self._in_last):
+            # The processes exchange gradients in this pass (with shards, weights in all): part of ours may be
+            # out, and cannot be called back.
             raise UserError(
                 f"per_device_train_batch_size: out of memory with micro-batches of {largest} rows; set it to "
                 f"{-(-largest // 2)}. The global batch, and so the result, stays the same."

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ft.errors import UserError
 from ft.health import Health
+from ft.sharded import cut, distinct, fill, host_copy, is_sharded
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
 
@@ -63,15 +63,18 @@ class Progress:
 
 
 def snapshot(accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """A copy, in the host's memory, of all tensors that a checkpoint holds: the loop waits for no more."""
+    """A copy, in the host's memory, of all tensors that a checkpoint holds: the loop waits for no more.
+    Called on all processes; only the main one gets it."""
+    if not (accelerator.is_main_process or is_sharded(model)):
+        return {}
     state = {
-        "model": _distinct(accelerator.unwrap_model(model).state_dict()),
+        "model": distinct(accelerator.unwrap_model(model)),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
     }
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler.state_dict()
-    return _copy(state)
+    return host_copy(state, accelerator.is_main_process)
 
 
 def write_checkpoint(
@@ -228,10 +231,21 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
 def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> None:
     """Load a checkpoint into the prepared objects; all processes read it. Raises if anything is left over."""
     import torch
-    from safetensors.torch import load_model
+    from safetensors.torch import load_file
 
-    load_model(accelerator.unwrap_model(model), str(checkpoint / "model.safetensors"), strict=True)
+    own = distinct(accelerator.unwrap_model(model))
+    saved = load_file(checkpoint / "model.safetensors")
+    if {name: value.shape for name, value in saved.items()} != {name: t.shape for name, t in own.items()}:
+        raise RuntimeError(f"{checkpoint}: its tensors are not those of this model")
+    for name, value in saved.items():
+        fill(own[name], value)
     state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters):
+        of_it = state["optimizer"]["state"].get(number, {})
+        for key, value in of_it.items():
+            if value.shape == parameter.shape:  # not the count of its steps
+                of_it[key] = cut(value, parameter)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     if accelerator.scaler is not None and "scaler" in state:
@@ -275,26 +289,3 @@ def digest(path: Path) -> dict[str, Any]:
         while block := file.read(1 << 22):
             sha.update(block)
     return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}
-
-
-def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict without the second names of shared ones, which safetensors refuses."""
-    seen, kept = set(), {}
-    for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() == 0 or place not in seen:
-            kept[name] = tensor
-            seen.add(place)
-    return kept
-
-
-def _copy(value: Any) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copy(item) for item in value]
-    return value

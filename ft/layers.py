@@ -91,17 +91,22 @@ def _runs(name: str) -> list[str]:
     return [".".join(parts[begin : end + 1]) for begin in places for end in places if end >= begin]
 
 
-def compile_layers(model: nn.Module) -> None:
-    """Have torch compile a model's layers, each list of them once for all, at their first use; the whole
-    model where no layer is repeated.
-
-    A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
-    gradients are ready."""
+def repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model's lists of layers of one class, but for lists inside them."""
     outermost: list[nn.ModuleList] = []
     for layers in model.modules():
         if not isinstance(layers, nn.ModuleList) or len({type(layer).__name__ for layer in layers}) != 1:
             continue
         if len(layers) > 1 and not any(layers is part for outer in outermost for part in outer.modules()):
             outermost.append(layers)
-    for layer in [layer for layers in outermost for layer in layers] or [model]:
+    return [layer for layers in outermost for layer in layers]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have torch compile a model's layers, each list of them once for all, at their first use; the whole
+    model where no layer is repeated.
+
+    A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
+    gradients are ready."""
+    for layer in repeated_layers(model) or [model]:
         layer.compile(dynamic=True)

@@ -81,8 +81,20 @@ def merge(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     }
     for path, module in model.named_modules():
         if hasattr(module, "base_layer"):
-            merged[f"{path}.weight"] = merged[f"{path}.weight"] + module.get_delta_weight(NAME)
+            # The model's own tensors may be in shards.
+            of_it = {f"layer.{name}": state[f"{path}.{name}"] for name, _ in module.named_parameters()}
+            delta = torch.func.functional_call(_Delta(module), of_it, (NAME,))
+            merged[f"{path}.weight"] = merged[f"{path}.weight"] + delta
     return merged
+
+
+class _Delta(torch.nn.Module):
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, name: str) -> torch.Tensor:
+        return self.layer.get_delta_weight(name)
 
 
 def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -104,14 +116,12 @@ def save_adapter(model: Any, state: dict[str, torch.Tensor], folder: Path) -> No
         flush(path)
 
 
-@torch.no_grad()
-def load_adapter(model: Any, folder: Path) -> None:
-    """Give the model the weights that `save_adapter` wrote."""
+def load_adapter(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that `save_adapter` wrote, under their names in the model."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / "adapter_model.safetensors")
-    for name in _trained(model):
-        model.get_parameter(name).copy_(tensors[_stored(name)])
+    return {name: tensors[_stored(name)] for name in _trained(model)}
 
 
 def _trained(model: Any) -> list[str]:

@@ -18,6 +18,7 @@ from ft.last_layer import narrow_last_layer
 from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.pretrained import find_model
+from ft.sharded import distinct, fill
 from ft.tasks.base import Task
 
 
@@ -140,16 +141,23 @@ def export(
 def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: Task) -> None:
     """Give the prepared model the weights of an exported folder. The main process reads; the others, which
     may stand on hosts that do not see the folder, are sent them."""
-    from accelerate.utils import broadcast
-    from safetensors.torch import load_model
+    from accelerate.utils import broadcast, broadcast_object_list
+    from safetensors.torch import load_file
 
     plain = accelerator.unwrap_model(model)
+    values: dict[str, torch.Tensor] = {}
     if accelerator.is_main_process:
         if has_lora(plain):
-            load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
+            values = load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
         else:
-            load_model(plain, str(folder / "model.safetensors"))
-        task.import_weights(plain, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    if accelerator.num_processes > 1:
-        for tensor in plain.state_dict().values():
-            broadcast(tensor, from_process=0)
+            values = load_file(folder / "model.safetensors")
+            if sum(v.numel() for v in values.values()) != sum(t.numel() for t in distinct(plain).values()):
+                raise RuntimeError(f"{folder}: its weights are not those of this model")
+        model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = task.import_weights(values, model_config)
+    (names,) = broadcast_object_list([list(values)])
+    own, device = plain.state_dict(keep_vars=True), accelerator.device
+    for name in names:
+        shape, dtype = own[name].shape, own[name].dtype
+        value = values[name].to(device) if values else torch.empty(shape, dtype=dtype, device=device)
+        fill(own[name], broadcast(value))

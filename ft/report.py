@@ -16,6 +16,7 @@ import numpy as np
 
 from ft.config import Config
 from ft.data.plan import shares
+from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 
 
@@ -114,7 +115,8 @@ def start_summary(
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
-    lines.append(f"model: {type(model).__name__}, {count / 1e6:.1f} million parameters{some}")
+    split = ", in shards on the processes (FSDP2)" if is_sharded(model) else ""
+    lines.append(f"model: {class_name(model)}, {count / 1e6:.1f} million parameters{some}{split}")
     precision = {"no": "fp32"}.get(
         accelerator.mixed_precision, f"{accelerator.mixed_precision} mixed precision"
     )

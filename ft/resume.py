@@ -14,6 +14,7 @@ from ft.checkpoint import Progress
 from ft.errors import UserError
 from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
+from ft.sharded import class_name, whole
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ def identity(run: Run) -> dict[str, Any]:
         "threshold_mode": config.threshold_mode,
         "long_text": config.long_text,
         "max_windows": config.max_windows,
-        "model": f"{type(model).__name__} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
+        "model": f"{class_name(model)} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
         "pretrained model": run.pretrained,
         "labels": run.task.state(),
         "data": run.data.fingerprint,
@@ -62,11 +63,11 @@ def identity(run: Run) -> dict[str, Any]:
 
 def weights_mark(model: torch.nn.Module) -> str:
     """A hash of some weights of a pretrained model, by which it is known again where its place has changed;
-    the head is new and left out."""
+    the head is new and left out. To be called by all processes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
-            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+            digest.update(whole(parameter.detach()).flatten()[:4].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

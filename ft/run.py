@@ -31,6 +31,7 @@ from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.saver import Saver
+from ft.sharded import host_copy, is_sharded
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Throughput
@@ -102,6 +103,10 @@ class Run:
             config.eval_strategy = "no"
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
+        if is_sharded(model):
+            from ft.fsdp import finish_sharding
+
+            finish_sharding(accelerator, model)
         self.pretrained = weights_mark(accelerator.unwrap_model(model))
         if self.checkpoint is not None:
             self.progress = resume(self, self.checkpoint, notes)
@@ -336,12 +341,14 @@ class Run:
         """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the
         card; the one that was there is kept as `keep`, or goes."""
         with averaged(self.optimizer):
-            state = self.accelerator.get_state_dict(self.model)
+            model = self.accelerator.unwrap_model(self.model)
+            state = model.state_dict()
+            if is_sharded(model):
+                state = host_copy(state, self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
                 card = model_card(
                     self.config, self.task, self.data, self.max_length, self.progress.step, scored
                 )
-                model = self.accelerator.unwrap_model(self.model)
                 state = self.task.export_weights(state, model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ft import rendezvous
-from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config
+from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config, EvalConfig
 from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
 from ft.heap import settle_heap
 from ft.signals import follow_launcher
@@ -31,8 +31,8 @@ STARTED = time.monotonic()
 _first_start = [STARTED]
 
 
-# Plugins of Accelerate that split a model over processes. On a CPU it would ignore the first without a word.
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+# Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not know.
+UNKNOWN_PLUGINS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 
 
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
@@ -104,17 +104,25 @@ def build_accelerator(config: Config) -> Accelerator:
             f"the launch asked for {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), but nothing launched "
             f"them ({', '.join(missing)} not set). Use accelerate launch or torchrun, or unset WORLD_SIZE."
         )
-    for name in SHARDED:
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+    for name in UNKNOWN_PLUGINS:
+        if _asks_for(name):
             raise UserError(
-                f"the launch asks for {name} (distributed_type, or ACCELERATE_USE_{name}), but each process "
-                "here holds the whole model, and checkpoints are of that. Use distributed_type: MULTI_GPU; "
-                "--gradient_checkpointing and a smaller --per_device_train_batch_size save memory."
+                f"the launch asks for {name} (distributed_type, or ACCELERATE_USE_{name}), which these "
+                "scripts do not know. For a model too large for one device, use "
+                "accelerate_configs/multi_gpu_fsdp2.yaml; --gradient_checkpointing and a smaller "
+                "--per_device_train_batch_size save memory, too."
             )
-    use_cpu = (
-        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
-        or not torch.accelerator.is_available()
-    )
+    use_cpu = _asks_for("CPU") or not torch.accelerator.is_available()
+    sharding = None
+    if _asks_for("FSDP"):
+        from ft.fsdp import Sharding, shard_over_processes
+
+        if isinstance(config, EvalConfig):
+            raise UserError(
+                "the launch asks for FSDP, but eval.py has the whole model in each process: use "
+                "accelerate_configs/multi_gpu.yaml."
+            )
+        sharding = Sharding()
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time; nothing here reads it
@@ -136,7 +144,10 @@ def build_accelerator(config: Config) -> Accelerator:
         ),  # the loop scales its losses itself
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         kwargs_handlers=handlers,
+        fsdp_plugin=sharding,
     )
+    if sharding is not None and accelerator.num_processes > 1:
+        shard_over_processes(accelerator, sharding)
     # torch 2.13 renames broadcast_buffers, which Accelerate passes on; buffers here never change, so none is
     # sent.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -149,6 +160,11 @@ def build_accelerator(config: Config) -> Accelerator:
             "distributed_type: MULTI_GPU."
         )
     return accelerator
+
+
+def _asks_for(name: str) -> bool:
+    """Whether the launch has set ACCELERATE_USE_`name`."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
 
 
 def asked_processes() -> int:

@@ -33,14 +33,16 @@ class Saver:
         self, progress: Progress, copy: Callable[[], dict[str, Any]], identity: Callable[[], dict[str, Any]],
         total_updates: int, limit: int | None,
     ) -> None:  # fmt: skip
-        """Copy the state and have it written. Of the functions, which the main process calls, `copy` gives a
-        copy of all tensors, and `identity` what a run that resumes it must share; see `write_checkpoint`."""
+        """Copy the state and have it written. Of the functions, `copy`, called on all processes, gives the
+        main one a copy of all tensors, and `identity`, called there, what a run that resumes it must share;
+        see `write_checkpoint`."""
         self.step, self.best_step = progress.step, progress.best_step
+        self._writer.wait()  # before the copy, so that there is one at a time
+        state = copy()
         if not self.hosts.is_main:
             return
-        self._writer.wait()  # before the copy, so that there is one at a time
         about = asdict(progress), identity(), total_updates, limit
-        write = partial(_write, self.output_dir, copy(), *about)
+        write = partial(_write, self.output_dir, state, *about)
         self._writer.submit(f"output_dir: the checkpoint of update {self.step}", write)
 
     def wait(self) -> None:

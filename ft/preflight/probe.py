@@ -22,6 +22,7 @@ from ft.evaluation import Evaluation
 from ft.preflight.costs import batch_costs, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
 from ft.run import Run, StopAsked
+from ft.sharded import shard
 
 UPDATES = 10  # of different lengths, in a pass
 SECONDS = 8.0  # of passes, at least, and
@@ -220,9 +221,9 @@ class Probe(Run):
     def _reload(self) -> bool:
         """Whether the weights that the checkpoint gives are those that it was made of, bit for bit."""
         plain = self.accelerator.unwrap_model(self.model)
-        made_of = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        made_of = {name: shard(tensor).clone() for name, tensor in plain.state_dict().items()}
         checkpoint.restore(self._checkpoint, self.accelerator, self.model, self.optimizer, self.scheduler)
-        return all(torch.equal(tensor, made_of[name]) for name, tensor in plain.state_dict().items())
+        return all(torch.equal(shard(tensor), made_of[name]) for name, tensor in plain.state_dict().items())
 
     def _of_all(self, value: float) -> list[float]:
         """One number of every process."""

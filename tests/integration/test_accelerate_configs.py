@@ -22,6 +22,7 @@ PARSED = {  # distributed type, machines, processes, mixed precision
     "single_gpu_bf16": ("NO", 1, 1, "bf16"),
     "multi_gpu": ("MULTI_GPU", 1, 2, "no"),
     "multi_gpu_bf16": ("MULTI_GPU", 1, 2, "bf16"),
+    "multi_gpu_fsdp2": ("FSDP", 1, 2, "bf16"),
     "multi_node": ("MULTI_GPU", 2, 16, "bf16"),
 }
 CONSOLE_SCRIPT = [str(Path(sys.executable).parent / "accelerate"), "launch"]
@@ -84,11 +85,14 @@ def test_a_gpu_config_is_what_accelerate_reads(name):
 
     words = [*config_file(name), *(["--main_process_port", "0"] if machines > 1 else []), "train.py"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert bool(args.multi_gpu) == (kind == "MULTI_GPU")
-    if args.multi_gpu:
+    assert bool(args.multi_gpu) == (kind == "MULTI_GPU") and bool(args.use_fsdp) == (kind == "FSDP")
+    if kind != "NO":
         environment = prepare_multi_gpu_env(args)
         assert int(args.nproc_per_node) * machines == processes
         assert machines > 1 or int(args.master_port) not in (0, 29500)  # any free port
+        assert (environment.get("ACCELERATE_USE_FSDP"), environment.get("FSDP_VERSION")) == (
+            ("true", "2") if kind == "FSDP" else (None, None)
+        )
     else:
         _, environment = prepare_simple_launcher_cmd_env(args)
         assert environment["ACCELERATE_USE_CPU"] == "False"
@@ -100,7 +104,8 @@ def test_a_config_says_nothing_that_belongs_to_the_run(name):
     """Precision and processes belong to the launch; the rest, and accumulation above all, to the run."""
     known = (
         "compute_environment distributed_type use_cpu num_machines num_processes machine_rank gpu_ids "
-        "main_process_ip main_process_port main_training_function mixed_precision rdzv_backend same_network"
+        "main_process_ip main_process_port main_training_function mixed_precision rdzv_backend same_network "
+        "fsdp_config"
     )
     assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(known.split())
 
@@ -212,10 +217,10 @@ def test_world_size_without_the_other_processes_is_an_error_with_exit_code_2(sho
     assert not Path(short["output_dir"]).exists()
 
 
-@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
-def test_a_launch_that_would_split_the_model_is_refused(short, monkeypatch, plugin):
+@pytest.mark.parametrize("plugin", ["MEGATRON_LM", "DEEPSPEED"])
+def test_a_launch_that_splits_the_model_in_an_unknown_way_is_refused(short, monkeypatch, plugin):
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
-    with pytest.raises(UserError, match=f"the launch asks for {plugin} .*Use distributed_type: MULTI_GPU"):
+    with pytest.raises(UserError, match=f"the launch asks for {plugin} .*use .*multi_gpu_fsdp2.yaml"):
         train_here(**short)
 
 

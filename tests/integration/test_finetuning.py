@@ -251,7 +251,7 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
     with torch.no_grad():
         for name in trained:
             model.get_parameter(name).zero_()
-    load_adapter(model, tmp_path / "best/adapter")
+    model.load_state_dict(load_adapter(model, tmp_path / "best/adapter"), strict=False)
     assert torch.equal(model(input_ids=ids).logits, expected)
 
 

@@ -13,9 +13,9 @@ FLOORS = [
     floor.split()
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
-        "ft.values",
+        "ft.values ft.layers ft.sharded",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
-        "ft.last_layer ft.layers ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
+        "ft.last_layer ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
         "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
         "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
         "ft.attention ft.config ft.data.files ft.metrics ft.train_loss ft.checkpoint ft.analysis.intervals "
@@ -23,7 +23,7 @@ FLOORS = [
         "ft.preflight.lengths",
         "ft.wandb_run",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
-        "ft.preflight.near",
+        "ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
         "ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "

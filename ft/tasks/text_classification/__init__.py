@@ -187,9 +187,11 @@ class TextClassification(Task):
         self.kind.configure(model_config)
         return exported
 
-    def import_weights(self, model: torch.nn.Module, model_config: dict[str, Any]) -> None:
+    def import_weights(
+        self, state: dict[str, torch.Tensor], model_config: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
         """See the kinds."""
-        self.kind.import_weights(model, model_config)
+        return self.kind.import_weights(state, model_config)
 
     # --- results
 

@@ -126,8 +126,11 @@ class Kind(ABC):
         """See `Task.export_weights`."""
         return state
 
-    def import_weights(self, model: torch.nn.Module, model_config: dict[str, Any]) -> None:  # noqa: B027
+    def import_weights(
+        self, state: dict[str, torch.Tensor], model_config: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
         """See `Task.import_weights`."""
+        return state
 
     # --- results
 

@@ -145,7 +145,10 @@ class Regression(Kind):
         self._head, head = found
         self._has_bias = head.bias is not None
         if f"{self._head}.weight" not in new:
-            self.import_weights(model, vars(model.config))
+            own = model.state_dict()
+            for name, value in self.import_weights(own, vars(model.config)).items():
+                if value is not own[name]:
+                    own[name].copy_(value)
 
     def export_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The head in the target's own unit."""
@@ -156,21 +159,18 @@ class Regression(Kind):
             exported[bias] = state[bias].new_full((1,), _exported(self._bias, self.scale, self.mean))
         return exported
 
-    def import_weights(self, model: torch.nn.Module, model_config: dict[str, Any]) -> None:
+    def import_weights(
+        self, state: dict[str, torch.Tensor], model_config: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
         """The head in the unit in which it learns; to the bit, where `export_weights` made it."""
-        import torch
-
-        head = model.get_submodule(self._head)
-        assert isinstance(head, torch.nn.Linear)
-        with torch.no_grad():
-            head.weight.div_(self.scale)
-            if not self._has_bias:
-                return
-            bias = (head.bias.double() - self.mean) / self.scale
-            exact = model_config.get("target_head_bias")
-            if exact is not None and head.bias.item() == _exported(exact, self.scale, self.mean):
-                bias.fill_(exact)
-            head.bias.copy_(bias)
+        weight, bias = f"{self._head}.weight", f"{self._head}.bias"
+        imported = {**state, weight: state[weight] / self.scale}
+        if self._has_bias:
+            exact, found = model_config.get("target_head_bias"), float(state[bias])
+            if exact is None or found != _exported(exact, self.scale, self.mean):
+                exact = (found - self.mean) / self.scale
+            imported[bias] = state[bias].new_full((1,), exact)
+        return imported
 
     # --- results
 

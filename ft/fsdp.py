@@ -1,0 +1,68 @@
+"""How a launch with FSDP2 cuts a model into shards, one on each process: Accelerate's plugin, and what that
+leaves to do. (Zhao et al., 2023; torch's `fully_shard`.)"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import CPUOffloadPolicy
+
+from ft.errors import UserError
+from ft.layers import repeated_layers
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Sharding(FullyShardedDataParallelPlugin):
+    """What the launch asks for (FSDP_* in the environment), as far as it changes no result: memory alone."""
+
+    transformer_cls_names_to_wrap: list[str] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        found = {
+            "fsdp_version": (self.fsdp_version, 2),
+            "fsdp_cpu_ram_efficient_loading": (self.cpu_ram_efficient_loading, False),
+            "fsdp_offload_params": (isinstance(self.cpu_offload, CPUOffloadPolicy), False),
+            "fsdp_activation_checkpointing": (self.activation_checkpointing, False),
+            "mixed_precision": (os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "no", "bf16"),
+        }
+        for name, (value, *expected) in found.items():
+            if value not in expected:
+                raise UserError(
+                    f"the launch asks for {name}: {value}, expected {' or '.join(map(str, expected))}; "
+                    "accelerate_configs/multi_gpu_fsdp2.yaml is a launch that works, and "
+                    "--gradient_checkpointing saves more memory."
+                )
+
+    def set_auto_wrap_policy(self, model: Any) -> None:
+        """Cut the layers that are repeated, one by one, where the launch names none. Accelerate would take
+        `_no_split_modules`: those of a BERT hold the embeddings, on which it then fails (seen with 1.15)."""
+        if self.transformer_cls_names_to_wrap is None:
+            names = {type(layer).__name__ for layer in repeated_layers(model)}
+            self.transformer_cls_names_to_wrap = sorted(names)
+        super().set_auto_wrap_policy(model)
+
+    def set_mixed_precision(self, *_: Any, **__: Any) -> None:
+        """None in FSDP2 itself: autocast does it (`finish_sharding`), with the results of any other launch,
+        and gradients are summed in fp32."""
+
+
+def shard_over_processes(accelerator: Accelerator, sharding: Sharding) -> None:
+    """Have a new Accelerator cut the model that it prepares. On a CPU it would keep it whole, and say
+    nothing."""
+    state: Any = accelerator.state
+    state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, sharding
+
+
+def finish_sharding(accelerator: Accelerator, model: Any) -> None:
+    """What Accelerate leaves to do when it has cut a model."""
+    # Of what no layer holds (the head), the whole would else stay after an evaluation, and be used again when
+    # its shards have changed.
+    model.set_reshard_after_forward(True)
+    if accelerator.mixed_precision == "bf16":
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
