@@ -35,18 +35,21 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
     did not score the same rows for the same task."""
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
+    names = config.compared
+    runs: list[list[Path]] = hosts.from_main(lambda: [runs_in(Path(name)) for name in names])
+    hosts.from_main(lambda: check_models([run for side in runs for run in side]))
     sides = []
-    for name in config.compared:
+    for side in runs:
         folders = []
-        for run in hosts.from_main(lambda name=name: runs_in(Path(name))):  # type: ignore[misc]
+        for run in side:
             place, missing = hosts.from_main(lambda run=run: find_predictions(run, config.split))  # type: ignore[misc]
             if missing is not None:
                 score(_scoring(run, missing))
             folders.append(place)
         sides.append(folders)
     if accelerator.is_main_process:
-        scored = [[Scored.read(folder / PREDICTIONS) for folder in side] for side in sides]
-        found = compared(scored, config.compared)
+        scored = [[Scored.read(folder / PREDICTIONS) for folder in folders] for folders in sides]
+        found = compared(scored, names)
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "comparison.json", to_json(found, indent=1, ensure_ascii=False) + "\n")
@@ -64,6 +67,14 @@ def runs_in(folder: Path) -> list[Path]:
         raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
     seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
     return sorted(seeds, key=lambda path: int(path.name[5:])) or [folder]
+
+
+def check_models(runs: Sequence[Path]) -> None:
+    """Raise `UserError` where the models of some runs were trained for different tasks: before any of them is
+    scored."""
+    models = [model for model in (Scored.by_model(run / "best") for run in runs) if model is not None]
+    for other in models[1:]:
+        check_same(models[0], other)
 
 
 def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:

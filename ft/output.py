@@ -1,5 +1,6 @@
 """The output folder: who may write in it, and what of an earlier run goes."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -132,6 +133,15 @@ def lock_output_dir(folder: Path) -> FileLock:
         ) from None
     except OSError as error:
         raise UserError(f"output_dir: {str(folder)!r} cannot be written: {error.strerror}.") from None
+
+
+def release_output_dir(lock: FileLock) -> None:
+    """Let a folder go that `lock_output_dir` took; one that holds nothing else goes, too."""
+    lock.release()
+    place = Path(lock.lock_file)
+    place.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        place.parent.rmdir()
 
 
 def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:

@@ -25,7 +25,13 @@ from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
 from ft.lora import check_peft
 from ft.model import export
-from ft.output import check_output_dir, clear_output_dir, lock_output_dir, write_whole
+from ft.output import (
+    check_output_dir,
+    clear_output_dir,
+    lock_output_dir,
+    release_output_dir,
+    write_whole,
+)
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
@@ -109,7 +115,12 @@ class Run:
             finish_sharding(accelerator, model)
         self.pretrained = weights_mark(accelerator.unwrap_model(model))
         if self.checkpoint is not None:
-            self.progress = resume(self, self.checkpoint, notes)
+            try:
+                self.progress = resume(self, self.checkpoint, notes)
+            except UserError:
+                if accelerator.is_main_process:
+                    release_output_dir(self._lock)
+                raise
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
         plain = accelerator.unwrap_model(model)
@@ -331,8 +342,7 @@ class Run:
         self.tracker.finish(summary, *shown)
         self.watchdog.end()
         if self.accelerator.is_main_process:
-            self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            release_output_dir(self._lock)
 
     def _hold(self, lock: Any) -> None:
         self._lock = lock  # of the main process, until it ends

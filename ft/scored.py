@@ -15,6 +15,11 @@ from ft.analysis.predictions import Predictions
 from ft.errors import UserError
 
 SINGLE, MULTI, NUMBER = "one label a row", "any number of labels a row", "a number a row"
+KINDS = {  # by the names that models have for them
+    "single_label_classification": SINGLE,
+    "multi_label_classification": MULTI,
+    "regression": NUMBER,
+}
 KNOWN = ("row", "label", "prediction", "probabilities")  # keys of a line; the others are texts
 
 
@@ -62,6 +67,17 @@ class Scored:
             [line["prediction"] for line in lines],
             np.array([[line["probabilities"][name] for name in names] for line in lines]) if names else None,
         )  # fmt: skip
+
+    @staticmethod
+    def by_model(folder: Path) -> Scored | None:
+        """A file without rows, of the task of an exported model; None where its config does not say."""
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            kind = KINDS[config["problem_type"]]
+            names = [] if kind == NUMBER else list(config["id2label"].values())
+        except (OSError, ValueError, KeyError):
+            return None
+        return Scored(folder, kind, names, [], [], [], [], None)
 
     def judged(self, names: Sequence[str]) -> Predictions:
         """The predictions with the labels in the order of `names`."""

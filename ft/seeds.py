@@ -19,7 +19,15 @@ from typing import Any
 from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.errors import EXIT_DONE, Stopped, printable
-from ft.output import REPLACED, check_seeds_dir, lock_output_dir, put_back, set_aside, write_whole
+from ft.output import (
+    REPLACED,
+    check_seeds_dir,
+    lock_output_dir,
+    put_back,
+    release_output_dir,
+    set_aside,
+    write_whole,
+)
 from ft.runtime import STARTED, HostGroup, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
@@ -115,8 +123,7 @@ class _Record:
                 shutil.rmtree(self.folder / REPLACED)
             else:
                 put_back(self.folder)
-        self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
+        release_output_dir(self._lock)
 
 
 def _asked(run: Config) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -202,6 +203,17 @@ def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys)
     assert capsys.readouterr().out.count("test: 47 rows") == 1
     found = compare(short, deep, tmp_path / "out", split="validation")
     assert found["rows"] == 61
+
+
+def test_runs_of_different_tasks_are_refused_before_any_is_scored(trained, tmp_path):
+    sides = [shutil.copytree(trained / "short" / "seed-42", tmp_path / name) for name in ("one", "other")]
+    for side in sides:
+        shutil.rmtree(side / "evaluation-test", ignore_errors=True)
+    place = sides[1] / "best" / "config.json"
+    place.write_text(place.read_text().replace("single_label", "multi_label"))
+    with pytest.raises(UserError, match=r"the tasks differ: .*one label a row, .*any number of labels"):
+        compare(*sides, tmp_path / "out")
+    assert not any((side / "evaluation-test").exists() for side in sides)
 
 
 def test_an_evaluation_of_another_model_in_the_folder_of_a_run_is_not_taken_for_its_own(

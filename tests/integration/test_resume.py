@@ -239,6 +239,13 @@ def test_a_checkpoint_of_another_run_is_refused(config, whole, change, names):
     with pytest.raises(UserError) as caught:
         train_here(**{**config, **change}, resume_from_checkpoint="latest")
     assert all(name in str(caught.value) for name in ("resume_from_checkpoint", *names))
+    assert not (whole / ".lock").exists()
+
+
+def test_a_refused_checkpoint_of_elsewhere_leaves_no_folder(config, whole, tmp_path):
+    with pytest.raises(UserError, match="another seed"):
+        train_here(**{**config, "seed": 7, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_checkpoint_of_another_pretrained_model_is_refused_wherever_it_lies(config, whole, tmp_path):
