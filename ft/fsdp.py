@@ -41,10 +41,23 @@ class Sharding(FullyShardedDataParallelPlugin):
 
     def set_auto_wrap_policy(self, model: Any) -> None:
         """Cut the layers that are repeated, one by one, where the launch names none. Accelerate would take
-        `_no_split_modules`: those of a BERT hold the embeddings, on which it then fails (seen with 1.15)."""
+        `_no_split_modules`: those of a BERT hold the embeddings, on which it then fails (seen with 1.15).
+
+        Raises `UserError` for a model that has one tensor in several modules, as BART and T5 have their
+        embeddings: FSDP2 wants these cut together, which Accelerate does not do."""
+        places: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            places.setdefault(id(parameter), []).append(name)
+        for names in places.values():
+            if len(names) > 1:
+                raise UserError(
+                    f"the launch asks for FSDP, but a {type(model).__name__} has one tensor in several "
+                    f"places ({', '.join(names[:3])}), which cannot be cut; use "
+                    "accelerate_configs/multi_gpu_bf16.yaml."
+                )
         if self.transformer_cls_names_to_wrap is None:
-            names = {type(layer).__name__ for layer in repeated_layers(model)}
-            self.transformer_cls_names_to_wrap = sorted(names)
+            layers = {type(layer).__name__ for layer in repeated_layers(model)}
+            self.transformer_cls_names_to_wrap = sorted(layers)
         super().set_auto_wrap_policy(model)
 
     def set_mixed_precision(self, *_: Any, **__: Any) -> None:

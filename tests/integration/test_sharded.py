@@ -187,6 +187,19 @@ def test_what_would_change_a_result_or_a_file_is_refused(config, tmp_path, fsdp,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_with_one_tensor_in_several_places_is_refused(config, tokenizer, tmp_path, fsdp):
+    from transformers import BartConfig, BartModel
+
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": len(tokenizer)}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
+    BartModel(BartConfig(**sizes, **heads, pad_token_id=0)).save_pretrained(tmp_path / "bart")
+    tokenizer.save_pretrained(tmp_path / "bart")
+    words = config | {"model_name_or_path": tmp_path / "bart", "output_dir": tmp_path / "run"}
+    done = launch(FORKS, flags(**words))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "BartForSequenceClassification has one tensor in several places (model.shared" in done.stderr
+
+
 def test_eval_py_is_launched_without_shards(config, tmp_path, fsdp):
     with pytest.raises(UserError, match=r"eval\.py has the whole model in each process"):
         score_here(model_name_or_path=config["model_name_or_path"], test_file=tmp_path / "no.csv")
