@@ -12,6 +12,7 @@ import torch
 from ft.data.encode import EncodedRows
 from ft.errors import UserError
 from ft.metrics import NamedMetrics
+from ft.sharded import is_sharded
 from ft.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def evaluate(
     model.eval()
     parts = []
     try:
-        with torch.inference_mode():
+        # Whole parameters, which FSDP2 makes at its first forward pass, have to be of use in training, too.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             for batch in loader:
                 with accelerator.autocast():
                     scores, losses = task.predict(model, batch)

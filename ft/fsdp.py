@@ -29,6 +29,11 @@ class Sharding(FullyShardedDataParallelPlugin):
             "fsdp_cpu_ram_efficient_loading": (self.cpu_ram_efficient_loading, False),
             "fsdp_offload_params": (isinstance(self.cpu_offload, CPUOffloadPolicy), False),
             "fsdp_activation_checkpointing": (self.activation_checkpointing, False),
+            "fsdp_auto_wrap_policy": (
+                os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP"),
+                "TRANSFORMER_BASED_WRAP",
+                "NO_WRAP",
+            ),
             "mixed_precision": (os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "no", "bf16"),
         }
         for name, (value, *expected) in found.items():
@@ -58,7 +63,10 @@ class Sharding(FullyShardedDataParallelPlugin):
         if self.transformer_cls_names_to_wrap is None:
             layers = {type(layer).__name__ for layer in repeated_layers(model)}
             self.transformer_cls_names_to_wrap = sorted(layers)
-        super().set_auto_wrap_policy(model)
+        try:
+            super().set_auto_wrap_policy(model)
+        except ValueError as error:  # a layer that the model does not have
+            raise UserError(f"the launch asks for fsdp_transformer_layer_cls_to_wrap: {error}") from None
 
     def set_mixed_precision(self, *_: Any, **__: Any) -> None:
         """None in FSDP2 itself: autocast does it (`finish_sharding`), with the results of any other launch,

@@ -85,6 +85,8 @@ def weights_difference(one: Path, other: Path, but: str | None = None) -> float:
 def verify(config: Config) -> int:
     """Print the table; 0 where all launches give the same, else 1 and the first update and quantity that do
     not. Works in temporary folders."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("verify: launches its own processes; start it as one: python train.py ... --verify")
     resolve_batch_size(config, 1)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         return _Matrix(config, Path(folder)).run()

@@ -3,6 +3,7 @@
 On CPUs, over gloo: Accelerate would leave the model whole there, so ft/fsdp.py has it cut as on GPUs."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from compare import KEYS_BIAS, largest_difference, same_bits
 from conftest import ACCELERATE, FORKS, ROOT, flags, launch, score_here, series, train_here
 from safetensors import safe_open
 
+from ft.checkpoint import write_manifest
 from ft.errors import UserError
 from ft.verify import weights_difference
 
@@ -157,6 +159,23 @@ def test_a_run_in_shards_is_checked_before_and_stopped_and_taken_up(config, tmp_
     assert "resumed from" in done.stdout
 
 
+def test_a_run_stopped_in_an_evaluation_goes_on_in_shards(config, tmp_path, fsdp):
+    """It evaluates first: what FSDP2 makes in that must be of use in training."""
+    words = config | {"max_train_steps": 10, "output_dir": tmp_path / "run"}
+    assert launch(FORKS, flags(**words)).returncode == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000010")
+    state = tmp_path / "cut/checkpoints/step-00000006/state.json"
+    about = json.loads(state.read_text())
+    about["progress"]["evaluation_due"] = True
+    state.write_text(json.dumps(about))
+    (state.parent / "manifest.json").unlink()
+    write_manifest(state.parent)
+    done = launch(FORKS, flags(**words | {"output_dir": tmp_path / "cut"}, resume_from_checkpoint="latest"))
+    assert done.returncode == 0, done.stderr
+    assert same_bits(tmp_path / "run/final", tmp_path / "cut/final")
+
+
 def test_accelerate_launch_cuts_the_model_as_the_launch_config_says(config, tmp_path):
     """That of accelerate_configs/, on CPUs."""
     text = (ROOT / "accelerate_configs/multi_gpu_fsdp2.yaml").read_text()
@@ -174,6 +193,7 @@ WRONG = {
     "fsdp_cpu_ram_efficient_loading": {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"},
     "fsdp_offload_params": {"FSDP_OFFLOAD_PARAMS": "true"},
     "fsdp_activation_checkpointing": {"FSDP_ACTIVATION_CHECKPOINTING": "true"},
+    "fsdp_auto_wrap_policy": {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"},
     "mixed_precision": {"ACCELERATE_MIXED_PRECISION": "fp16"},
 }
 
@@ -184,6 +204,14 @@ def test_what_would_change_a_result_or_a_file_is_refused(config, tmp_path, fsdp,
         monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=f"the launch asks for {name}: .*multi_gpu_fsdp2.yaml"):
         train_here(**config, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_the_model_does_not_have_is_one_message(config, tmp_path, fsdp, monkeypatch):
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "FooLayer")
+    done = launch(FORKS, flags(**config, output_dir=tmp_path / "run"))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "fsdp_transformer_layer_cls_to_wrap: Could not find" in done.stderr and "FooLayer" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -198,6 +226,7 @@ def test_a_model_with_one_tensor_in_several_places_is_refused(config, tokenizer,
     done = launch(FORKS, flags(**words))
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "BartForSequenceClassification has one tensor in several places (model.shared" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_eval_py_is_launched_without_shards(config, tmp_path, fsdp):

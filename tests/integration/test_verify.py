@@ -7,6 +7,7 @@ import shutil
 import pytest
 from conftest import ONE, flags, launch, train_here
 
+from ft.errors import UserError
 from ft.verify import _Matrix, compare
 
 
@@ -17,6 +18,12 @@ def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
     assert len(rows) == 5 and all(line.endswith(" 61") for line in rows)  # every validation row
     assert "the same: within 1e-05" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_do_not_each_verify(base_flags, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it as one"):
+        train_here(**base_flags, verify=True)
 
 
 def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags, monkeypatch, capfd):
