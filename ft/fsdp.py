@@ -30,7 +30,7 @@ class Sharding(FullyShardedDataParallelPlugin):
             "fsdp_offload_params": (isinstance(self.cpu_offload, CPUOffloadPolicy), False),
             "fsdp_activation_checkpointing": (self.activation_checkpointing, False),
             "fsdp_auto_wrap_policy": (
-                os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP"),
+                os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper(),
                 "TRANSFORMER_BASED_WRAP",
                 "NO_WRAP",
             ),
