@@ -25,19 +25,13 @@ from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
 from ft.lora import check_peft
 from ft.model import export
-from ft.output import (
-    check_output_dir,
-    clear_output_dir,
-    lock_output_dir,
-    release_output_dir,
-    write_whole,
-)
+from ft.output import check_output_dir, clear_output_dir, lock_output_dir, release_output_dir, write_whole
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
 from ft.runtime import STARTED, Clock, HostGroup, run_began
 from ft.saver import Saver
-from ft.sharded import host_copy, is_sharded
+from ft.sharded import is_sharded, whole_state
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Throughput
@@ -352,9 +346,7 @@ class Run:
         card; the one that was there is kept as `keep`, or goes."""
         with averaged(self.optimizer):
             model = self.accelerator.unwrap_model(self.model)
-            state = model.state_dict()
-            if is_sharded(model):
-                state = host_copy(state, self.accelerator.is_main_process)
+            state = whole_state(model, self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
                 card = model_card(
                     self.config, self.task, self.data, self.max_length, self.progress.step, scored

@@ -69,3 +69,9 @@ def host_copy(value: Any, keep: bool) -> Any:
     if isinstance(value, list):
         return [host_copy(item, keep) for item in value]
     return value
+
+
+def whole_state(model: torch.nn.Module, keep: bool) -> dict[str, Any]:
+    """The state dict of a model; of one in shards, a copy of it as `host_copy` makes it."""
+    state = model.state_dict()
+    return host_copy(state, keep) if is_sharded(model) else state
