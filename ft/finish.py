@@ -56,7 +56,6 @@ def finish(run: Run) -> None:
         "perf/train_seconds": seconds,
         "perf/examples_per_second": run.throughput.rows / seconds,
         "perf/tokens_per_second": run.throughput.tokens / seconds,
-        "perf/total_seconds": time.monotonic() - run.began,
     }
     scored: dict[str, Evaluation] = {}
     if run.latest:
@@ -68,6 +67,7 @@ def finish(run: Run) -> None:
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
         results |= _assessed(run, "test", scored["test"])
+    results["perf/total_seconds"] = time.monotonic() - run.began
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         forget_bests(run.output_dir)

@@ -1,6 +1,7 @@
 """A whole run: what it leaves, what can be loaded from it, when it evaluates, saves and stops."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -57,6 +58,24 @@ def test_metrics_and_results_have_the_promised_keys(base_flags, tmp_path):
     assert environment["world_size"] == 1 and environment["versions"]["torch"].startswith(
         torch.__version__[:3]
     )
+
+
+def test_total_seconds_are_those_of_the_whole_run_with_the_scoring_of_the_test_rows(
+    base_flags, tmp_path, monkeypatch
+):
+    from ft import finish
+
+    last_score, took = finish._last_score, []
+
+    def timed(run, split):
+        scored = last_score(run, split)
+        took.append(time.monotonic() - run.began)
+        return scored
+
+    monkeypatch.setattr(finish, "_last_score", timed)
+    assert train_here(**base_flags) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert took and results["perf/total_seconds"] >= max(took)
 
 
 def test_config_yaml_repeats_the_run(base_flags, tmp_path):
