@@ -74,7 +74,9 @@ def audit(config: Config) -> dict[str, Any]:
         train, scored = (_labelled(splits, name) for name in ("train", "validation"))
         if train and scored:
             report["floors"] = {"headline": list(task.headline), **floors(kind, names, train, scored)}
+    is_pair = any(len(split.columns.texts) == 2 for split in read.values())
     _warn(report, findings)
+    _warn_of_cuts(report, config, is_pair, findings)
     return {**report, "findings": findings.as_json()}
 
 
@@ -133,7 +135,7 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about copies, conflicts and what is cut."""
+    """Warnings about copies and conflicts."""
     copies, near = report.get("copies"), report.get("near_copies")
     if copies and near:
         for pair, exact in copies["across"].items():
@@ -166,15 +168,24 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
             + first
             + ("; ..." if conflicts["texts"] > 3 else ""),
         )
+
+
+def _warn_of_cuts(report: dict[str, Any], config: Config, is_pair: bool, findings: Findings) -> None:
     tokens = report.get("tokens", {})
     train = tokens.get("splits", {}).get("train")
-    if train and train["cut_share"] > CUT_SHARE:
-        findings.warn(
-            "cut",
-            f"train: {train['cut_share']:.1%} of the rows are cut at max_length {tokens['max_length']}; "
-            f"{tokens['keeps_99_percent']} would keep 99 % of them whole, where the model takes as many; "
-            "long_text: windows sees the rest, as far as max_windows go",
-        )
+    if not train or train["cut_share"] <= CUT_SHARE:
+        return
+    where, remedy = f"max_length {tokens['max_length']}", ""
+    if config.long_text == "windows":
+        where += f" in {config.max_windows} windows"
+        remedy = "; a higher max_windows sees more"
+    elif not is_pair:
+        remedy = "; long_text: windows sees the rest, as far as max_windows go"
+    findings.warn(
+        "cut",
+        f"train: {train['cut_share']:.1%} of the rows are cut at {where}; {tokens['keeps_99_percent']} would "
+        f"keep 99 % of them whole, where the model takes as many{remedy}",
+    )
 
 
 def _first(counted: dict[str, Any]) -> str:

@@ -123,7 +123,28 @@ def test_texts_that_are_cut_are_a_warning_with_the_length_that_keeps_them(audite
     report, topics = audited(max_length=10)
     share = report["tokens"]["splits"]["train"]["cut_share"]
     assert share > 0.5 and report["tokens"]["keeps_99_percent"] > 30
-    assert "are cut at max_length 10" in topics["warning", "cut"][0]
+    assert "are cut at max_length 10;" in topics["warning", "cut"][0]
+
+
+@pytest.mark.parametrize(
+    "options, where, remedy",
+    [
+        ({}, "max_length 10;", "long_text: windows sees"),
+        ({"long_text": "windows", "max_windows": 2}, "max_length 10 in 2 windows;", "a higher max_windows"),
+    ],
+)
+def test_texts_that_are_cut_have_a_remedy(audited, options, where, remedy):
+    _, topics = audited(max_length=10, **options)
+    (warning,) = topics["warning", "cut"]
+    assert where in warning and remedy in warning
+
+
+def test_pairs_that_are_cut_are_not_told_of_windows_which_are_for_one_text(audited, data):
+    for split, count in ("train", 203), ("validation", 61), ("test", 47):
+        write_csv(data / f"{split}.csv", [{"other": "so it is", **row} for row in make_rows(count)])
+    _, topics = audited(max_length=10, text_column_names="text,other")
+    (warning,) = topics["warning", "cut"]
+    assert "cut at max_length 10;" in warning and "windows" not in warning
 
 
 def test_the_test_rows_do_not_move_the_floors(audited, data):
