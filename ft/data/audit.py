@@ -2,8 +2,9 @@
 twice."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "que
 LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars", "score"]
 ID_NAMES = ["id", "idx", "row_id"]
 
-SHOWN = 10  # rows in a message
+SHOWN = 10  # rows or values in a message
 # Columns of the encoded rows.
 RESERVED = "row label input_ids token_type_ids full_length cut pieces".split()
 WRITTEN = ["prediction", "probabilities"]  # further columns of the predictions
@@ -258,6 +259,13 @@ def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | Non
     shown = [str(int(row)) + (f" ({names[int(row)]})" if names is not None else "") for row in rows[:SHOWN]]
     more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
+
+
+def describe_values(values: Iterable[Any]) -> str:
+    """ "'a', 'b' and 40 more" for a message: each value once, in the order of its first row."""
+    different = list(dict.fromkeys(map(repr, values)))
+    more = f" and {len(different) - SHOWN:,} more" if len(different) > SHOWN else ""
+    return f"{', '.join(different[:SHOWN])}{more}"
 
 
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:

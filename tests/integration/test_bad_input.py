@@ -134,7 +134,7 @@ FILES = {
     "a name among float labels": (
         "t.jsonl",
         lines(*[{"text": "a", "label": 1.0}, {"text": "b", "label": 2.5}] * 9, {"text": "c", "label": "n/a"}),
-        ["'label'", "row 18", "'n/a'", "no finite number"],
+        ["'label'", "row 18", "'n/a'", "expected a finite number"],
     ),
     "the same list everywhere": (
         "t.jsonl",

@@ -463,7 +463,7 @@ def test_a_pair_with_one_side_empty_is_named(tiny_model, tmp_path):
         ),
         ("tags", {"label_smoothing_factor": 0.1}, "label_smoothing_factor: is for single_label"),
         ("tags", {"class_weights": "balanced"}, "its counterpart is pos_weight"),
-        ("reviews", {"problem_type": "regression"}, "found 'fine', which is no finite number"),
+        ("reviews", {"problem_type": "regression"}, "found 'fine', 'bad', 'good', expected a finite number"),
         ("tags", {"problem_type": "single_label_classification"}, "for lists of labels, set problem_type"),
         ("tags", {"metric_for_best_model": "accuracy"}, "found 'accuracy', expected one of f1_micro"),
         (

@@ -204,8 +204,8 @@ REFUSED = {
     "names for a regression": (["a", "b"], {"problem_type": REGRESSION}, ["rows 0, 1: found 'a'", SINGLE]),
     "lists for a regression": ([[1], [2]], {"problem_type": REGRESSION}, ["list", "expects numbers", SINGLE]),
     "switches for a regression": ([True, False], {"problem_type": REGRESSION}, ["bool", "expects numbers"]),
-    "a name among numbers": ([0.5, 1.5, "n/a"], {}, ["row 2", "'n/a'", "no finite number"]),
-    "infinity": ([0.5, 1.5, float("inf")], {}, ["row 2", "inf", "no finite number"]),
+    "a name among numbers": ([0.5, 1.5, "n/a"], {}, ["row 2", "'n/a'", "expected a finite number"]),
+    "infinity": ([0.5, 1.5, float("inf")], {}, ["row 2", "inf", "expected a finite number"]),
     "nan": ([0.5, float("nan"), 1.5], {}, ["label is nan: row 1", "on_bad_rows"]),
     "one number": ([0.5] * 4, {}, ["target 0.5", "nothing to learn"]),
     "fractions for one label": ([0.5, 1.5], {"problem_type": SINGLE}, ["row 0 holds 0.5", REGRESSION]),
@@ -247,7 +247,8 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
     train = jsonl(tmp_path / "t.jsonl", rows(["a"], ["b", "a"], []))
     other = jsonl(tmp_path / "v.jsonl", rows(["a"], ["a", "c"], ["d", "c"]))
     for split in ("validation", "test"):
-        with pytest.raises(UserError, match=rf"{split} data: rows 1, 2: found the label 'c'.*one of a, b\."):
+        said = rf"{split} data: rows 1, 2: found the label 'c', 'd', which.*one of a, b\."
+        with pytest.raises(UserError, match=said):
             Prepared(tokenizer, train_file=train, **{f"{split}_file": other})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ft.data.audit import describe_rows
+from ft.data.audit import describe_rows, describe_values
 from ft.data.files import MIXED
 from ft.errors import UserError
 
@@ -102,11 +102,11 @@ def numbers_of(names: Any, label_names: list[str], rows: np.ndarray, split: str)
     numbers = pc.index_in(names, value_set=pa.array(label_names, pa.large_string()))
     unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
     if len(unknown):
+        found = describe_values(names.take(unknown).to_pylist())
         raise UserError(
-            f"{split} data: {describe_rows(np.unique(rows[unknown]))}: found the label "
-            f"{names[int(unknown[0])].as_py()!r}, which training lacks; rows count from 0. Expected one "
-            f"of {', '.join(label_names[:20])}{', ...' if len(label_names) > 20 else ''}. "
-            "Mend the label, or add training rows that have it."
+            f"{split} data: {describe_rows(np.unique(rows[unknown]))}: found the label {found}, which "
+            f"training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
+            f"{', ...' if len(label_names) > 20 else ''}. Mend the label, or add training rows that have it."
         )
     return np.asarray(numbers).astype(np.int32)
 
@@ -266,9 +266,10 @@ def _class_names(values: Any, names: list[str], rows: np.ndarray, where: str) ->
 
     outside = np.flatnonzero((np.asarray(values) < 0) | (np.asarray(values) >= len(names)))
     if len(outside):
+        found = describe_values(values.take(outside).to_pylist())
         raise UserError(
-            f"{where}: {describe_rows(rows[outside])}: found {values[int(outside[0])]}, expected the "
-            f"number of one of its {len(names)} classes (0 to {len(names) - 1})."
+            f"{where}: {describe_rows(rows[outside])}: found {found}, expected the number of one of its "
+            f"{len(names)} classes (0 to {len(names) - 1})."
         )
     return pc.take(pa.chunked_array([pa.array(names, pa.large_string())]), values)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ft.data.audit import describe_rows
+from ft.data.audit import describe_rows, describe_values
 from ft.errors import UserError
 from ft.metrics import REGRESSION_METRICS, regression_metrics
 from ft.tasks.text_classification.kind import Kind, output_layer
@@ -226,13 +226,13 @@ def _numbers(
     if names is None and (numeric or pa.types.is_decimal(values.type)):
         numbers = np.asarray(values.cast(pa.float64(), safe=False), np.float64)
         broken = np.flatnonzero(~np.isfinite(numbers))
-        found = numbers[broken[0]] if len(broken) else None
+        found = numbers[broken].tolist()
     elif names is None and (is_mixed(field) or pa.types.is_large_string(values.type)):
         read = json.loads if is_mixed(field) else _read
         plain = [read(value) for value in values.to_pylist()]
         good = [isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in plain]
         broken = np.flatnonzero(~np.array(good))
-        found = plain[broken[0]] if len(broken) else None
+        found = [plain[place] for place in broken]
         numbers = np.array(plain if not len(broken) else [], np.float64)
     else:
         kind = "classes" if names else values.type
@@ -241,8 +241,8 @@ def _numbers(
         )
     if len(broken):
         raise UserError(
-            f"{where}: {describe_rows(rows[broken])}: found {found!r}, which is no finite number; rows count "
-            f"from 0. Mend the value; or, for labels, set problem_type: {SINGLE}."
+            f"{where}: {describe_rows(rows[broken])}: found {describe_values(found)}, expected a finite "
+            f"number; rows count from 0. Mend what is wrong; or, for labels, set problem_type: {SINGLE}."
         )
     return numbers
 
