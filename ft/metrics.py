@@ -59,7 +59,8 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
         "f1_weighted": float(np.average(f1, weights=support)),
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
-        "matthews_correlation": float(metrics.matthews_corrcoef(labels, predicted)),
+        # Of one class alone it is 0, of which scikit-learn would warn.
+        "matthews_correlation": float(metrics.matthews_corrcoef(labels, predicted)) if len(seen) > 1 else 0.0,
         "auroc": auroc,
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}

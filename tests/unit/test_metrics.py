@@ -92,6 +92,7 @@ def test_a_class_that_is_only_predicted_counts_as_a_failure():
     assert found["f1_macro"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
+@pytest.mark.filterwarnings("error")
 def test_rows_of_one_class_alone():
     found = classification_metrics(certain(np.array([1, 1, 1]), 2), np.array([1, 1, 1]), ["a", "b"])
     assert (found["accuracy"], found["f1_macro"], found["matthews_correlation"]) == (1.0, 1.0, 0.0)
