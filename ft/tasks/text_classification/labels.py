@@ -90,7 +90,7 @@ def in_order(found: Sequence[str], names: list[str] | None) -> list[str]:
     """The labels of a column in the order of their numbers: that of a ClassLabel where there is one; else
     whole numbers in numerical and names in alphabetical (code point) order."""
     whole = all(map(WHOLE.fullmatch, found))
-    return list(names) if names else sorted(found, key=int if whole else None)
+    return list(names) if names else sorted(found, key=(lambda name: (int(name), name)) if whole else None)
 
 
 def numbers_of(names: Any, label_names: list[str], rows: np.ndarray, split: str) -> np.ndarray:
@@ -158,7 +158,7 @@ def names_of(
                 "others; rows count from 0. Expected labels of one type."
             )
         if all(map(WHOLE.fullmatch, number)):
-            return values.cast(pa.int64()).cast(pa.large_string())  # "01" and "1" are one class
+            return values  # as written: "01" is no "1"
         values = values.cast(pa.float64())
     if is_list(values.type):
         raise UserError(
