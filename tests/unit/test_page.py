@@ -145,6 +145,14 @@ def test_many_classes_are_a_picture_and_the_most_frequent_of_them_a_table(tiny_m
     assert len(page.source) < 1_000_000
 
 
+def test_a_slice_without_a_name_has_one(tiny_model, tmp_path, monkeypatch):
+    rows = [{"value": value, "rows": 5} for value in ("", None, "north")]
+    found = {"length_slices": [], "slices": {"shop": rows}}
+    monkeypatch.setattr("ft.assess.slice_tables", lambda *rest: found)
+    page = write(tmp_path, tiny_model, LABELS["two"])
+    assert all(name in page.text for name in ("(empty)", "(none)", "north"))
+
+
 def test_what_a_preflight_found_in_the_same_folder_is_there(tiny_model, tmp_path):
     (tmp_path / "<b>run<").mkdir()
     (tmp_path / "<b>run<" / "b>").mkdir()
