@@ -257,15 +257,18 @@ def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | Non
     """ "rows 3, 17 and 40 more" for a message, with the files of the rows if `names` has them; rows count
     from 0."""
     shown = [str(int(row)) + (f" ({names[int(row)]})" if names is not None else "") for row in rows[:SHOWN]]
-    more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(shown)}{more}"
+    return f"row{'s' if len(rows) > 1 else ''} {_first_of(len(rows), shown)}"
 
 
 def describe_values(values: Iterable[Any]) -> str:
     """ "'a', 'b' and 40 more" for a message: each value once, in the order of its first row."""
     different = list(dict.fromkeys(map(repr, values)))
-    more = f" and {len(different) - SHOWN:,} more" if len(different) > SHOWN else ""
-    return f"{', '.join(different[:SHOWN])}{more}"
+    return _first_of(len(different), different[:SHOWN])
+
+
+def _first_of(count: int, shown: list[str]) -> str:
+    """ "3, 17 and 40 more": what is shown of so many things."""
+    return ", ".join(shown) + (f" and {count - SHOWN:,} more" if count > SHOWN else "")
 
 
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:

@@ -171,6 +171,7 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
 
 
 def _warn_of_cuts(report: dict[str, Any], config: Config, is_pair: bool, findings: Findings) -> None:
+    """A warning about what is cut, with a remedy that the run would take; windows are for single texts."""
     tokens = report.get("tokens", {})
     train = tokens.get("splits", {}).get("train")
     if not train or train["cut_share"] <= CUT_SHARE:
