@@ -46,7 +46,7 @@ class Progress:
     def weigh(self, value: float | None, sign: int, threshold: float) -> bool:
         """Take the metric of an evaluation at this step: count patience, for which it has to be better by
         more than `threshold`, and say whether it is the best so far. `sign` is 1 where higher is better,
-        else -1; None and NaN are never better."""
+        else -1; None and NaN are never better, and cost no patience before there was a number to beat."""
 
         def beats(other: float | None, by: float) -> bool:
             if value is None or math.isnan(value):
@@ -56,7 +56,7 @@ class Progress:
         is_best = beats(self.best_metric, 0)
         if is_best:
             self.best_step, self.best_metric = self.step, value
-        self.evaluations_without_gain += 1
+        self.evaluations_without_gain += self.patience_metric is not None
         if beats(self.patience_metric, threshold):
             self.patience_metric, self.evaluations_without_gain = value, 0
         return is_best

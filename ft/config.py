@@ -57,8 +57,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 f"eval_steps: found {self.eval_steps}, but eval_strategy is epoch; set eval_strategy: steps, "
                 "or leave eval_steps out."
             )
-        if self.early_stopping_patience is not None and self.eval_strategy == "no":
-            raise UserError("early_stopping_patience needs evaluations; set eval_strategy to steps or epoch.")
+        if self.eval_strategy == "no":
+            self.check_validated("eval_strategy is no")
         if self.num_seeds > 1 and self.resume_from_checkpoint not in (None, "latest"):
             raise UserError(
                 f"resume_from_checkpoint: found {self.resume_from_checkpoint!r}, but num_seeds is "
@@ -88,15 +88,22 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 "torch_compile: with gradient_checkpointing, torch cannot compile what makes the masks of "
                 "row-keyed dropout a second time; leave one of the two out, or set dropout_mode: torch."
             )
-        chooses = self.threshold_mode not in (None, "none")
-        if chooses and self.eval_strategy == "no" and self.PURPOSE == "training":
-            raise UserError(
-                f"threshold_mode: found {self.threshold_mode}, but eval_strategy is no, so nothing is chosen "
-                "on validation rows; leave one of the two out."
-            )
         self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
+
+    def check_validated(self, why_not: str) -> None:
+        """Raise `UserError` where an option asks for what is chosen on validation rows; nothing is, for the
+        reason given."""
+        if self.PURPOSE != "training":
+            return
+        for name in ("early_stopping_patience", "threshold_mode"):
+            value = getattr(self, name)
+            if value not in (None, "none"):
+                raise UserError(
+                    f"{name}: found {value}, but {why_not}, so nothing is chosen on validation rows; leave "
+                    "one of the two out."
+                )
 
     def repeatable(self) -> Config:
         """The same without what was said of the folder itself: it repeats the run, neither resumes nor

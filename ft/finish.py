@@ -40,10 +40,10 @@ def finish(run: Run) -> None:
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
         run.export("best", run.latest)
+        why = f"{config.best_metric} was never defined on the validation rows"
         if config.eval_strategy == "no":
-            run.say(
-                "not evaluated (eval_strategy: no), so best/ is the model of the last update, as final/ is"
-            )
+            why = "not evaluated (eval_strategy: no)"
+        run.say(f"{why}, so best/ is the model of the last update, as final/ is")
     results: dict[str, Any] = {
         "headline": list(run.task.headline),
         "train/total_steps": progress.step,

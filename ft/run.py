@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -99,7 +100,11 @@ class Run:
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         self._check_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
-            notes.append("no validation rows (validation_split_percentage: 0): not evaluated on the way")
+            config.check_validated("there are no validation rows (validation_split_percentage: 0)")
+            notes.append(
+                "no validation rows (validation_split_percentage: 0): not evaluated on the way, and nothing "
+                "is chosen: best/ will be the last model"
+            )
             config.eval_strategy = "no"
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
@@ -138,6 +143,7 @@ class Run:
         self.train_loss = TrainLoss(accelerator, self.progress)
         self.clock = Clock()
         self.latest: Evaluation | None = None  # the last evaluation of this process
+        self._said_undefined = False  # that the metric which chooses is not defined
         self.health = HealthWatch(
             self.progress.health,
             self.hosts.sum,
@@ -228,9 +234,16 @@ class Run:
             self.tracker.log(
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
-            before = progress.best_step
+            before, value = progress.best_step, values[config.best_metric]
+            if (value is None or math.isnan(value)) and not self._said_undefined:
+                self._said_undefined = True
+                self.say(
+                    f"after update {progress.step:,}, {config.best_metric} is not defined on the validation "
+                    "rows and these predictions, so this model cannot be the best; metric_for_best_model "
+                    "names another metric"
+                )
             sign = 1 if config.higher_is_better else -1
-            if not progress.weigh(values[config.best_metric], sign, config.early_stopping_threshold):
+            if not progress.weigh(value, sign, config.early_stopping_threshold):
                 return
             progress.best_calibration = self.task.calibration
             self.saver.wait()  # for room on the disk: a checkpoint that cannot be written goes again

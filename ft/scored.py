@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ KINDS = {  # by the names that models have for them
     "multi_label_classification": MULTI,
     "regression": NUMBER,
 }
-KNOWN = ("row", "label", "prediction", "probabilities")  # keys of a line; the others are texts
+KNOWN = ("row", "label", "prediction", "probabilities")  # keys of a line; the others are texts and an id
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Scored:
     kind: str
     names: list[str]  # of the labels; empty for numbers
     rows: list[int]
-    texts: list[dict[str, Any]]
+    texts: list[dict[str, Any]]  # and the id, where an evaluation was given one
     labels: list[Any]  # a name, a sorted list of names, or a number
     predicted: list[Any]
     probabilities: np.ndarray | None  # (rows, labels)
@@ -127,11 +128,18 @@ def check_same(one: Scored, other: Scored) -> None:
             f"compare: the rows differ: {one.path} scored {len(one.rows):,} rows, {other.path} "
             f"{len(other.rows):,}; {where}. Score both on the same data and split."
         )
-    for what in ("texts", "labels"):
+    for what, same in (("texts", _same_texts), ("labels", operator.eq)):
         for row, mine, theirs in zip(one.rows, getattr(one, what), getattr(other, what), strict=True):
-            if mine != theirs:
+            if not same(mine, theirs):
                 shown = f" ({mine!r} and {theirs!r})" if what == "labels" else ""
                 raise UserError(
                     f"compare: the rows differ: row {row} has other {what} in {one.path} than in "
                     f"{other.path}{shown}. Score both on the same data and split."
                 )
+
+
+def _same_texts(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether what both evaluations have of a row is the same. One of them may have copied an id, or another
+    one; of a csv, ids are texts, of a jsonl the same ones are numbers."""
+    common = mine.keys() & theirs.keys()
+    return bool(common) and all(str(mine[name]) == str(theirs[name]) for name in common)

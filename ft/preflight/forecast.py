@@ -92,11 +92,14 @@ def forecast(
     evaluations = times_due(
         config.eval_strategy, config.eval_steps or config.logging_steps, total, per_epoch, done
     )
+    rest = 0.0
+    if evaluations:
+        rest = measured.first_evaluation_rest + (evaluations - 1) * measured.evaluation_rest
     saves = times_due(config.save_strategy, config.save_steps, total, per_epoch, done)
     seconds = {
         "start": start,
         "updates": float(measured.planned @ update_cost),
-        "evaluations": evaluations * (rounds.get("validation", 0.0) + measured.evaluation_rest),
+        "evaluations": evaluations * rounds.get("validation", 0.0) + rest,
         "saves": saves * measured.save,
         "end": measured.end + rounds.get("test", 0.0) + (measured.write if saves else 0.0),
     }

@@ -68,7 +68,8 @@ def shingles_of(text: str) -> np.ndarray:
     width = min(SHINGLE, len(characters))
     hashes = np.zeros(len(characters) - width + 1, np.uint64)
     for offset in range(width):  # a polynomial of the characters, modulo 2**64
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + characters[offset : offset + len(hashes)]
+        # Multiplied last, so that the last character reaches the upper bits, too.
+        hashes = (hashes + characters[offset : offset + len(hashes)]) * np.uint64(0x9E3779B97F4A7C15)
     return np.unique((hashes >> np.uint64(32)).astype(np.uint32))
 
 

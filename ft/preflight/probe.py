@@ -45,7 +45,8 @@ class Measured:
     round_costs: list[np.ndarray] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
     started: float = 0.0  # a reading of the clock: the model stands ready
-    evaluation_rest: float = 0.0  # metrics and export of an evaluation
+    first_evaluation_rest: float = 0.0  # metrics and export of an evaluation, with all that comes up first,
+    evaluation_rest: float = 0.0  # and without
     save: float = 0.0  # the loop waits for it
     write: float = 0.0  # in the background
     end: float = 0.0  # after the last update, evaluations left out
@@ -65,6 +66,7 @@ class Probe(Run):
 
     def __init__(self, *args: Any) -> None:
         self.measured, self.done = Measured(), 0
+        self._round_costs: dict[str, list[np.ndarray]] = {}  # of the rows that were kept of a split
         self._last_mark = 0.0
         self._grad_norm = torch.zeros(())
         super().__init__(*args)
@@ -120,7 +122,7 @@ class Probe(Run):
         rows = self.data.splits[split] = rows.take(np.concatenate(kept))
         # Of windows, the rows that were kept may fall into other batches than before.
         batches = evaluation_batches(rows.lengths, most, rows.pieces)
-        self.measured.round_costs += list(batch_costs(batches, rows.lengths, processes))
+        self._round_costs[split] = list(batch_costs(batches, rows.lengths, processes))
 
     # --- the loop
 
@@ -170,9 +172,7 @@ class Probe(Run):
     def _between_updates(self) -> None:
         measured = self.measured
         if self.config.eval_strategy != "no":
-            begin, rounds = self._now(), len(measured.round_seconds)
-            self.evaluate()
-            measured.evaluation_rest = self._now() - begin - sum(measured.round_seconds[rounds:])
+            measured.first_evaluation_rest, measured.evaluation_rest = self._rest(), self._rest()
         begin = self._now()
         self.save()
         saved = self._now()
@@ -181,8 +181,16 @@ class Probe(Run):
         # A run whose last model is not its best loads that for the test rows.
         self.progress.best_step = -1 if self.progress.best_metric is not None else self.progress.best_step
 
+    def _rest(self) -> float:
+        """Evaluate and export; returns the seconds beside the batches."""
+        self.progress.best_metric = None  # so that this one is the best
+        begin, rounds = self._now(), len(self.measured.round_seconds)
+        self.evaluate()
+        return self._now() - begin - sum(self.measured.round_seconds[rounds:])
+
     def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
         """Score the rows that were kept of a split, and note what each round of batches took."""
+        self.measured.round_costs += self._round_costs[split]
         self._last_mark = self._now()
         return super().score(split, before_stop)
 

@@ -107,11 +107,24 @@ def test_the_order_of_the_lines_and_of_the_labels_does_not_matter(tmp_path):
     assert found["only_a_right"] == found["only_b_right"] == 0
 
 
+def with_ids(lines, name="id", kind=int):
+    return [line | {name: kind(line["row"])} for line in lines]
+
+
+LINES = one_label([True] * 9 + [False])
+
+
+@pytest.mark.parametrize("lines", [LINES, with_ids(LINES, "key"), with_ids(LINES, kind=str)])
+def test_the_same_rows_may_have_come_without_ids_or_with_others(tmp_path, lines):
+    """Ids are texts where they were read from a csv, and numbers from a jsonl."""
+    a, b = write(tmp_path / "a", with_ids(LINES)), write(tmp_path / "b", lines)
+    assert compare(a, b, tmp_path / "out")["rows"] == 10
+
+
 def changed(lines, row, **values):
     return [line | (values if line["row"] == row else {}) for line in lines]
 
 
-LINES = one_label([True] * 9 + [False])
 REFUSED = {
     "fewer rows": (LINES[:-1], r"the rows differ: .*scored 10 rows, .* 9; row 9 is in one of them alone"),
     "other rows": ([line | {"row": line["row"] + 5} for line in LINES], "row 0 is in one of them alone"),

@@ -280,6 +280,10 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
             {"threshold_mode": "global", "eval_strategy": "no"},
             "threshold_mode: found global, but eval_strategy is no",
         ),
+        (
+            {"early_stopping_patience": 1, "eval_strategy": "no"},
+            "early_stopping_patience: found 1, but eval_strategy is no",
+        ),
         ({"lora_dropout": 0.1}, "lora_dropout: is about LoRA"),
         ({"lora_dropout": 1, "lora_rank": 4}, "lora_dropout: found 1.*below 1"),
         ({"lora_target_modules": "query"}, "lora_target_modules: is about LoRA"),

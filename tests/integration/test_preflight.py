@@ -276,6 +276,13 @@ def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path
     assert train_here(**resumed) == EXIT_DONE
 
 
+def test_a_run_that_never_evaluates_is_forecast_though_it_has_validation_rows(base_flags, tmp_path):
+    assert train_here(**base_flags, eval_strategy="no", preflight=True) == EXIT_DONE
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    assert report["forecast"]["evaluations"] == report["forecast"]["seconds"]["evaluations"] == 0
+    assert report["forecast"]["seconds"]["end"] > 0  # the test rows are scored
+
+
 def test_two_processes_speak_with_one_voice(base_flags, tmp_path):
     done = launch(two_processes(), [*flags(**base_flags), "--preflight"])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """A whole run: what it leaves, what can be loaded from it, when it evaluates, saves and stops."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import yaml
 from conftest import flags, launch, make_rows, metrics_of, series, train_here, two_processes, write_csv
 
+from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
 
 
@@ -167,6 +169,27 @@ def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, 
     assert [r["step"] for r in metrics_of(tmp_path / "run") if "eval/loss" in r] == [7, 14, 21]
     assert "stopped early" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/results.json").read_text())["best/step"] == 7
+
+
+def test_a_metric_that_is_never_defined_is_said_and_stops_nothing(base_flags, reviews, tmp_path, capsys):
+    data = shutil.copytree(reviews, tmp_path / "data")
+    header, *lines = (data / "validation.csv").read_text().splitlines(keepends=True)
+    (data / "validation.csv").write_text(header + "".join(x for x in lines if x.endswith("good\n")))
+    words = {**base_flags, "dataset_name": data, "metric_for_best_model": "auroc", "num_train_epochs": 3}
+    assert train_here(**words, early_stopping_patience=1) == 0
+    said = capsys.readouterr().out
+    assert said.count("auroc is not defined on the validation rows") == 1 and "stopped early" not in said
+    assert "auroc was never defined on the validation rows, so best/ is the model of the last update" in said
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/auroc"] is None and results["best/step"] == results["train/total_steps"] == 21
+
+
+def test_patience_without_validation_rows_is_refused(base_flags, reviews, tmp_path):
+    words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
+    words["train_file"] = reviews / "train.csv"
+    with pytest.raises(UserError, match="early_stopping_patience: found 1, but there are no validation rows"):
+        train_here(**words, validation_split_percentage=0, early_stopping_patience=1)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags, tmp_path):

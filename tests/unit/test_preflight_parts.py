@@ -4,16 +4,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ft.config import Config
 from ft.data.plan import Plan, evaluation_batches
 from ft.preflight.costs import batch_costs, fit, spread, update_costs
 from ft.preflight.duplicates import exact_copies, label_conflicts
 from ft.preflight.findings import Findings
 from ft.preflight.floors import floors
-from ft.preflight.forecast import times_due
+from ft.preflight.forecast import forecast, times_due
 from ft.preflight.labels import label_facts
 from ft.preflight.lengths import token_lengths
 from ft.preflight.memory import free_host_bytes, is_out_of_memory, limited_to, peak_host_bytes
 from ft.preflight.near import jaccard, near_copies, shingles_of
+from ft.preflight.probe import Measured
 from ft.preflight.rows import Rows, different_texts
 
 
@@ -69,6 +71,22 @@ def test_near_copies_are_those_whose_shingles_are_mostly_the_same():
     assert [row for row, _ in found["within"]["train"]["first"]] == [0, 1, 2, 3]
     assert found["across"]["test in train"]["rows"] == 1
     assert found["compared"] == found["texts"] == 6
+
+
+@pytest.mark.parametrize(
+    "one, other, similarity",
+    [
+        ("yes", "yep", 0),  # shorter than a shingle: one piece
+        ("x", "y", 0),
+        ("AB-12", "ab-12", 1),
+        ("AB-12", "AB-13", 0),
+        ("abcdefgh", "abcdefgi", 3 / 5),
+        ("room 101", "room  102", 3 / 5),
+        ("𝄞aaaab", "𝄞aaaac", 1 / 3),
+    ],
+)
+def test_every_character_of_a_shingle_counts(one, other, similarity):
+    assert jaccard(shingles_of(one), shingles_of(other)) == pytest.approx(similarity)
 
 
 def test_an_exact_copy_is_no_near_copy():
@@ -193,6 +211,17 @@ def test_evaluations_and_saves_are_counted_as_the_run_makes_them(strategy, every
     made = sum(step % period == 0 or step == total for step in range(done + 1, total + 1))
     assert times_due(strategy, every, total, per_epoch, done) == made
     assert times_due("no", every, total, per_epoch, done) == 0
+
+
+def test_what_the_first_evaluation_alone_costs_is_forecast_once():
+    measured = Measured(
+        first_evaluation_rest=5.0, evaluation_rest=0.5, peak_host=[1.0], peak_device=[0.0],
+        update_costs=[np.ones(3)], update_seconds=[1.0],
+    )  # fmt: skip
+    config = Config(eval_strategy="epoch", save_strategy="no")
+    found = forecast(config, measured, total=30, per_epoch=3, done=0, start=2.0)
+    assert found["evaluations"] == 10 and found["seconds"]["evaluations"] == pytest.approx(5 + 9 * 0.5)
+    assert found["total_seconds"] == pytest.approx(2 + 5 + 9 * 0.5)
 
 
 def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process():
