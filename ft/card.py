@@ -112,7 +112,8 @@ def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
         judged = task.judge(scored.scores, scored.labels)
         found = intervals(judged.statistics[:1], RESAMPLES)
     lines = [
-        f"{scored.metrics['rows']:,} rows. In brackets the 95 percent bootstrap interval over rows.", "",
+        f"{scored.metrics['rows']:,} rows. In brackets the 95 percent bootstrap interval over rows "
+        f"({RESAMPLES:,} resamples).", "",
         "| metric | value |", "|---|---|",
     ]  # fmt: skip
     for name, value in scored.metrics.items():

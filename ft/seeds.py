@@ -106,7 +106,11 @@ class _Record:
         if path.exists():
             self.finished = json.loads(path.read_text(encoding="utf-8"))
         # After a change, every run looks for itself whether it may go on, and whether there is more to do.
-        return [run.seed for run in runs if self.finished.get(str(run.seed)) == _asked(run)]
+        return [
+            run.seed
+            for run in runs
+            if self.finished.get(str(run.seed)) == _asked(run) and _results_of(run.output_dir).exists()
+        ]
 
     def add(self, run: Config) -> None:
         """Note a finished seed."""
@@ -124,6 +128,10 @@ class _Record:
             else:
                 put_back(self.folder)
         release_output_dir(self._lock)
+
+
+def _results_of(folder: str | Path) -> Path:
+    return Path(folder) / "results.json"
 
 
 def _asked(run: Config) -> str:
@@ -161,9 +169,7 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     its mean, its sample standard deviation under NAME_std, and all results of each run under "runs".
 
     The interval of one run (NAME_low, NAME_high) is about its rows, and has no mean here."""
-    runs = {
-        folder.name: json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders
-    }
+    runs = {folder.name: json.loads(_results_of(folder).read_text(encoding="utf-8")) for folder in folders}
     results: dict[str, Any] = {"seeds": [int(name.removeprefix("seed-")) for name in runs]}
     first, *_ = runs.values()
     for key in first:

@@ -72,6 +72,10 @@ def choose_columns(
             )
         texts = known[:1] or strings
     for name in texts:
+        if len(texts) == 2 and name in WRITTEN:  # a single text is called "text" there
+            raise UserError(
+                f"text_column_names: {name!r} is the name of another column of the predictions; rename it."
+            )
         _check_text(table, name, split)
     if label in texts and is_labelled:
         raise UserError(f"label_column_name: {label!r} is the text column, too; name another column.")

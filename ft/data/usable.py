@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import (
-    WRITTEN,
     Columns,
     Scoring,
     choose_columns,
@@ -144,13 +143,7 @@ def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tupl
     """The text columns that the user named, or that the model was trained on, if these are there; else
     none."""
     trained_on = scoring.texts if scoring and set(scoring.texts) <= set(raw.column_names) else ()
-    texts = tuple(options.text_columns) or trained_on
-    taken = [name for name in texts if scoring and len(texts) == 2 and name in WRITTEN]
-    if taken:
-        raise UserError(
-            f"text_column_names: {taken[0]!r} is the name of another column of the predictions; rename it."
-        )
-    return texts
+    return tuple(options.text_columns) or trained_on
 
 
 def _unused_note(columns: Columns, others: list[str]) -> str:

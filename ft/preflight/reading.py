@@ -21,6 +21,7 @@ from ft.preflight.rows import EXAMPLES, Rows
 from ft.tasks.base import Task
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
+PLACES = ("dataset_name", "train_file", "validation_file", "test_file")  # later ones count
 MOST_VALUES = 1000  # different labels that are tried one by one
 
 
@@ -53,12 +54,8 @@ class ReadSplit:
 def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, ReadSplit]:
     """All splits that can be read; the task learns its targets from the training rows. What is wrong goes to
     `findings`."""
-    try:
-        sources = find_sources(config)
-    except UserError as error:
-        findings.block("data", str(error))
-        return {}
-    if "train" not in sources:
+    sources = _sources(config, findings)
+    if "train" not in sources and not findings.blocking_topics():
         findings.block("data", f"no training data: found {' and '.join(sources)} only.")
     splits: dict[str, ReadSplit] = {}
     columns: Columns | None = None
@@ -73,6 +70,19 @@ def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, Rea
         except UserError as error:
             findings.block("data", str(error))
     return splits
+
+
+def _sources(config: Config, findings: Findings) -> dict[str, Source]:
+    """The splits that can be found; each option that names data is followed by itself, so that one that is
+    wrong hides no other's faults."""
+    sources: dict[str, Source] = {}
+    for name in PLACES:
+        if getattr(config, name):
+            try:
+                sources |= find_sources(replace(config, **dict.fromkeys(set(PLACES) - {name})))
+            except UserError as error:
+                findings.block("data", str(error))
+    return sources
 
 
 def _read(source: Source, findings: Findings) -> pa.Table:

@@ -205,6 +205,21 @@ def test_blocking_findings_are_listed_at_the_end_with_exit_code_2(base_flags, da
     assert train_here(**{**base_flags, "max_train_steps": 2}) == EXIT_DONE
 
 
+@pytest.mark.parametrize("missing", ["train", "validation", "test"])
+def test_a_file_that_is_missing_hides_no_fault_of_the_others(base_flags, data, tmp_path, missing):
+    splits = ("train", "validation", "test")
+    for split in splits:
+        (data / f"{split}.csv").write_bytes(b"text,label\ncaf\xe9,good\nbad,bad\n")
+    (data / f"{missing}.csv").unlink()
+    values = {key: value for key, value in base_flags.items() if key != "dataset_name"}
+    values |= {f"{split}_file": data / f"{split}.csv" for split in splits}
+    assert train_here(**values, preflight=True) == EXIT_USER_ERROR
+    report = json.loads((tmp_path / "run" / "preflight.json").read_text())
+    blocking = [f["message"] for f in report["findings"] if f["level"] == "blocking"]
+    assert len(blocking) == 3
+    assert all(f"{split}.csv" in " ".join(blocking) for split in splits)
+
+
 def test_bad_rows_block_and_the_machine_is_tried_all_the_same(base_flags, data, tmp_path):
     append(data, "train", ("", "good"))
     assert train_here(**{**base_flags, "dataset_name": data}, preflight=True) == EXIT_USER_ERROR

@@ -3,6 +3,7 @@ were cut."""
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -167,6 +168,14 @@ def test_more_seeds_can_be_asked_for_later(whole, three, tmp_path, capsys):
     assert train_here(**three, resume_from_checkpoint="latest") == EXIT_DONE
     assert capsys.readouterr().out.count("finished before") == 2
     assert same_runs(whole, tmp_path / "run") and same_results(whole, tmp_path / "run")
+
+
+def test_a_finished_seed_whose_results_are_gone_writes_them_again(whole, three, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "seed-8" / "results.json").unlink()
+    words = {**three, "num_train_epochs": 2, "logging_steps": 1, "output_dir": tmp_path / "run"}
+    assert train_here(**words, resume_from_checkpoint="latest") == EXIT_DONE
+    assert same_results(whole, tmp_path / "run") and same_runs(whole, tmp_path / "run")
 
 
 def test_more_updates_can_be_asked_for_later(three, tmp_path, capsys):

@@ -222,6 +222,8 @@ def _numbers(
     import pyarrow as pa
 
     where = f"{split} data: the label column {field.name!r}"
+    # What is learned is settled by the training rows.
+    remedy = f"; or, for labels, set problem_type: {SINGLE}." if split == "train" else "."
     numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if names is None and (numeric or pa.types.is_decimal(values.type)):
         numbers = np.asarray(values.cast(pa.float64(), safe=False), np.float64)
@@ -236,13 +238,11 @@ def _numbers(
         numbers = np.array(plain if not len(broken) else [], np.float64)
     else:
         kind = "classes" if names else values.type
-        raise UserError(
-            f"{where} holds {kind}; regression expects numbers. For labels, set problem_type: {SINGLE}."
-        )
+        raise UserError(f"{where} holds {kind}; regression expects numbers. Name another column{remedy}")
     if len(broken):
         raise UserError(
             f"{where}: {describe_rows(rows[broken])}: found {describe_values(found)}, expected a finite "
-            f"number; rows count from 0. Mend what is wrong; or, for labels, set problem_type: {SINGLE}."
+            f"number; rows count from 0. Mend what is wrong{remedy}"
         )
     return numbers
 
