@@ -78,8 +78,9 @@ def _sources(config: Config, findings: Findings) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for name in PLACES:
         if getattr(config, name):
+            others: dict[str, Any] = dict.fromkeys(set(PLACES) - {name})
             try:
-                sources |= find_sources(replace(config, **dict.fromkeys(set(PLACES) - {name})))
+                sources |= find_sources(replace(config, **others))
             except UserError as error:
                 findings.block("data", str(error))
     return sources

@@ -255,7 +255,7 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
 def test_a_test_row_that_is_no_number_does_not_question_the_kind(tokenizer, tmp_path):
     train = jsonl(tmp_path / "t.jsonl", [{"text": f"a {i}", "label": i / 4} for i in range(9)])
     test = jsonl(tmp_path / "v.jsonl", [{"text": "a", "label": 0.5}, {"text": "b", "label": "good"}])
-    with pytest.raises(UserError, match="test data: .* row 1: found 'good', expected a finite") as error:
+    with pytest.raises(UserError, match=r"test data: .* row 1: found 'good', expected a finite") as error:
         Prepared(tokenizer, train_file=train, test_file=test)
     assert SINGLE not in str(error.value)
 
