@@ -110,7 +110,7 @@ def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
     found: dict[str, Any] = {}
     if scored.scores is not None and scored.labels is not None:
         judged = task.judge(scored.scores, scored.labels)
-        found = intervals(judged.statistics[:1], RESAMPLES)
+        found = intervals(judged.statistics, RESAMPLES)
     lines = [
         f"{scored.metrics['rows']:,} rows. In brackets the 95 percent bootstrap interval over rows "
         f"({RESAMPLES:,} resamples).", "",

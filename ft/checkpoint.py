@@ -37,6 +37,7 @@ class Progress:
     best_calibration: dict[str, Any] = field(default_factory=dict)  # the task's, at the best step
     evaluations_without_gain: int = 0
     patience_metric: float | None = None
+    train_seconds: float = 0.0  # of all starts, up to the last checkpoint
     log_loss: float = 0.0
     log_weight: float = 0.0
     metrics_rows: int = 0  # of metrics.jsonl; later ones come again

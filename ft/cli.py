@@ -86,6 +86,8 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
             grouped |= set(vars(group)["__annotations__"])
     kinds = {field.name: field.type for field in fields(config_class)}
     if "-h" in argv or "--help" in argv:
+        for action in parser._actions:  # --names+, to append to a list, is not taken here
+            action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
     given = {name: word for file in files for name, word in _read_yaml(file, kinds).items()} | words

@@ -163,9 +163,9 @@ def table(found: dict[str, Any]) -> str:
     for name in (name for name in SHOWN[found["kind"]] if name in found["metrics"]):
         entry = found["metrics"][name]
         interval = "" if entry["low"] is None else f"{entry['low']:+.4f} to {entry['high']:+.4f}"
-        p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}"
+        p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}".replace("0.0000", "<0.0001")
         numbers = (f"{entry['a']:.4f}", f"{entry['b']:.4f}", f"{entry['difference']:+.4f}")
-        cells.append([name, *numbers, interval, p_value, entry["test"] or ""])
+        cells.append([name, *numbers, interval, p_value, (entry["test"] or "") if p_value else ""])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         padded = (

@@ -33,7 +33,7 @@ def finish(run: Run) -> None:
             f"stopped early: {config.early_stopping_patience} evaluations without a better "
             f"{config.best_metric}"
         )
-    seconds = run.clock.seconds()
+    seconds, (rows, tokens) = run.train_seconds(), run.throughput.totals()
     if run.latest is None and config.eval_strategy != "no":
         run.latest = _last_score(run, "validation")  # a finished run was resumed
     run.export("final", run.latest)
@@ -54,8 +54,8 @@ def finish(run: Run) -> None:
         "best/step": progress.best_step,
         f"best/{config.best_metric}": progress.best_metric,
         "perf/train_seconds": seconds,
-        "perf/examples_per_second": run.throughput.rows / seconds,
-        "perf/tokens_per_second": run.throughput.tokens / seconds,
+        "perf/examples_per_second": rows / seconds,
+        "perf/tokens_per_second": tokens / seconds,
     }
     scored: dict[str, Evaluation] = {}
     if run.latest:

@@ -50,10 +50,10 @@ def truncation_notes(splits: dict[str, Any]) -> list[str]:
         if rows.pieces is None and count:
             notes.append(f"{name}: {count:,} {many} are cut at {rows.lengths.max()} tokens")
         elif rows.pieces is not None and (apart := int((rows.pieces > 1).sum())):
-            notes.append(
-                f"{name}: {apart:,} {many} are scored in 2 to {rows.pieces.max()} windows; {count:,} of them "
-                "are longer than max_windows, and cut there"
-            )
+            most = int(rows.pieces.max())
+            windows = "2 windows" if most == 2 else f"2 to {most} windows"
+            longer = f"; {count:,} of them are longer than max_windows, and cut there" if count else ""
+            notes.append(f"{name}: {apart:,} {many} are scored in {windows}{longer}")
     return notes
 
 
@@ -134,8 +134,9 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
         )
     if "test/loss" in results:
         lines.append(f"test: {result_line(results, 'test', task)}")
+    count = results["train/total_steps"]
     lines.append(
-        f"trained {results['train/total_steps']:,} updates in {results['perf/train_seconds']:.1f} s "
+        f"trained {count:,} update{'s' * (count != 1)} in {results['perf/train_seconds']:.1f} s "
         f"({results['perf/examples_per_second']:.1f} examples/s, "
         f"{results['perf/tokens_per_second']:,.0f} tokens/s)"
     )

@@ -141,7 +141,7 @@ class Run:
         )  # fmt: skip
         self._loaders: dict[str, Any] = {}
         self.train_loss = TrainLoss(accelerator, self.progress)
-        self.clock = Clock()
+        self.clock, self._seconds_before = Clock(), self.progress.train_seconds
         self.latest: Evaluation | None = None  # the last evaluation of this process
         self._said_undefined = False  # that the metric which chooses is not defined
         self.health = HealthWatch(
@@ -204,6 +204,10 @@ class Run:
             == 0
         )
 
+    def train_seconds(self) -> float:
+        """Seconds of all updates, of the starts before this one, too; without evaluations and saves."""
+        return self._seconds_before + self.clock.seconds()
+
     @property
     def epoch(self) -> float:
         """Epochs done so far, with the fraction."""
@@ -257,6 +261,7 @@ class Run:
         with self.clock:
             self.health.check(keep=0)
             self.train_loss.fold()
+            self.progress.train_seconds = self.train_seconds()
             self.progress.metrics_rows = self.tracker.rows
             self.tracker.flush()
             self.saver.save(

@@ -327,14 +327,19 @@ class Clock:
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
-        self._paused = 0.0
+        self._paused, self._breaks = 0.0, 0  # one may lie in another
 
     def __enter__(self) -> None:
-        self._pause = time.perf_counter()
+        if not self._breaks:
+            self._pause = time.perf_counter()
+        self._breaks += 1
 
     def __exit__(self, *exc: object) -> None:
-        self._paused += time.perf_counter() - self._pause
+        self._breaks -= 1
+        if not self._breaks:
+            self._paused += time.perf_counter() - self._pause
 
     def seconds(self) -> float:
         """Seconds so far, all breaks (`with clock:`) left out."""
-        return time.perf_counter() - self._begin - self._paused
+        now = self._pause if self._breaks else time.perf_counter()
+        return now - self._begin - self._paused

@@ -44,6 +44,10 @@ class Throughput:
         self.rows += slot.update_rows
         self.tokens += slot.update_tokens
 
+    def totals(self) -> tuple[int, int]:
+        """Rows and tokens of all updates, of the starts before this one, too."""
+        return self._before[0] + self.rows, self._before[1] + self.tokens
+
     def since_last(self, gather: Callable[..., list[list[float]]]) -> dict[str, float]:
         """perf/* since the last call, and data/* since the beginning of the run. All processes call it;
         `gather` gives the numbers of each.
@@ -71,6 +75,5 @@ class Throughput:
             values[f"perf/rank_{name}_min"] = min(each)
             values[f"perf/rank_{name}_mean"] = sum(each) / len(each)
             values[f"perf/rank_{name}_max"] = max(each)
-        values["data/rows"] = self._before[0] + self.rows
-        values["data/tokens"] = self._before[1] + self.tokens
+        values["data/rows"], values["data/tokens"] = self.totals()
         return values

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ft.tasks.base import Task
 
 NAME = "report.html"
 MOST_ROWS = 100  # of a table
+OTHER_LOSS = ("class_weights", "pos_weight", "focal_gamma", "label_smoothing_factor")  # of training alone
 MOST_CLASSES = 20  # of a confusion matrix that is a table; a picture beyond
 NOT_HTML = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what no HTML file may hold
 
@@ -63,13 +65,14 @@ def page_content(
     trained = "train/total_steps" in results
     return {
         "name": config.run_name or Path(config.output_dir).resolve().name,
-        "folder": str(folder),
+        "config_file": shlex.quote(str(folder / "config.yaml")),
         "trained": trained,
         "results": results,
         "config": config,
         "splits": found,
         "metrics": _metrics(found, results["headline"]),
         "curves": _curves(folder, config.best_metric, plots) if trained else [],
+        "other_loss": [name for name in OTHER_LOSS if getattr(config, name, None) not in (None, "none", 0)],
         "plots": {split: _plots(split, found[split], task, data, scored[split], plots) for split in scored},
         "together": _plots_of_all(found, plots),
         "errors": {

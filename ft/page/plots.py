@@ -49,8 +49,8 @@ class Plots:
                 from matplotlib.ticker import MaxNLocator
 
                 axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-            if len(series) > 1:
-                axes.legend()
+            if len(series) > 1:  # above the curves, which fill the whole field
+                axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=len(series))
 
         return self._figure(title, x_label, y_label, draw)
 

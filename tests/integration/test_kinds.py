@@ -409,6 +409,16 @@ def test_one_threshold_or_none(config, tmp_path):
 
 
 @of_kinds(*TASKS)
+def test_every_metric_of_the_model_card_but_the_loss_has_an_interval(config, tmp_path):
+    assert train_here(**config, output_dir=tmp_path / "run") == 0
+    card = (tmp_path / "run/best/README.md").read_text()
+    table = card.split("| metric | value |")[1].split("## Settings")[0]
+    lines = [line.split(" | ") for line in table.splitlines() if "." in line]
+    assert len(lines) > 4
+    assert [name for name, value in lines if " to " not in value] == ["| loss"]
+
+
+@of_kinds(*TASKS)
 def test_the_model_card_can_be_followed(config, tmp_path):
     assert train_here(**config, output_dir=tmp_path / "run") == 0
     card = (tmp_path / "run/best/README.md").read_text()

@@ -171,6 +171,17 @@ def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, 
     assert json.loads((tmp_path / "run/results.json").read_text())["best/step"] == 7
 
 
+def test_speed_is_of_all_starts_of_a_run(base_flags, tmp_path):
+    """Also where the last start had nothing left to do."""
+    for epochs in (1, 2, 2):
+        words = {**base_flags, "num_train_epochs": epochs, "resume_from_checkpoint": "latest"}
+        assert train_here(**words) == 0
+        results = json.loads((tmp_path / "run/results.json").read_text())
+        rows = results["perf/examples_per_second"] * results["perf/train_seconds"]
+        assert rows == pytest.approx(203 * epochs)
+        assert results["perf/train_seconds"] > 0.01  # a start without updates takes a thousandth
+
+
 def test_a_metric_that_is_never_defined_is_said_and_stops_nothing(base_flags, reviews, tmp_path, capsys):
     data = shutil.copytree(reviews, tmp_path / "data")
     header, *lines = (data / "validation.csv").read_text().splitlines(keepends=True)

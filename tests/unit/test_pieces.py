@@ -146,7 +146,7 @@ def test_pairs_are_only_truncated(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"long_text": "windows", "max_windows": 2}, "are scored in 2 to 2 windows; "),
+        ({"long_text": "windows", "max_windows": 2}, "are scored in 2 windows; "),
         ({"long_text": "head_tail"}, "texts are cut at 12 tokens"),
     ],
 )
