@@ -25,7 +25,7 @@ from ft.run import Run, StopAsked
 from ft.sharded import shard
 
 UPDATES = 10  # of different lengths, in a pass
-SECONDS = 20.0  # of passes, at least: a machine with neighbours goes now faster, now slower; and
+SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
 MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
 
