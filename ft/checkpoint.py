@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ft.errors import UserError
 from ft.health import Health
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
+
+
+def is_defined(value: float | None) -> TypeGuard[float]:
+    """Whether a metric has a value on the rows that it was asked of."""
+    return value is not None and not math.isnan(value)
 
 
 @dataclass
@@ -50,9 +55,7 @@ class Progress:
         else -1; None and NaN are never better, and cost no patience before there was a number to beat."""
 
         def beats(other: float | None, by: float) -> bool:
-            if value is None or math.isnan(value):
-                return False
-            return other is None or sign * (value - other) > by
+            return is_defined(value) and (other is None or sign * (value - other) > by)
 
         is_best = beats(self.best_metric, 0)
         if is_best:

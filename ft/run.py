@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -100,11 +99,9 @@ class Run:
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         self._check_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
-            config.check_validated("there are no validation rows (validation_split_percentage: 0)")
-            notes.append(
-                "no validation rows (validation_split_percentage: 0): not evaluated on the way, and nothing "
-                "is chosen: best/ will be the last model"
-            )
+            none = "no validation rows (validation_split_percentage: 0)"
+            config.check_validated(f"there are {none}")
+            notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy = "no"
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
@@ -239,7 +236,7 @@ class Run:
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
             before, value = progress.best_step, values[config.best_metric]
-            if (value is None or math.isnan(value)) and not self._said_undefined:
+            if not (checkpoint.is_defined(value) or self._said_undefined):
                 self._said_undefined = True
                 self.say(
                     f"after update {progress.step:,}, {config.best_metric} is not defined on the validation "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ft.config import Config
+from ft.config import Config, EvalConfig
 from ft.data.audit import Columns, choose_columns, find_bad_rows, has_labels, joined_text, plain
 from ft.data.encode import labels_of
 from ft.data.files import format_of, lines_not_utf8, read_table
@@ -21,7 +21,6 @@ from ft.preflight.rows import EXAMPLES, Rows
 from ft.tasks.base import Task
 
 TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
-PLACES = ("dataset_name", "train_file", "validation_file", "test_file")  # later ones count
 MOST_VALUES = 1000  # different labels that are tried one by one
 
 
@@ -76,9 +75,9 @@ def _sources(config: Config, findings: Findings) -> dict[str, Source]:
     """The splits that can be found; each option that names data is followed by itself, so that one that is
     wrong hides no other's faults."""
     sources: dict[str, Source] = {}
-    for name in PLACES:
+    for name in EvalConfig.DATA:  # all that may name data; files count before the data set
         if getattr(config, name):
-            others: dict[str, Any] = dict.fromkeys(set(PLACES) - {name})
+            others: dict[str, Any] = dict.fromkeys(set(EvalConfig.DATA) - {name})
             try:
                 sources |= find_sources(replace(config, **others))
             except UserError as error:
