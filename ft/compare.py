@@ -14,8 +14,9 @@ from ft.cli import parse
 from ft.config import EvalConfig
 from ft.data.sources import choose_split, find_sources
 from ft.errors import EXIT_DONE, UserError, printable
+from ft.hosts import HostGroup
 from ft.output import write_whole
-from ft.runtime import HostGroup, build_accelerator
+from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
 

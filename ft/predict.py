@@ -17,9 +17,9 @@ from ft.data.loader import ChunkSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows
+from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_folder, evaluation_notes, prediction_lines
-from ft.runtime import HostGroup
 from ft.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -23,18 +23,19 @@ from ft.ema import averaged
 from ft.errors import Stopped, UserError, printable
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
+from ft.hosts import HostGroup
 from ft.lora import check_peft
 from ft.model import export
 from ft.output import check_output_dir, clear_output_dir, lock_output_dir, release_output_dir, write_whole
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
-from ft.runtime import STARTED, Clock, HostGroup, run_began
+from ft.runtime import STARTED, run_began
 from ft.saver import Saver
 from ft.sharded import is_sharded, whole_state
 from ft.signals import StopSignals
 from ft.tasks.base import Task
-from ft.throughput import Throughput
+from ft.throughput import Clock, Throughput
 from ft.tracking import Tracker, to_json
 from ft.train_loss import TrainLoss
 from ft.watchdog import Watchdog

@@ -1,5 +1,4 @@
-"""Where a run meets the machine: environment, the one Accelerator, the launch and its mistakes, exit
-codes."""
+"""Where a run meets the machine: environment, the one Accelerator, seeds, exit codes."""
 
 from __future__ import annotations
 
@@ -12,12 +11,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ft import rendezvous
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config, EvalConfig
 from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
 from ft.heap import settle_heap
+from ft.launch import asked_processes, asks_for, launch_command
 from ft.signals import follow_launcher
 
 if TYPE_CHECKING:
@@ -105,16 +105,16 @@ def build_accelerator(config: Config) -> Accelerator:
             f"them ({', '.join(missing)} not set). Use accelerate launch or torchrun, or unset WORLD_SIZE."
         )
     for name in UNKNOWN_PLUGINS:
-        if _asks_for(name):
+        if asks_for(name):
             raise UserError(
                 f"the launch asks for {name} (distributed_type, or ACCELERATE_USE_{name}), which these "
                 "scripts do not know. For a model too large for one device, use "
                 "accelerate_configs/multi_gpu_fsdp2.yaml; --gradient_checkpointing and a smaller "
                 "--per_device_train_batch_size save memory, too."
             )
-    use_cpu = _asks_for("CPU") or not torch.accelerator.is_available()
+    use_cpu = asks_for("CPU") or not torch.accelerator.is_available()
     sharding = None
-    if _asks_for("FSDP"):
+    if asks_for("FSDP"):
         from ft.fsdp import Sharding, shard_over_processes
 
         if isinstance(config, EvalConfig):
@@ -160,58 +160,6 @@ def build_accelerator(config: Config) -> Accelerator:
             "distributed_type: MULTI_GPU."
         )
     return accelerator
-
-
-def _asks_for(name: str) -> bool:
-    """Whether the launch has set ACCELERATE_USE_`name`."""
-    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
-
-
-def asked_processes() -> int:
-    """How many processes the launch asked for, as far as can be known from here.
-
-    `accelerate launch` with MULTI_CPU, or with --cpu and --num_processes 2, starts one process and says
-    nothing (seen with 1.15). Its own parser tells what it was asked for: the parent's command line holds it.
-    """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked > 1:
-        return asked
-    words = launch_command(os.getppid())
-    if words is None:
-        return asked
-    from accelerate.commands.config import default_config_file, load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
-
-    options, _ = launch_command_parser().parse_known_args(words)
-    given = options.num_processes
-    if given is None and (options.config_file or os.path.isfile(default_config_file)):
-        given = load_config_from_file(options.config_file).num_processes
-    return max(asked, given or 1)
-
-
-def launch_command(process_id: int) -> list[str] | None:
-    """The words behind `accelerate launch` in a process's command line; None where it is another program."""
-    import psutil
-
-    try:
-        command = psutil.Process(process_id).cmdline()
-    except psutil.Error:
-        return None
-    start = _launch_words(command)
-    return None if start is None else command[start:]
-
-
-def _launch_words(command: list[str]) -> int | None:
-    """Where the words behind Accelerate's launcher begin in a command line; None where it is another
-    program's."""
-    for place, word in enumerate(command[:4]):
-        name = os.path.basename(word)
-        if name == "accelerate-launch" or word == "accelerate.commands.launch":
-            return place + 1
-        is_program = name == "accelerate" or word == "accelerate.commands.accelerate_cli"
-        if is_program and command[place + 1 : place + 2] == ["launch"]:
-            return place + 2
-    return None
 
 
 def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
@@ -270,76 +218,6 @@ def total_updates(config: Config, updates_per_epoch: int) -> int:
     return config.max_train_steps or math.ceil(config.num_train_epochs * updates_per_epoch)
 
 
-class HostGroup:
-    """Adds up and gathers small numbers of the processes on their hosts: nobody waits for a device."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        import torch
-
-        self.num_processes, self.is_main = accelerator.num_processes, accelerator.is_main_process
-        self.rank = accelerator.process_index
-        on_device = self.num_processes > 1 and torch.distributed.get_backend() != "gloo"
-        self._group = torch.distributed.new_group(backend="gloo") if on_device else None
-
-    def sum(self, *values: float) -> list[float]:
-        """The sum of each value over all processes, to be called by all of them."""
-        if self.num_processes == 1:
-            return list(values)
-        import torch
-
-        numbers = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(numbers, group=self._group)
-        return numbers.tolist()
-
-    def gather(self, *values: float) -> list[list[float]]:
-        """The values of each process, by rank, to be called by all of them with as many."""
-        places = [[0.0] * len(values) for _ in range(self.num_processes)]
-        places[self.rank] = list(values)
-        flat = iter(self.sum(*(value for place in places for value in place)))
-        return [[next(flat) for _ in values] for _ in places]
-
-    def from_main(self, function: Callable[[], ResultT]) -> ResultT:
-        """What a function gives on the main process, the only one that runs it; its `UserError` is raised on
-        all."""
-        if self.num_processes == 1:
-            return function()
-        import torch
-
-        answer: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                answer[0] = function()
-            except UserError as error:
-                answer[1] = str(error)
-        torch.distributed.broadcast_object_list(answer, src=0, group=self._group)
-        if answer[1] is not None:
-            raise UserError(answer[1])
-        return answer[0]
-
-
 def run_began() -> float:
     """When a run that begins now began (of `time.monotonic`): the first of a process began with it."""
     return _first_start.pop() if _first_start else time.monotonic()
-
-
-class Clock:
-    """Seconds of training, without those of evaluating and saving."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter()
-        self._paused, self._breaks = 0.0, 0  # one may lie in another
-
-    def __enter__(self) -> None:
-        if not self._breaks:
-            self._pause = time.perf_counter()
-        self._breaks += 1
-
-    def __exit__(self, *exc: object) -> None:
-        self._breaks -= 1
-        if not self._breaks:
-            self._paused += time.perf_counter() - self._pause
-
-    def seconds(self) -> float:
-        """Seconds so far, all breaks (`with clock:`) left out."""
-        now = self._pause if self._breaks else time.perf_counter()
-        return now - self._begin - self._paused

@@ -15,7 +15,7 @@ from ft.errors import UserError
 from ft.writer import BackgroundWriter
 
 if TYPE_CHECKING:
-    from ft.runtime import HostGroup
+    from ft.hosts import HostGroup
 
 MAX_FAILED_SAVES = 3  # in a row
 

@@ -19,6 +19,7 @@ from typing import Any
 from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.errors import EXIT_DONE, Stopped, printable
+from ft.hosts import HostGroup
 from ft.output import (
     REPLACED,
     check_seeds_dir,
@@ -28,7 +29,7 @@ from ft.output import (
     set_aside,
     write_whole,
 )
-from ft.runtime import STARTED, HostGroup, build_accelerator, resolve_batch_size
+from ft.runtime import STARTED, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
 from ft.wandb_run import group_runs

@@ -10,13 +10,36 @@ if TYPE_CHECKING:
     from ft.data.loader import MicroBatch, PlanSampler
 
 
+class Clock:
+    """Seconds of training, without those of evaluating and saving."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._paused, self._breaks = 0.0, 0  # one may lie in another
+
+    def __enter__(self) -> None:
+        if not self._breaks:
+            self._pause = time.perf_counter()
+        self._breaks += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._breaks -= 1
+        if not self._breaks:
+            self._paused += time.perf_counter() - self._pause
+
+    def seconds(self) -> float:
+        """Seconds so far, all breaks (`with clock:`) left out."""
+        now = self._pause if self._breaks else time.perf_counter()
+        return now - self._begin - self._paused
+
+
 class Throughput:
     """Counts rows, tokens, padding and the wait for data on the host; no device is asked.
 
     `rows` and `tokens` (real ones, not padding) are those of the updates that this process's run has made,
-    over all processes. Times are of a `clock` that leaves out evaluations and saves."""
+    over all processes. Times are of the run's `clock`."""
 
-    def __init__(self, sampler: PlanSampler, step: int, clock: Any) -> None:
+    def __init__(self, sampler: PlanSampler, step: int, clock: Clock) -> None:
         self.lengths, self.clock = sampler.dataset.rows.lengths, clock
         self.rows = self.tokens = 0
         self._before = sampler.seen(step)  # by the run that is taken up again

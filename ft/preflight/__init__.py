@@ -25,8 +25,9 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     start and end, else 2. `train` is the function of train.py, whose loop makes the probe's updates.
 
     Called on all processes of the launch; the main one speaks."""
+    from ft.hosts import HostGroup
     from ft.preflight.forecast import judged
-    from ft.runtime import HostGroup, build_accelerator
+    from ft.runtime import build_accelerator
 
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)

@@ -170,7 +170,7 @@ TELL = (
 
 
 def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_path):
-    """ft/runtime.py's asked_processes reads the launcher's command line because of the first; if two start
+    """ft/launch.py's asked_processes reads the launcher's command line because of the first; if two start
     now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1."""
     command = [*ACCELERATE, "--cpu", "--num_processes", "2"]
     done = run_script(tmp_path, command, TELL.format("") + "raise SystemExit(75)")

@@ -13,7 +13,7 @@ FLOORS = [
     floor.split()
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
-        "ft.values ft.layers ft.sharded",
+        "ft.values ft.layers ft.sharded ft.launch ft.hosts",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.last_layer ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
         "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "

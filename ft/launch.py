@@ -1,0 +1,57 @@
+"""How this process was launched: what the launcher asked for, and as how many processes."""
+
+from __future__ import annotations
+
+import os
+
+
+def asks_for(name: str) -> bool:
+    """Whether the launch has set ACCELERATE_USE_`name`."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
+
+
+def asked_processes() -> int:
+    """How many processes the launch asked for, as far as can be known from here.
+
+    `accelerate launch` with MULTI_CPU, or with --cpu and --num_processes 2, starts one process and says
+    nothing (seen with 1.15). Its own parser tells what it was asked for: the parent's command line holds it.
+    """
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked > 1:
+        return asked
+    words = launch_command(os.getppid())
+    if words is None:
+        return asked
+    from accelerate.commands.config import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    options, _ = launch_command_parser().parse_known_args(words)
+    given = options.num_processes
+    if given is None and (options.config_file or os.path.isfile(default_config_file)):
+        given = load_config_from_file(options.config_file).num_processes
+    return max(asked, given or 1)
+
+
+def launch_command(process_id: int) -> list[str] | None:
+    """The words behind `accelerate launch` in a process's command line; None where it is another program."""
+    import psutil
+
+    try:
+        command = psutil.Process(process_id).cmdline()
+    except psutil.Error:
+        return None
+    start = _launch_words(command)
+    return None if start is None else command[start:]
+
+
+def _launch_words(command: list[str]) -> int | None:
+    """Where the words behind Accelerate's launcher begin in a command line; None where it is another
+    program's."""
+    for place, word in enumerate(command[:4]):
+        name = os.path.basename(word)
+        if name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return place + 1
+        is_program = name == "accelerate" or word == "accelerate.commands.accelerate_cli"
+        if is_program and command[place + 1 : place + 2] == ["launch"]:
+            return place + 2
+    return None
