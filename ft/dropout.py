@@ -3,8 +3,11 @@
 A mask element is kept where `key[row] * table[position, unit] >= threshold` in wrapping 32-bit integers.
 `key` is an odd hash of (seed, update, row id), `table` one row's shape of odd hashes of (update, layer,
 position, unit). So the mask does not depend on the micro-batch, the padding, the process or the device, and
-costs one multiplication and one comparison an element, less than drawing random numbers. The last steps of
-the hashes are those of MurmurHash3 (Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014)."""
+costs one multiplication and one comparison an element. The last steps of the hashes are those of MurmurHash3
+(Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014).
+
+Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers): a
+quarter of its time on hidden states; an attention layer with it is 1.1 to 1.4 times as fast."""
 
 from __future__ import annotations
 

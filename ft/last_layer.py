@@ -24,14 +24,18 @@ EVERY = "the last layer is computed for every position"
 
 
 def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
-    """Let the last layer compute its first position alone, if the architecture is known, and logits and
-    gradients stay the same on three short rows; returns what to tell the user where it is not so.
+    """Let the last layer compute its first position alone, if the architecture and its head are Transformers'
+    own and known, and logits and gradients stay the same on three short rows; returns what to tell the user
+    where it is not so.
 
     `draws`: whether dropout draws from torch's generator, whose stream would then be another. For a model in
     fp32 on the CPU, before it is wrapped. Draws nothing from the global generators itself."""
     config: Any = getattr(model, "config", None)
     kind, attention = getattr(config, "model_type", ""), getattr(config, "_attn_implementation", None)
-    if kind not in FORWARD or getattr(config, "is_decoder", False):
+    # By the class, too: a head of somebody's own code may read other positions in some rows alone, such as
+    # those of a marker, which no probe would meet.
+    known = kind in FORWARD and type(model).__module__.startswith("transformers.models.")
+    if not known or getattr(config, "is_decoder", False):
         return [f"{EVERY}: whether the head of a {type(model).__name__} reads the first alone is not known"]
     if draws:
         return [f"{EVERY}: dropout_mode: torch draws the numbers that Transformers' own layer draws"]

@@ -27,7 +27,8 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
         fused=True,  # on a CPU, too: a seventh of the default's time
     )
     # With fp16, GradScaler then leaves the call out where a gradient overflowed, by which alone Accelerate
-    # knows that the step was skipped (ft.attempts takes the update again).
+    # knows that the step was skipped (ft.attempts takes the update again). It asks the device for that: in
+    # fp16 alone, the host waits once an update.
     optimizer._step_supports_amp_scaling = False
     if config.ema_decay is not None:
         keep_average(optimizer, config.ema_decay)

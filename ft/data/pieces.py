@@ -21,12 +21,15 @@ class Cut:
     def pieces(self, ids: list[int], prefix: list[int], suffix: list[int]) -> list[list[int]]:
         """A text that is too long, in pieces of `max_length` tokens, each between the special tokens.
 
-        head_tail gives one: the first fourth and, from the end, the rest, as Sun, Qiu, Xu and Huang ("How to
-        Fine-Tune BERT for Text Classification?", 2019) found best. windows gives several that overlap by a
-        fourth; the last one ends where the text does, unless `max_windows` come before that."""
+        truncate gives one, the beginning. head_tail gives one: the first fourth and, from the end, the rest,
+        as Sun, Qiu, Xu and Huang ("How to Fine-Tune BERT for Text Classification?", 2019) found best. windows
+        gives several that overlap by a fourth; the last one ends where the text does, unless `max_windows`
+        come before that."""
         body = ids[len(prefix) : len(ids) - len(suffix)]
         room = self.max_length - len(prefix) - len(suffix)
-        if self.long_text == "head_tail":
+        if self.long_text == "truncate":
+            parts = [body[:room]]
+        elif self.long_text == "head_tail":
             head = room // HEAD
             parts = [body[:head] + body[len(body) - (room - head) :]]
         else:

@@ -55,8 +55,10 @@ def shares(rows: np.ndarray, num_processes: int, micro_batch_size: int) -> list[
     """Cut the rows of one update into micro-batches: `[m][r]` is the m-th of process r.
 
     Process r takes every num_processes-th row, so that shares differ by one row at most and, since the rows
-    are sorted by length, hardly in tokens. Each share is cut into the same number of micro-batches of at most
-    `micro_batch_size` rows, alike in size; one may be empty where there are fewer rows than places."""
+    are sorted by length, hardly in tokens, unless one text is far longer than the others of its update (512
+    tokens among 255 texts of 20, four processes: the largest share is 1.26 times the mean). Each share is cut
+    into the same number of micro-batches of at most `micro_batch_size` rows, alike in size; one may be empty
+    where there are fewer rows than places."""
     parts = [rows[rank::num_processes] for rank in range(num_processes)]
     count = max(1, -(-len(parts[0]) // micro_batch_size))
     cut = [np.array_split(part, count) for part in parts]

@@ -2,10 +2,12 @@
 layer."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import BertForSequenceClassification
 
 from ft.config import Config
 from ft.invariance import key_dropout
@@ -123,8 +125,22 @@ def of_another_make():
     return model
 
 
+class ReadsMarkers(BertForSequenceClassification):
+    """Somebody's own head, which reads the positions of a marker, too, where a text has any."""
+
+    def forward(self, input_ids, **options):
+        hidden = self.bert(input_ids, **options).last_hidden_state
+        marked = (input_ids == 39).unsqueeze(-1)
+        return SimpleNamespace(logits=self.classifier(hidden[:, 0] + (hidden * marked).sum(1)))
+
+
+def with_a_head_of_its_own():
+    return ReadsMarkers(small("bert").config)
+
+
 def test_where_it_does_not_fit_the_layer_stays_whole_and_it_is_said():
     for model, draws, why in (
+        (with_a_head_of_its_own(), False, "the head of a ReadsMarkers reads the first alone is not known"),
         (mean_pooled(), False, "the head reads others, too"),
         (of_another_make(), False, "no attribute 'attention'"),
         (small("deberta-v2"), False, "DebertaV2ForSequenceClassification"),

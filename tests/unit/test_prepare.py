@@ -1,5 +1,6 @@
 """From rows to encoded splits: encoded once, with the right labels, split in proportion, nothing unsaid."""
 
+import copy
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from prepared import Prepared, jsonl
 
 from ft.data import encode
+from ft.data.pieces import Cut
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -43,6 +45,42 @@ def test_what_is_cut_is_known(tokenizer, reviews):
     text = cut.table["text"][longest].as_py()
     expected = tokenizer(text, truncation=True, max_length=12)["input_ids"]
     assert cut.padded(np.array([longest]), 0)["input_ids"][0].tolist() == expected
+
+
+def of_kind(kind, tokenizer):
+    """A tokenizer that puts special tokens around a text (`tokenizer`, cut at either end), behind it or
+    nowhere, or one in Python."""
+    from tokenizers import ByteLevelBPETokenizer, processors
+    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+    if kind == "python":
+        return ByT5Tokenizer()
+    if kind in ("around", "around, cut at the left"):
+        made = copy.deepcopy(tokenizer)
+        made.truncation_side = "right" if kind == "around" else "left"
+        return made
+    bytes_of_text = ByteLevelBPETokenizer()
+    bytes_of_text.train_from_iterator([row["text"] for row in make_rows(50)], 300, special_tokens=["</s>"])
+    if kind == "behind":
+        bytes_of_text._tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 0)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_of_text._tokenizer, eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["around", "around, cut at the left", "behind", "nowhere", "python"])
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_texts_are_truncated_as_the_tokenizer_itself_does_it(tokenizer, kind, is_pair):
+    made = of_kind(kind, tokenizer)
+    texts = [row["text"] * (1 + place % 3) for place, row in enumerate(make_rows(30))] + ["", "a", "[SEP]"]
+    columns = [texts, texts[::-1]] if is_pair else [texts]
+    for max_length in (5, 12, 40):
+        expected = made(*columns, truncation=True, max_length=max_length)["input_ids"]
+        found = encode._encode_batch(copy.deepcopy(made), columns, Cut(max_length))
+        assert found["input_ids"].to_pylist() == expected
+        whole = [len(ids) for ids in made(*columns)["input_ids"]]
+        assert found["full_length"].to_pylist() == whole and max(whole) > max_length
+        assert found["cut"].to_pylist() == [length > max_length for length in whole]
 
 
 def test_pairs_have_token_types_and_are_cut_at_the_longer_text(tokenizer, tmp_path):

@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from prepared import Prepared
 
 from ft.config import Config
+from ft.data.loader import EvaluationSampler, MicroBatch, RowDataset, build_loader
 from ft.errors import UserError
 from ft.optim import build_optimizer, build_scheduler
 from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
@@ -57,6 +59,31 @@ def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
     GradientState._reset_state()
     build_accelerator(Config(tf32=tf32))
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_batches_go_to_a_gpu_from_page_locked_memory_and_the_host_does_not_wait(
+    tokenizer, reviews, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    rows = Prepared(tokenizer, dataset_name=reviews).splits["train"]
+    moved, pinned = [], []
+
+    def to(batch, *_, non_blocking=False):
+        moved.append(non_blocking)
+        return batch
+
+    monkeypatch.setattr(MicroBatch, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    for device in ("cpu", "cuda"):
+        dataset = RowDataset(rows, tokenizer)
+        loader = build_loader(dataset, EvaluationSampler(dataset, 16, 1), 0, torch.device(device))
+        assert loader.pin_memory is (device == "cuda")
+    batches = list(build_accelerator(Config()).prepare(loader))
+    assert len(moved) == len(batches) == 13 and all(moved)
+    batch = batches[0].pin_memory()
+    of_batch = [*batch.inputs.values(), batch.labels, batch.row_ids, batch.weights]
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in of_batch}
 
 
 def test_total_updates_may_be_a_part_of_an_epoch():
