@@ -1,7 +1,9 @@
 """The command line: `python -m benchmarks COMMAND --help`."""
 
 import argparse
+import signal
 import sys
+from pathlib import Path
 
 from benchmarks import (
     accuracy,
@@ -19,6 +21,7 @@ from benchmarks import (
     throughput,
     tutorial,
 )
+from ft.errors import UserError
 
 COMMANDS = {
     "throughput": throughput,
@@ -36,29 +39,60 @@ COMMANDS = {
     "gpu": gpu,
     "label_errors": label_errors,
 }
+# They do not run train.py, or not with flags that another might have chosen.
+WITHOUT_FLAGS = ("encode", "evaluation", "save", "dropout", "gpu", "label_errors")
 
 
 def main(argv: list[str]) -> None:
-    """Read the command and its options, and run it. What follows `--` goes to train.py as it is."""
+    """Read the command and its options, and run it; what a user can mend is one line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through every `finally`
+    try:
+        options = parse(argv)
+        COMMANDS[options.command].run(options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options of the command line. What follows `--` goes to train.py as it is."""
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog="What follows -- goes to train.py as it is."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {}
     for name, module in COMMANDS.items():
-        command = commands.add_parser(
+        command = parsers[name] = commands.add_parser(
             name, help=module.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        command.add_argument("--name", help="name of the files in benchmarks/results, if not the default one")
+        command.add_argument(
+            "--name", type=file_name, help="name of the files in benchmarks/results, if not the default one"
+        )
         command.add_argument(
             "--quick", action="store_true", help=f"a first look, with {module.QUICK}; its files end in _quick"
         )
         module.add_options(command)
     options = parser.parse_args(argv[:end])
-    if options.quick:
-        vars(options).update(COMMANDS[options.command].QUICK)
+    command = parsers[options.command]
+    if options.quick:  # other defaults, no more: what was typed counts
+        command.set_defaults(**COMMANDS[options.command].QUICK)
+        options = parser.parse_args(argv[:end])
+    for name, value in vars(options).items():
+        if isinstance(value, list) and len(set(value)) < len(value):
+            command.error(f"--{name}: one of them is there twice")
     options.extra = argv[end + 1 :]
-    COMMANDS[options.command].run(options)
+    if options.extra and options.command in WITHOUT_FLAGS:
+        command.error(f"{options.command} takes no flags for train.py")
+    return options
+
+
+def file_name(text: str) -> str:
+    """The type of --name: it is put together with endings, and stays in its folder."""
+    if text != Path(text).name:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
+    return text
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Any
 
 from benchmarks.common import (
     add_data_options,
-    data_file,
+    class_file,
+    column_flags,
     gemm_peak,
     mean_and_deviation,
     median,
@@ -37,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Both arms in turn, seed after seed: all training rows, and the model of the last update."""
-    train, test = data_file(options.data, "train"), data_file(options.data, "test")
+    train, test = class_file(options.data, "train"), class_file(options.data, "test")
     shared = {
         name: getattr(options, name) for name in "max_length learning_rate warmup_ratio weight_decay".split()
     }
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace) -> None:
                 flags = {
                     "model_name_or_path": options.model, "train_file": train, "test_file": test,
                     "validation_split_percentage": 0, "global_batch_size": GLOBAL_BATCH,
-                    "num_train_epochs": options.epochs, "save_strategy": "no", "seed": seed, **shared,
+                    "num_train_epochs": options.epochs, "save_strategy": "no", "seed": seed,
+                    **column_flags(train), **shared,
                 }  # fmt: skip
                 found = train_py(flags, options.extra)
                 result = {"accuracy": found["test/accuracy"], "seconds": found["perf/train_seconds"]}

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,48 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data", type=data_folder, default=DATA,
         help="folder or pkg: path with csv files of text,label, or with a folder of .txt files for a class",
     )  # fmt: skip
-    parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+    add_model_option(parser)
 
 
+def add_model_option(
+    parser: argparse.ArgumentParser,
+    name: str = "--model",
+    about: str = "model, in any form that train.py takes",
+) -> None:
+    """--model, or another option that names one."""
+    parser.add_argument(name, type=known_model, default=MODEL, help=about)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that counts something, of which no less makes sense."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return number
+
+
+def known_model(name: str) -> str:
+    """A pkg: path as it is, a folder in full (what is measured runs in another one), or a Hub id that is in
+    the cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    path = Path(model_folder(name))
+    if path.is_dir():
+        return name if name.startswith("pkg:") else str(path.resolve())
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        cached = None
+    if not isinstance(cached, str):
+        raise argparse.ArgumentTypeError(f"{name!r} is neither a folder nor in the cache of the Hub")
+    return name
+
+
+@cache  # --quick reads the command line twice
 def data_folder(name: str) -> Path:
     """A folder with csv files. Where there is a folder of .txt files for each class instead, train.csv and
     test.csv (every fifth text) are made of them, in a temporary folder of its name."""
@@ -50,16 +91,19 @@ def data_folder(name: str) -> Path:
     paths = sorted(folder.glob("*/*.txt"))
     if not paths:
         return folder
-    made = Path(tempfile.mkdtemp()) / (folder.parent if folder.name == "data" else folder).name
+    made = _temporary_folder() / (folder.parent if folder.name == "data" else folder).name
     made.mkdir()
-    atexit.register(shutil.rmtree, made.parent)
     for split, part in {"train": [p for i, p in enumerate(paths) if i % 5], "test": paths[::5]}.items():
-        with open(made / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            for path in part:
-                writer.writerow([path.read_text(encoding="utf-8", errors="replace"), path.parent.name])
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in part]
+        write_csv(made / f"{split}.csv", texts, [path.parent.name for path in part])
     return made
+
+
+def _temporary_folder() -> Path:
+    """A folder that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return folder
 
 
 def model_folder(name: str) -> str:
@@ -84,19 +128,48 @@ def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
     classes here."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
-    return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
+    try:
+        texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
+        return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
+    except KeyError as error:
+        sys.exit(f"error: {path} has no column {error}; see benchmarks/README.md for the columns")
 
 
-def with_classes(path: Path, folder: Path) -> Path:
-    """The file, or one in `folder` that has its scores as classes."""
+def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
+    """What `read_csv` gives, as a file."""
+    pairs = isinstance(texts[0], tuple)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(PAIR if pairs else ["text"]), "label"])
+        writer.writerows(
+            [*(text if pairs else [text]), label] for text, label in zip(texts, labels, strict=True)
+        )
+
+
+def class_file(folder: Path, *stems: str) -> Path:
+    """The first of the named csv files that is there, or a copy that has its scores as classes."""
+    path = data_file(folder, *stems)
+    if "label" in _columns(path):
+        return path
+    made = _temporary_folder() / path.name
+    write_csv(made, *read_csv(path))
+    return made
+
+
+def column_flags(path: Path) -> dict[str, str]:
+    """What train.py must be told of the columns of the file: those of a pair."""
+    return {} if "text" in _columns(path) else {"text_column_names": ",".join(PAIR)}
+
+
+def _columns(path: Path) -> list[str]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        if "score" not in (csv.DictReader(file).fieldnames or []):
-            return path
-    pairs, labels = read_csv(path)
-    with open(folder / path.name, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([(*PAIR, "label"), *((*p, n) for p, n in zip(pairs, labels, strict=True))])
-    return folder / path.name
+        return next(csv.reader(file), [])
+
+
+def check_updates(updates: int, rows: int, batch: int) -> None:
+    """Refuse more updates than an epoch has full batches: all that are measured must have the same rows."""
+    if updates > rows // batch:
+        sys.exit(f"error: --updates: at most {rows // batch} with {rows} rows")
 
 
 def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[int]:
@@ -112,24 +185,35 @@ def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[
 # --- fresh processes
 
 
-def environment() -> dict[str, str]:
-    """The environment of every process that is measured: offline, and without chatter."""
-    return {**os.environ, **OFFLINE, **QUIET}
+@contextmanager
+def started(*words: Any, variables: dict[str, str] | None = None, **files: Any) -> Iterator[subprocess.Popen]:
+    """`python WORDS` in the repository, offline and without chatter. It ends with the block at the latest,
+    however that is left."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **OFFLINE, **QUIET, **(variables or {})},
+        **files,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            process.wait()
 
 
-def launch(*words: Any) -> str:
+def launch(*words: Any, variables: dict[str, str] | None = None) -> str:
     """Run `python WORDS` in the repository to its end; returns what it printed."""
-    return launch_and_weigh(*words)[0]
+    return launch_and_weigh(*words, variables=variables)[0]
 
 
-def launch_and_weigh(*words: Any) -> tuple[str, int]:
+def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tuple[str, int]:
     """The same, and the most memory (bytes resident) that the process held at any time."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), stdout=out, stderr=err
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        with started(*words, variables=variables, stdout=out, stderr=err) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
         printed, errors = ((file.seek(0), file.read())[1] for file in (out, err))
     if process.returncode:
         sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{printed}\n{errors}")
@@ -174,26 +258,25 @@ def say(text: str) -> None:
 
 
 def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float]]:
-    """Seconds, tokens and rows of every update, from the rows of a metrics.jsonl with logging_steps 1.
+    """Seconds, tokens, positions (tokens and padding) and rows of every update, from the rows of a
+    metrics.jsonl with logging_steps 1.
 
     Every update must have the full batch, so the run must end before the last update of an epoch."""
     steps = []
     for row in rows:
         seconds = batch / row["perf/examples_per_second"]
         tokens = round(row["perf/tokens_per_second"] * seconds)
-        steps.append({"seconds": seconds, "tokens": tokens, "rows": batch})
+        positions = round(tokens / (1 - row["perf/padding_share"]))
+        steps.append({"seconds": seconds, "tokens": tokens, "positions": positions, "rows": batch})
     return steps
 
 
 def rates(steps: list[dict[str, float]]) -> dict[str, float]:
     """Sums and rates over the updates after the warm-up."""
-    if len(steps) <= WARM_UP:
-        sys.exit(f"error: {len(steps)} updates; needed are more than the {WARM_UP} of the warm-up")
     total = {key: sum(step[key] for step in steps[WARM_UP:]) for key in steps[0]}
     total["tokens_per_second"] = total["tokens"] / total["seconds"]
     total["examples_per_second"] = total["rows"] / total["seconds"]
-    if total.get("positions"):
-        total["padding"] = 1 - total["tokens"] / total["positions"]
+    total["padding"] = 1 - total["tokens"] / total["positions"]
     return total
 
 
@@ -238,6 +321,12 @@ def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -
         product[0, 0].item()  # waits for a device
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best / 1e9
+
+
+def round_peaks(gemm: Sequence[float]) -> list[float]:
+    """The peak of each round: the higher of the samples before and after it, as a neighbour on the machine
+    can only make one too low."""
+    return [max(pair) for pair in pairwise(gemm)]
 
 
 def machine() -> dict[str, Any]:

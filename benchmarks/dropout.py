@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import gemm_peak, median, save, spread, table
+from benchmarks.common import at_least, gemm_peak, median, save, spread, table
 
 ROWS, HEADS, SIZE, RATE = 32, 12, 32, 0.1  # MiniLM's at the batch of the other commands
 LENGTHS = (24, 80, 256)  # tokens a row: sst2, clothing_reviews, long
@@ -14,7 +14,7 @@ QUICK = {"rounds": 3}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least(1), default=15)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -5,11 +5,14 @@ import json
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
     add_data_options,
-    data_file,
+    at_least,
+    class_file,
+    column_flags,
     gemm_peak,
     launch,
     median,
@@ -29,15 +32,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument(
-        "--repeats", type=int, default=3, help="evaluations a process; the first does not count"
+        "--repeats", type=at_least(2), default=3, help="evaluations a process; the first does not count"
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Both arms in turn on the rows of test.csv (validation.csv), in a fresh process each."""
-    rows = data_file(options.data, "test", "validation")
+    rows = class_file(options.data, "test", "validation")
     measured: dict[str, list[float]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
@@ -78,7 +81,7 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
 
     config = Config(
         model_name_or_path=model, train_file=rows, validation_split_percentage=0, output_dir="-",
-        report_to="none",
+        report_to="none", **column_flags(Path(rows)),
     )  # fmt: skip
     set_environment(config)
     from ft.data.loader import EvaluationSampler, RowDataset, build_loader

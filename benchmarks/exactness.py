@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,14 +11,20 @@ from typing import Any
 
 from benchmarks.common import (
     ROOT,
+    WARM_UP,
     add_data_options,
-    data_file,
-    environment,
+    at_least,
+    check_updates,
+    class_file,
+    column_flags,
     gemm_peak,
+    launch,
     median,
     model_folder,
+    read_csv,
     save,
     say,
+    started,
     table,
 )
 
@@ -34,33 +38,37 @@ LAUNCHES = {
     "1 x 32, stopped and resumed": (1, 32, 1, True),
 }
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
+VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 QUICK = {"updates": 8}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
-    parser.add_argument("--updates", type=int, default=22)
+    parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=22)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=42)
 
 
 def run(options: argparse.Namespace) -> None:
     """Every arm on every launch, with dropout and without."""
-    train = data_file(options.data, "train")
+    train = class_file(options.data, "train")
+    check_updates(options.updates, len(read_csv(train)[1]), BATCH)
     measured: dict[str, Any] = {}
+    gemm = [gemm_peak()]
     for dropout in (True, False):
         for arm in ARMS:
             with tempfile.TemporaryDirectory() as folder:
-                for launch, how in LAUNCHES.items():
-                    place = Path(folder) / launch.replace(" ", "_").replace(",", "")
+                for name, how in LAUNCHES.items():
+                    place = Path(folder) / name.replace(" ", "_").replace(",", "")
                     steps = (_ours if arm == "ours" else _peer)(options, arm, train, place, dropout, *how)
                     whole = measured.get(f"{arm}, {dropout}, 1 x 32", {}).get("steps", steps)
                     reference = Path(folder) / "1_x_32"
                     found = _compare(whole, steps, reference, place)
-                    measured[f"{arm}, {dropout}, {launch}"] = found | {"steps": steps}
-                    say(f"{arm}, dropout {dropout}, {launch}: {found}")
-    save(options, _text(measured), measured, [gemm_peak()])
+                    measured[f"{arm}, {dropout}, {name}"] = found | {"steps": steps}
+                    say(f"{arm}, dropout {dropout}, {name}: {found}")
+            gemm.append(gemm_peak())
+            save(options, _text(measured), measured, gemm)
 
 
 def _compare(whole: list, steps: list, reference: Path, place: Path) -> dict[str, Any]:
@@ -76,14 +84,10 @@ def _compare(whole: list, steps: list, reference: Path, place: Path) -> dict[str
     }
 
 
-def _environment() -> dict[str, str]:
-    return {**environment(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def _command(processes: int) -> list[str]:
+def _launcher(processes: int) -> list[str]:
     if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
 def _peer(
@@ -105,11 +109,9 @@ def _peer(
 
 
 def _run_peer(arm: str, processes: int, words: dict[str, Any]) -> list[dict[str, float]]:
-    command = [*_command(processes), "-m", "benchmarks.exactness_peers", arm, json.dumps(words)]
-    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("[{")))
+    command = [*_launcher(processes), "-m", "benchmarks.exactness_peers", arm, json.dumps(words)]
+    printed = launch(*command, variables=VARIABLES)
+    return json.loads(next(line for line in printed.splitlines()[::-1] if line.startswith("[{")))
 
 
 def _ours(
@@ -121,16 +123,16 @@ def _ours(
         "global_batch_size": BATCH, "per_device_train_batch_size": micro, "max_train_steps": options.updates,
         "learning_rate": options.learning_rate, "seed": options.seed, "logging_steps": 1,
         "eval_strategy": "no", "resume_from_checkpoint": "latest",
+        **column_flags(train),
     }  # fmt: skip
     if not dropout:
         words["config_overrides"] = NO_DROPOUT
-    command = [*_command(processes), "train.py"]
+    command = [*_launcher(processes), "train.py"]
     command += [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    command += options.extra
     if resumed:
         _stop_half_way(command, place, options.updates // 2)
-    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    launch(*command, variables=VARIABLES)
     rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     return [
         {"step": row["step"], "loss": row["train/loss"], "grad_norm": row["train/grad_norm"]} for row in rows
@@ -139,15 +141,17 @@ def _ours(
 
 def _stop_half_way(command: list[str], place: Path, step: int) -> None:
     """Start train.py, and end it by SIGTERM after the given update."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     path = place / "metrics.jsonl"
-    while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) >= step):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGTERM)
-    if process.wait() != 75:
-        sys.exit(f"error: train.py ended with {process.returncode}, expected 75")
+    with (
+        tempfile.TemporaryFile("w+") as err,
+        started(*command, variables=VARIABLES, stdout=subprocess.DEVNULL, stderr=err) as process,
+    ):
+        while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) >= step):
+            time.sleep(0.01)
+        process.terminate()
+        if process.wait() != 75:
+            err.seek(0)
+            sys.exit(f"error: train.py ended with {process.returncode}, expected 75:\n{err.read()}")
 
 
 def _text(measured: dict[str, Any]) -> str:
@@ -162,12 +166,14 @@ def _text(measured: dict[str, Any]) -> str:
     text = ""
     for dropout in (True, False):
         rows = []
-        for arm, name in ARMS.items():
-            for launch in list(LAUNCHES)[1:]:
-                one = measured[f"{arm}, {dropout}, {launch}"]
+        for arm in ARMS:
+            for name in list(LAUNCHES)[1:]:
+                one = measured.get(f"{arm}, {dropout}, {name}")
+                if one is None:  # not yet
+                    continue
                 cells = [f"{one['loss_ratio']:.3f} x", f"{one['norm_ratio']:.3f} x"]
                 cells += [f"{one['loss_difference']:.1e}", f"{one['weights_difference']:.1e}"]
-                rows.append([name, launch, *cells])
+                rows.append([ARMS[arm], name, *cells])
         text += f"{'With' if dropout else 'Without'} dropout:\n\n{table(header, rows)}\n\n"
     return (
         f"{text}Each arm against its own run of 1 x 32: loss and gradient norm as it reports them (median of "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import (
@@ -28,7 +29,7 @@ from benchmarks.peers import load_rows
 Step = dict[str, float]
 
 
-def prepare(model: str, train: str, dropout: bool, seed: int) -> tuple[Any, Any, list[dict[str, Any]]]:
+def prepare(model: str, train: str, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
     """Network, tokenizer and encoded rows, after the seed was set."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []

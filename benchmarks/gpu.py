@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    MODEL,
+    add_model_option,
+    at_least,
     gemm_peak,
     median,
     model_flops,
     model_folder,
     peer,
+    round_peaks,
     save,
     say,
     spread,
@@ -39,13 +41,13 @@ QUICK = {"rounds": 1, "lengths": [128]}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("--tokenizer", default=MODEL, help="of its vocabulary the model is made, at random")
+    add_model_option(parser, "--tokenizer", "of its vocabulary the model is made, at random")
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 384], help="tokens of every row")
     parser.add_argument("--tokens", type=int, default=32_768, help="about so many an update")
     parser.add_argument(
-        "--updates", type=int, default=60, help=f"updates a run, {WARM_UP} of them not counted"
+        "--updates", type=at_least(WARM_UP + LOGGED), default=60, help=f"a run, {WARM_UP} of them not counted"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
 
 
@@ -59,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder) / "bert", model_folder(options.tokenizer), max(options.lengths))
         measured: dict[str, list[float]] = {}
-        peak = []
+        gemm = [gemm_peak(8192, dtype=torch.bfloat16)]
         for number in range(options.rounds):
             for length in options.lengths:
                 rows = max(8, options.tokens // length // 8 * 8)
@@ -70,8 +72,8 @@ def run(options: argparse.Namespace) -> None:
                     speed = measure(arm, model, train, length, rows, options.updates, 42 + number)
                     measured.setdefault(f"{length} {arm}", []).append(speed)
                     say(f"round {number + 1}, {length} tokens, {arm}: {speed:,.0f} tokens/s")
-            peak.append(gemm_peak(8192, dtype=torch.bfloat16))
-            save(options, _text(options, model, measured, median(peak)), measured, peak)
+            gemm.append(gemm_peak(8192, dtype=torch.bfloat16))
+            save(options, _text(options, model, measured, gemm), measured, gemm)
 
 
 def make_model(folder: Path, tokenizer_folder: str, longest: int) -> str:
@@ -115,24 +117,29 @@ def measure(arm: str, model: str, train: Path, length: int, rows: int, updates: 
     return rows * length * len(logged) / sum(rows * length / row["perf/tokens_per_second"] for row in logged)
 
 
-def _text(options: argparse.Namespace, model: str, measured: dict[str, list[float]], peak: float) -> str:
+def _text(
+    options: argparse.Namespace, model: str, measured: dict[str, list[float]], gemm: list[float]
+) -> str:
     lines = []
     for place, speeds in measured.items():
         length, arm = place.split()
-        flops = model_flops(model, 1, int(length)) * median(speeds)
+        flops = [model_flops(model, 1, int(length)) * speed for speed in speeds]
+        shares = [one / peak / 1e9 for one, peak in zip(flops, round_peaks(gemm), strict=True)]
         ours = zip(measured.get(f"{length} ours_compiled", []), speeds, strict=False)
         lines.append(
             [
                 f"{length} tokens, {ARMS[arm][0]}",
                 f"{median(speeds):,.0f}",
                 spread(speeds, 0),
-                f"{flops / 1e12:,.0f}",
-                f"{flops / peak / 1e9:.0%}",
+                f"{median(flops) / 1e12:,.0f}",
+                f"{median(shares):.0%}",
                 f"{median([one / other for one, other in ours]):.2f}",
             ]
         )
     header = ["", "tokens/s, median", "min to max", "TFLOP/s", "of the bf16 GEMM peak", "compiled / this one"]
     return (
         f"{table(header, lines)}\n\nbf16 mixed precision, {options.updates - WARM_UP} updates a run after "
-        f"{WARM_UP} that do not count, a fresh process a run. Random weights and words; no row is padded."
+        f"{WARM_UP} that do not count, a fresh process a run. Random weights and words; no row is padded. "
+        "Of the GEMM peak: the median over the rounds, the peak of each being the higher of the samples "
+        "before and after it."
     )

@@ -1,7 +1,6 @@
 """How many of the suspected label errors are labels that were flipped on purpose."""
 
 import argparse
-import csv
 import json
 import random
 import tempfile
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.common import (
     add_data_options,
-    data_file,
+    class_file,
+    column_flags,
     gemm_peak,
     launch,
     mean_and_deviation,
@@ -17,6 +17,7 @@ from benchmarks.common import (
     save,
     say,
     table,
+    write_csv,
 )
 
 FIRST = 100
@@ -48,11 +49,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _one(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, int]:
-    _write_flipped(data_file(options.data, "train"), folder / "train.csv", options.share, seed)
-    flipped = _write_flipped(data_file(options.data, "test"), folder / "test.csv", options.share, seed + 1)
+    train, test = folder / "train.csv", folder / "test.csv"
+    _write_flipped(class_file(options.data, "train"), train, options.share, seed)
+    flipped = _write_flipped(class_file(options.data, "test"), test, options.share, seed + 1)
     flags = {
-        "model_name_or_path": options.model, "train_file": folder / "train.csv",
-        "test_file": folder / "test.csv", "max_length": options.max_length, "seed": seed,
+        "model_name_or_path": options.model, "train_file": train, "test_file": test,
+        "max_length": options.max_length, "seed": seed, **column_flags(train),
         "learning_rate": options.learning_rate, "num_train_epochs": options.epochs, "warmup_ratio": 0.1,
         "weight_decay": 0.01, "save_strategy": "no", "output_dir": folder / "run",
     }  # fmt: skip
@@ -82,12 +84,9 @@ def _write_flipped(source: Path, target: Path, share: float, seed: int) -> set[i
     texts, labels = read_csv(source)
     generator, names = random.Random(seed), sorted(set(labels))
     flipped = set(generator.sample(range(len(labels)), round(share * len(labels))))
-    with open(target, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-            other = generator.choice([name for name in names if name != label])
-            writer.writerow([text, other if row in flipped else label])
+    others = [generator.choice([name for name in names if name != label]) for label in labels]
+    changed = [others[row] if row in flipped else label for row, label in enumerate(labels)]
+    write_csv(target, texts, changed)
     return flipped
 
 

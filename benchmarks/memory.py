@@ -3,8 +3,11 @@
 import argparse
 
 from benchmarks.common import (
+    WARM_UP,
     add_data_options,
-    data_file,
+    at_least,
+    check_updates,
+    class_file,
     gemm_peak,
     median,
     save,
@@ -22,16 +25,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
-    parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=30)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     arms = [arm for arm in ARMS if arm != "tutorial"]
     parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
 
 
 def run(options: argparse.Namespace) -> None:
     """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
-    train = data_file(options.data, "train")
+    train = class_file(options.data, "train")
     lengths = text_lengths(options.model, train, options.max_length)
+    check_updates(options.updates, len(lengths), GLOBAL_BATCH)
     measured: dict[str, list[float]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):

@@ -3,9 +3,11 @@
 import json
 import random
 import sys
+import tempfile
 import time
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -22,6 +24,7 @@ from transformers import (
 from benchmarks.common import read_csv
 
 Step = dict[str, float]
+datasets.disable_progress_bars()
 
 
 def wait() -> None:
@@ -30,16 +33,21 @@ def wait() -> None:
         torch.accelerator.synchronize()
 
 
-def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> list[dict[str, Any]]:
-    """The encoded rows of a csv file, without padding. `names` holds the classes; empty, it is filled."""
+def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> datasets.Dataset:
+    """The encoded rows of a csv file, without padding, as users of the Trainer have them: mapped into memory
+    from a file. `names` holds the classes; empty, it is filled."""
     texts, labels = read_csv(path)
     if not names:
         names.extend(sorted(set(labels)))
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
-    return [
-        {key: encoded[key][row] for key in encoded} | {"labels": names.index(label)}
-        for row, label in enumerate(labels)
-    ]
+    with tempfile.TemporaryDirectory() as folder:  # a file that is mapped can be read when its name is gone
+        return datasets.Dataset.from_dict(
+            {"text": texts, "labels": [names.index(label) for label in labels]}
+        ).map(
+            lambda part: tokenizer(part["text"], truncation=True, max_length=max_length),
+            batched=True,
+            remove_columns="text",
+            cache_file_name=f"{folder}/rows.arrow",
+        )
 
 
 def load_model(model: str, classes: int) -> Any:
@@ -245,9 +253,6 @@ def tutorial(
     `padding`: "max_length" pads every text to the tokenizer's limit, as the tutorial does; after "do_not_pad"
     the collator pads to the longest of a batch, which computes the same in less time. With `validation`, the
     accuracy on as many of its rows."""
-    import datasets
-
-    datasets.disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts, labels = read_csv(train)
     names = sorted(set(labels))

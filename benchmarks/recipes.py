@@ -5,7 +5,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import MODEL, data_file, gemm_peak, mean_and_deviation, save, say, table, train_py
+from benchmarks.common import (
+    add_model_option,
+    data_file,
+    gemm_peak,
+    mean_and_deviation,
+    save,
+    say,
+    table,
+    train_py,
+)
 
 GLOBAL_BATCH = 32
 KINDS = ("csv", "jsonl")
@@ -30,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "becomes the test rows"
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help=kinds)
-    parser.add_argument("--model", default=MODEL, help="model, in any form that train.py takes")
+    add_model_option(parser)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--lora_learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=3)
@@ -47,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """All arms in turn, seed after seed, data set after data set: the model of the last update is scored."""
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for folder in options.data:
+        _data_flags(folder)  # what is not there is said before anything runs
     gemm = [gemm_peak()]
     for folder in options.data:
         name = str(folder) if _is_package(folder) else folder.resolve().name
@@ -74,22 +85,27 @@ def _flags(options: argparse.Namespace, folder: Path, arm: str, seed: int) -> di
         recipe["head_learning_rate"] *= options.learning_rate
     names = "max_length warmup_ratio weight_decay max_train_samples".split()
     shared = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if _is_package(folder):
-        data: dict[str, Any] = {
-            "dataset_name": folder, "test_split_percentage": 20, "on_bad_rows": "drop",
-            "on_duplicates": "drop",
-        }  # fmt: skip
-    else:
-        data = {
-            "train_file": data_file(folder, "train", kinds=KINDS),
-            "test_file": data_file(folder, "test", "validation", kinds=KINDS),
-        }
     return {
-        **data, "model_name_or_path": options.model, "validation_split_percentage": 0,
+        **_data_flags(folder), "model_name_or_path": options.model, "validation_split_percentage": 0,
         "global_batch_size": GLOBAL_BATCH, "num_train_epochs": options.epochs, "save_strategy": "no",
         "seed": seed, "learning_rate": options.lora_learning_rate if arm == "lora" else options.learning_rate,
         **shared, **recipe,
     }  # fmt: skip
+
+
+def _data_flags(folder: Path) -> dict[str, Any]:
+    if _is_package(folder):
+        from ft.data.sources import local_path
+
+        local_path(str(folder))  # an error where it does not exist
+        return {
+            "dataset_name": folder, "test_split_percentage": 20, "on_bad_rows": "drop",
+            "on_duplicates": "drop",
+        }  # fmt: skip
+    return {
+        "train_file": data_file(folder, "train", kinds=KINDS),
+        "test_file": data_file(folder, "test", "validation", kinds=KINDS),
+    }
 
 
 def _is_package(folder: Path) -> bool:

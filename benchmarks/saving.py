@@ -7,15 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import gemm_peak, median, save, say, spread, table
+from benchmarks.common import at_least, gemm_peak, median, save, say, spread, table
 
 QUICK = {"rounds": 1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
+    parser.add_argument(
+        "--folder", type=_folder, help="where to write; default: the system's temporary folder"
+    )
+
+
+def _folder(name: str) -> Path:
+    if not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name!r} is no folder")
+    return Path(name)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -44,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         return time.perf_counter() - begin
 
-    writer, measured = BackgroundWriter(), []
+    writer, measured, gemm = BackgroundWriter(), [], [gemm_peak()]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         step = 0
 
@@ -80,7 +88,9 @@ def run(options: argparse.Namespace) -> None:
                     }
                 )
                 say(str(measured[-1]))
-    save(options, _text(measured, parameters), {"rounds": measured, "parameters": parameters}, [gemm_peak()])
+                gemm.append(gemm_peak())
+                found = {"rounds": measured, "parameters": parameters}
+                save(options, _text(measured, parameters), found, gemm)
 
 
 def _text(measured: list[dict[str, float]], parameters: int) -> str:

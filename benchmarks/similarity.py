@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    MODEL,
     PAIR,
+    add_model_option,
     data_file,
     gemm_peak,
     mean_and_deviation,
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder of train, validation and test.csv with two sentences and a score",
     )
-    parser.add_argument("--model", default=MODEL, help="sentence encoder whose mean over tokens was trained")
+    add_model_option(parser, about="sentence encoder whose mean over tokens was trained")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--first_learning_rate", type=float, default=2e-4)
     parser.add_argument("--epochs", type=float, default=4)

@@ -7,11 +7,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from benchmarks.common import (
-    ROOT,
-    environment,
+    at_least,
     gemm_peak,
     launch,
     median,
@@ -19,6 +18,7 @@ from benchmarks.common import (
     save,
     say,
     spread,
+    started,
     table,
 )
 
@@ -50,7 +50,7 @@ QUICK = {"rounds": 1}
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -92,49 +92,50 @@ def _prepare(extra: list[str]) -> list[Any]:
     ]
 
 
-def _start(*words: str, **options: Any) -> tuple[float, subprocess.Popen]:
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, **options
-    )
-    return begin, process
+def _fail(what: str, process: subprocess.Popen, err: IO[str]) -> NoReturn:
+    err.seek(0)
+    sys.exit(f"error: {what} ended with {process.returncode}:\n{err.read()}")
 
 
 def _ours(extra: list[str]) -> float:
     """Seconds until train.py has logged its first update; then it is ended."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as err:
         log = Path(folder) / "metrics.jsonl"
-        begin, process = _start(
-            "train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder, stdout=subprocess.DEVNULL
-        )
-        while not (log.exists() and log.stat().st_size):
-            if process.poll() is not None:
-                sys.exit(f"error: train.py ended with {process.returncode} before its first update")
-            time.sleep(POLL_SECONDS)
-        seconds = time.perf_counter() - begin
-        process.kill()
-        process.wait()
+        words = ["train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder]
+        begin = time.perf_counter()
+        with started(*words, stdout=subprocess.DEVNULL, stderr=err) as process:
+            while not (log.exists() and log.stat().st_size):
+                if process.poll() is not None:
+                    _fail("before its first update, train.py", process, err)
+                time.sleep(POLL_SECONDS)
+            seconds = time.perf_counter() - begin
+            process.kill()
+            process.wait()
     return seconds
 
 
 def _bare(shape: list[Any]) -> float:
     """Seconds until the bare script has printed a number of the updated model."""
-    begin, process = _start("-c", BARE, json.dumps(shape), stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    seconds = time.perf_counter() - begin
-    process.communicate()
-    if not line or process.returncode:
-        sys.exit(f"error: the bare script ended with {process.returncode}")
+    with tempfile.TemporaryFile("w+") as err:
+        begin = time.perf_counter()
+        with started("-c", BARE, json.dumps(shape), stdout=subprocess.PIPE, stderr=err) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            seconds = time.perf_counter() - begin
+            process.communicate()
+            if not line or process.returncode:
+                _fail("the bare script", process, err)
     return seconds
 
 
 def _whole(*words: str) -> float:
     """Seconds of a whole process."""
-    begin, process = _start(*words, stdout=subprocess.DEVNULL)
-    if process.wait():
-        sys.exit(f"error: python {' '.join(words)} ended with {process.returncode}")
-    return time.perf_counter() - begin
+    with tempfile.TemporaryFile("w+") as err:
+        begin = time.perf_counter()
+        with started(*words, stdout=subprocess.DEVNULL, stderr=err) as process:
+            if process.wait():
+                _fail(f"python {' '.join(words)}", process, err)
+            return time.perf_counter() - begin
 
 
 def _text(shape: list[Any], measured: dict[str, dict[str, list[float]]]) -> str:

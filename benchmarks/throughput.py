@@ -1,15 +1,16 @@
 """Real tokens per second of train.py and of other loops, on the same texts and machine."""
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    PAIR,
     WARM_UP,
     add_data_options,
-    data_file,
+    at_least,
+    check_updates,
+    class_file,
+    column_flags,
     gemm_peak,
     logged_steps,
     median,
@@ -17,14 +18,13 @@ from benchmarks.common import (
     model_folder,
     peer,
     rates,
-    read_csv,
+    round_peaks,
     save,
     say,
     spread,
     table,
     text_lengths,
     train_py,
-    with_classes,
 )
 
 GLOBAL_BATCH = 32
@@ -48,22 +48,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max_length", type=int, default=128, help="longest text in tokens, but for tutorial"
     )
     parser.add_argument(
-        "--updates", type=int, default=40, help=f"updates a run, {WARM_UP} of them not counted"
+        "--updates", type=at_least(WARM_UP + 1), default=40, help=f"a run, {WARM_UP} of them not counted"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
 
 
 def run(options: argparse.Namespace) -> None:
     """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        _run(options, with_classes(data_file(options.data, "train"), Path(folder)))
-
-
-def _run(options: argparse.Namespace, train: Path) -> None:
+    train = class_file(options.data, "train")
     lengths = text_lengths(options.model, train, options.max_length)
-    if options.updates > len(lengths) // GLOBAL_BATCH:
-        raise SystemExit(f"error: --updates: at most {len(lengths) // GLOBAL_BATCH} with {len(lengths)} rows")
+    check_updates(options.updates, len(lengths), GLOBAL_BATCH)
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
@@ -73,11 +68,11 @@ def _run(options: argparse.Namespace, train: Path) -> None:
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured, median(gemm)), measured, gemm)
+        save(options, _text(options, measured, gemm), measured, gemm)
 
 
 def measure(
-    options: argparse.Namespace, arm: str, train: Any, seed: int, lengths: list[int]
+    options: argparse.Namespace, arm: str, train: Path, seed: int, lengths: list[int]
 ) -> dict[str, Any]:
     """The updates of one run of an arm as "steps", and "peak_bytes"; `lengths` (rows,) in tokens."""
     if arm in ("ours", "ours_two"):
@@ -96,36 +91,32 @@ def measure(
 
 
 def _ours(
-    options: argparse.Namespace, train: Any, seed: int, lengths: list[int], processes: int
+    options: argparse.Namespace, train: Path, seed: int, lengths: list[int], processes: int
 ) -> dict[str, Any]:
     import numpy as np
 
-    from ft.data.plan import plan, shares
+    from ft.data.plan import plan
 
     flags = {
         "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
         "max_train_steps": options.updates, "logging_steps": 1, "eval_strategy": "no",
-        "save_strategy": "no", "seed": seed,
+        "save_strategy": "no", "seed": seed, **column_flags(train),
     }  # fmt: skip
-    if isinstance(read_csv(train)[0][0], tuple):
-        flags["text_column_names"] = ",".join(PAIR)
     found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
-    # The plan of the same updates, for the padding. It must have the tokens that train.py has counted.
+    # The plan of the same updates, for the squares. It must have the tokens that train.py has counted.
     known = np.array(lengths)
     planned = plan(known, GLOBAL_BATCH, seed, epoch=0)
     for update, step in enumerate(steps):
         rows = known[planned.rows(update)]
         if step["tokens"] != rows.sum():
             raise SystemExit(f"error: update {update}: {step['tokens']} tokens logged, {rows.sum()} planned")
-        dealt = shares(planned.rows(update), processes, GLOBAL_BATCH)
-        step["positions"] = sum(int(known[part].max()) * len(part) for parts in dealt for part in parts)
         step["squares"] = int((rows.astype(np.int64) ** 2).sum())
     return {"steps": steps, "peak_bytes": found["peak_bytes"]}
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: float) -> str:
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]) -> str:
     rows = []
     for arm, runs in measured.items():
         speeds = [one["tokens_per_second"] for one in runs]
@@ -134,8 +125,8 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
             for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
         ]
         used = [
-            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / gemm / 1e9
-            for one in runs
+            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e9
+            for one, peak in zip(runs, round_peaks(gemm), strict=True)
         ]
         rows.append(
             [
@@ -156,5 +147,6 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
         f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process "
         f"a run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, "
         f"but {TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of "
-        "each round. Of the GEMM peak: model FLOP utilisation, see `model_flops` in common.py."
+        "each round. Of the GEMM peak: model FLOP utilisation, see `model_flops` in common.py; the median "
+        "over the rounds, the peak of each being the higher of the samples before and after it."
     )

@@ -7,7 +7,9 @@ from typing import Any
 from benchmarks.common import (
     WARM_UP,
     add_data_options,
-    data_file,
+    at_least,
+    class_file,
+    column_flags,
     gemm_peak,
     mean_and_deviation,
     median,
@@ -34,7 +36,7 @@ QUICK = {"rows": 200, "epochs": 1, "seeds": [42]}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
-    parser.add_argument("--rows", type=int, default=1000, help="rows of training, and of validation")
+    parser.add_argument("--rows", type=at_least(1), default=1000, help="rows of training, and of validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
@@ -42,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """All arms in turn, seed after seed."""
-    train, validation = data_file(options.data, "train"), data_file(options.data, "validation", "test")
+    train, validation = class_file(options.data, "train"), class_file(options.data, "validation", "test")
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
     for seed in options.seeds:
@@ -61,7 +63,7 @@ def _ours(options: argparse.Namespace, train: Path, validation: Path, seed: int)
         "learning_rate": options.learning_rate, "lr_scheduler_type": "linear", "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": 0, "save_strategy": "no", "seed": seed, "num_train_epochs": options.epochs,
         # The last update is always evaluated; no other is, as in the tutorial.
-        "eval_strategy": "steps", "eval_steps": 10**9,
+        "eval_strategy": "steps", "eval_steps": 10**9, **column_flags(train),
     }  # fmt: skip
     results = train_py(flags, options.extra)
     return {
