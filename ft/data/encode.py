@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import chain
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def encode(
     model does not see all of it; and, for windows, pieces: into how many of one length input_ids is to be
     taken apart."""
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
-    texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or (1 if tokenizer.is_fast else _cores()), len(batches))
+    encoded_batches = _encoded(batches, columns, tokenizer, cut, workers)
     writer = None
     with pa.OSFile(str(path), "wb") as file:
-        for batch, encoded in zip(batches, _encoded(texts, tokenizer, cut, workers), strict=True):
+        for batch, encoded in zip(batches, encoded_batches, strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
             out = pa.record_batch(arrays)
             writer = writer or pa.ipc.new_file(file, out.schema)
@@ -52,21 +53,36 @@ def _cores() -> int:
 
 
 def _encoded(
-    texts: Iterable[list[list[str]]], tokenizer: Any, cut: Cut, workers: int
+    batches: list[pa.RecordBatch], columns: Columns, tokenizer: Any, cut: Cut, workers: int
 ) -> Iterator[dict[str, pa.Array]]:
     """Encode batch after batch, with few of them in memory: a fast tokenizer with its own threads, a slow one
     in worker processes."""
-    if workers <= 1:
+    texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
+    if workers > 1:
+        with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
+            yield from _in_order((pool.submit(_encode_in_worker, batch, cut) for batch in texts), 2 * workers)
+    elif len(batches) == 1 or not tokenizer.is_fast:
         yield from (_encode_batch(tokenizer, batch, cut) for batch in texts)
-        return
-    with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
-        waiting: deque[Future] = deque()
-        for batch in texts:
-            waiting.append(pool.submit(_encode_in_worker, batch, cut))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
+    else:
+        # Two threads in turn, so that the tokenizer's own threads have a batch while Python makes arrays of
+        # the one before. A tokenizer each: it must not be changed while it encodes.
+        copies = tokenizer, copy.deepcopy(tokenizer)
+        with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+            turns = zip(texts, cycle(zip((first, second), copies, strict=True)), strict=False)
+            yield from _in_order(
+                (pool.submit(_encode_batch, mine, batch, cut) for batch, (pool, mine) in turns), 2
+            )
+
+
+def _in_order(submitted: Iterable[Future], ahead: int) -> Iterator[Any]:
+    """The results as they were submitted, with at most so many more under way."""
+    waiting: deque[Future] = deque()
+    for future in submitted:
+        waiting.append(future)
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 _kept: list[Any] = []  # in a worker process: the tokenizer, which is sent once

@@ -103,6 +103,17 @@ def test_pairs_have_token_types_and_are_cut_at_the_longer_text(tokenizer, tmp_pa
     assert set(padded["token_type_ids"].ravel()) == {0, 1}
 
 
+@pytest.mark.parametrize("long_text", ["truncate", "windows"])
+def test_many_batches_in_turn_on_two_threads_give_the_same_as_one(tokenizer, reviews, monkeypatch, long_text):
+    options = {"dataset_name": reviews, "long_text": long_text, "overwrite_cache": True}
+    one = Prepared(tokenizer, 12, **options)
+    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 7)
+    many = Prepared(tokenizer, 12, **options)
+    assert many.encoded == one.encoded == 203 + 61 + 47
+    for split, rows in one.splits.items():
+        assert rows.table.equals(many.splits[split].table.combine_chunks())
+
+
 def test_a_tokenizer_in_python_gives_the_same_in_two_processes_as_in_one(reviews, monkeypatch):
     from transformers import ByT5Tokenizer
 
