@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +16,7 @@ import pyarrow as pa
 from ft.data.audit import Columns
 from ft.data.pieces import Cut, special_tokens
 
-ROWS_PER_BATCH = 1024  # the tokenizer's own form of a text takes 100 bytes a token, of three batches at once
-TokenIds: TypeAlias = tuple[Iterable[list[int]], Iterable[list[int]] | None]
+ROWS_PER_BATCH = 1024  # while it is encoded, a text takes 100 bytes a token
 
 
 def encode(
@@ -36,11 +33,11 @@ def encode(
     model does not see all of it; and, for windows, pieces: into how many of one length input_ids is to be
     taken apart."""
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
+    texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or (1 if tokenizer.is_fast else _cores()), len(batches))
-    encoded_batches = _encoded(batches, columns, tokenizer, cut, workers)
     writer = None
     with pa.OSFile(str(path), "wb") as file:
-        for batch, encoded in zip(batches, encoded_batches, strict=True):
+        for batch, encoded in zip(batches, _encoded(texts, tokenizer, cut, workers), strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
             out = pa.record_batch(arrays)
             writer = writer or pa.ipc.new_file(file, out.schema)
@@ -55,34 +52,21 @@ def _cores() -> int:
 
 
 def _encoded(
-    batches: list[pa.RecordBatch], columns: Columns, tokenizer: Any, cut: Cut, workers: int
+    texts: Iterable[list[list[str]]], tokenizer: Any, cut: Cut, workers: int
 ) -> Iterator[dict[str, pa.Array]]:
     """Encode batch after batch, with few of them in memory: a fast tokenizer with its own threads, a slow one
     in worker processes."""
-    texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
-    if workers > 1:
-        with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
-            yield from _in_order((pool.submit(_encode_in_worker, batch, cut) for batch in texts), 2 * workers)
-    elif len(batches) == 1 or not tokenizer.is_fast:
+    if workers <= 1:
         yield from (_encode_batch(tokenizer, batch, cut) for batch in texts)
-    else:
-        # The tokenizer's own threads have the next batch while Python makes arrays of this one: 1.1 times as
-        # fast on two cores. On a copy, as a tokenizer must not be changed while it encodes.
-        ahead = copy.deepcopy(tokenizer)
-        with ThreadPoolExecutor(1) as pool:
-            calls = (pool.submit(lambda batch: (batch, _token_ids(ahead, batch)), batch) for batch in texts)
-            yield from (_arrays(tokenizer, batch, whole, cut) for batch, whole in _in_order(calls, 1))
-
-
-def _in_order(submitted: Iterable[Future], ahead: int) -> Iterator[Any]:
-    """The results as they were submitted, with at most so many more under way."""
-    waiting: deque[Future] = deque()
-    for future in submitted:
-        waiting.append(future)
-        if len(waiting) > ahead:
+        return
+    with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
+        waiting: deque[Future] = deque()
+        for batch in texts:
+            waiting.append(pool.submit(_encode_in_worker, batch, cut))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 _kept: list[Any] = []  # in a worker process: the tokenizer, which is sent once
@@ -97,24 +81,17 @@ def _encode_in_worker(texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
 
 
 def _encode_batch(tokenizer: Any, texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
-    return _arrays(tokenizer, texts, _token_ids(tokenizer, texts), cut)
-
-
-def _arrays(tokenizer: Any, texts: list[list[str]], whole: TokenIds, cut: Cut) -> dict[str, pa.Array]:
-    """Arrow's arrays of encoded texts, which are cut where they are too long."""
-    ids, types = list(whole[0]), None if whole[1] is None else list(whole[1])
+    ids, types = _token_ids(tokenizer, texts)
     full = np.fromiter(map(len, ids), np.int32, len(ids))
     pieces, lost = np.ones(len(ids), np.int32), np.zeros(len(ids), np.int8)
     long = np.flatnonzero(full > cut.max_length)
     if len(long) and (len(texts) == 2 or tokenizer.truncation_side == "left"):  # both are truncated alone
         columns = [[column[row] for row in long] for column in texts]
-        lost[long] = True
-        for of_whole, of_cut in zip(
-            (ids, types), _token_ids(tokenizer, columns, cut.max_length), strict=True
-        ):
-            if of_whole is not None and of_cut is not None:
-                for row, numbers in zip(long, of_cut, strict=True):
-                    of_whole[row] = numbers
+        short_ids, short_types = _token_ids(tokenizer, columns, cut.max_length)
+        for place, row in enumerate(long):
+            ids[row], lost[row] = short_ids[place], True
+            if types and short_types:
+                types[row] = short_types[place]
     elif len(long):
         prefix, suffix = special_tokens(tokenizer)
         for row in long:
@@ -130,9 +107,11 @@ def _arrays(tokenizer: Any, texts: list[list[str]], whole: TokenIds, cut: Cut) -
     return arrays
 
 
-def _token_ids(tokenizer: Any, texts: list[list[str]], max_length: int | None = None) -> TokenIds:
+def _token_ids(
+    tokenizer: Any, texts: list[list[str]], max_length: int | None = None
+) -> tuple[list, list | None]:
     """Token ids, of whole texts or truncated, and, of pairs where the model takes them, token types: each a
-    list of numbers for a row, which is made when it is asked for.
+    list of numbers for a row.
 
     As `tokenizer(*texts)` gives them, but from the tokenizers library itself, which leaves the offsets out:
     1.15 times as fast. Not for tokenizers with a way of their own (LUKE)."""
@@ -152,7 +131,7 @@ def _token_ids(tokenizer: Any, texts: list[list[str]], max_length: int | None = 
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     rows = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
-    return map(attrgetter("ids"), rows), map(attrgetter("type_ids"), rows) if typed else None
+    return [row.ids for row in rows], [row.type_ids for row in rows] if typed else None
 
 
 class EncodedRows:

@@ -104,9 +104,7 @@ def test_pairs_have_token_types_and_are_cut_at_the_longer_text(tokenizer, tmp_pa
 
 
 @pytest.mark.parametrize("long_text", ["truncate", "windows"])
-def test_many_batches_of_which_the_next_is_encoded_ahead_give_the_same_as_one(
-    tokenizer, reviews, monkeypatch, long_text
-):
+def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long_text):
     options = {"dataset_name": reviews, "long_text": long_text, "overwrite_cache": True}
     one = Prepared(tokenizer, 12, **options)
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 7)
