@@ -85,7 +85,8 @@ def _encode_batch(tokenizer: Any, texts: list[list[str]], cut: Cut) -> dict[str,
     full = np.fromiter(map(len, ids), np.int32, len(ids))
     pieces, lost = np.ones(len(ids), np.int32), np.zeros(len(ids), np.int8)
     long = np.flatnonzero(full > cut.max_length)
-    if len(long) and (len(texts) == 2 or tokenizer.truncation_side == "left"):  # both are truncated alone
+    from_left = cut.long_text == "truncate" and tokenizer.truncation_side == "left"
+    if len(long) and (len(texts) == 2 or from_left):  # the tokenizer's own way to cut; pairs have no other
         columns = [[column[row] for row in long] for column in texts]
         short_ids, short_types = _token_ids(tokenizer, columns, cut.max_length)
         for place, row in enumerate(long):

@@ -83,6 +83,16 @@ def test_texts_are_truncated_as_the_tokenizer_itself_does_it(tokenizer, kind, is
         assert found["cut"].to_pylist() == [length > max_length for length in whole]
 
 
+@pytest.mark.parametrize("long_text", ["head_tail", "windows"])
+def test_where_a_tokenizer_truncates_matters_to_truncation_alone(tokenizer, long_text):
+    texts = [[row["text"] * 3 for row in make_rows(30)]]
+    right, left = (
+        encode._encode_batch(of_kind(kind, tokenizer), texts, Cut(12, long_text, 9))
+        for kind in ("around", "around, cut at the left")
+    )
+    assert right == left and max(right["full_length"].to_pylist()) > 12
+
+
 def test_pairs_have_token_types_and_are_cut_at_the_longer_text(tokenizer, tmp_path):
     rows = [
         {"one": "the film was great", "two": "it was", "label": "a"},
