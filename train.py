@@ -35,11 +35,12 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.finish import finish
+    from ft.gradients import clip_in_step, exchange_met_rows
     from ft.health import spread_nonfinite
     from ft.invariance import key_dropout
     from ft.layers import compile_layers
     from ft.model import build_model
-    from ft.optim import build_optimizer, build_scheduler, clip_in_step
+    from ft.optim import build_optimizer, build_scheduler
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
@@ -74,6 +75,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, total)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
+    exchange_met_rows(model, accelerator)
     model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
 
     # --- the loop -------------------------------------------------------------------------------------------

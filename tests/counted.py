@@ -32,7 +32,9 @@ def counted_run(config: Config) -> int:
             )
 
             def hook(group, bucket):
-                found["rounds"].append([progress.step, bucket.index(), bucket.is_last()])
+                sent = bucket.buffer()
+                rows = sent._nnz() if sent.is_sparse else None
+                found["rounds"].append([progress.step, bucket.index(), bucket.is_last(), rows])
                 return allreduce_hook(group, bucket)
 
             ddp.register_comm_hook(None, hook)

@@ -22,8 +22,8 @@ FLOORS = [
         "ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates ft.preflight.labels "
         "ft.preflight.lengths",
         "ft.wandb_run",
-        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output ft.analysis.predictions "
-        "ft.preflight.near ft.fsdp",
+        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.gradients ft.tracking ft.output "
+        "ft.analysis.predictions ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
         "ft.tasks.text_classification.kind "
         "ft.tasks.text_classification.labels ft.tasks.text_classification.losses "
