@@ -35,7 +35,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
     from ft.finish import finish
-    from ft.gradients import clip_in_step, exchange_met_rows
+    from ft.gradients import clip_in_step, exchange_met_rows, keep_from_ddp
     from ft.health import spread_nonfinite
     from ft.invariance import key_dropout
     from ft.layers import compile_layers
@@ -75,7 +75,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, total)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
-    exchange_met_rows(model, accelerator)
+    word_table = keep_from_ddp(model, accelerator)
     model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -102,6 +102,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )
                         losses.append(loss.detach())
+                    exchange_met_rows(word_table)  # where processes train on CPUs
                     accelerator.unscale_gradients()  # of fp16
                     grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()

@@ -1,6 +1,7 @@
-"""Gradients are clipped as torch clips them, their norm is right, and rows of embeddings go as rows."""
+"""Gradients are clipped as torch clips them, their norm is right, and met rows are exchanged as by DDP."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from ft.config import Config
-from ft.gradients import clip_in_step, exchange_met_rows, total_norm
+from ft.gradients import clip_in_step, exchange_met_rows, keep_from_ddp, total_norm
 from ft.optim import build_optimizer
 
 
@@ -50,23 +51,36 @@ def test_the_norm_is_right_to_the_last_digits_of_fp32_where_torch_is_not():
     assert total_norm([]) == 0
 
 
-def test_an_update_of_rows_is_that_of_the_table():
-    """A word that comes twice, rows that were met before, and rows that never were."""
-    ids = torch.tensor([[1, 2, 2, 3], [5, 1, 4, 4]])
-    found = []
-    for sparse in (True, False):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Embedding(9, 4, sparse=sparse), torch.nn.Linear(4, 2))
-        plain = build_optimizer(model, Config(weight_decay=0.1, learning_rate=0.1))
-        optimizer, norms = AcceleratedOptimizer(plain, device_placement=False), []
-        for update in range(3):
-            model(ids + update % 2).pow(2).sum().backward()
-            assert model[0].weight.grad.is_sparse == sparse
-            norms.append(clip_in_step(optimizer, model.parameters(), 0.5))
-            optimizer.step()
-            optimizer.zero_grad()
-        found.append(torch.cat([torch.stack(norms), *(p.flatten() for p in model.parameters())]))
-    assert torch.allclose(*found, rtol=1e-6, atol=1e-7)
+def embed_on_both(rank, folder):
+    """One of two processes that meet other words of a tied table, some of them both; writes the gradient."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    torch.manual_seed(rank)  # unlike tables: that of rank 0 counts
+    model = torch.nn.Sequential(torch.nn.Embedding(40, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 40))
+    model[2].weight = model[0].weight
+    for name, taken in {"rows": keep_from_ddp(model, SimpleNamespace(is_fsdp2=False)), "table": None}.items():
+        if name == "table":
+            assert model._ddp_params_and_buffers_to_ignore == ["0.weight", "2.weight"]
+            del model._ddp_params_and_buffers_to_ignore
+        ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        for micro_batch, words in enumerate(([1, 2, 2, 3 + rank], [1, 9 - rank])):
+            with nullcontext() if micro_batch else ddp.no_sync():
+                # Of the other use of the table, the words 2 and 39.
+                ddp(torch.tensor(words))[:, [2, 39]].pow(2).sum().backward()
+        exchange_met_rows(taken)
+        torch.save([p.grad.clone() for p in model.parameters()], f"{folder}/{name}_{rank}.pt")
+        ddp.zero_grad()
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_exchange_rows_have_the_gradient_that_ddp_gives(tmp_path):
+    torch.multiprocessing.spawn(embed_on_both, (tmp_path,), nprocs=2)
+    expected = torch.load(tmp_path / "table_0.pt")
+    assert expected[0].any(dim=1).nonzero().flatten().tolist() == [1, 2, 3, 4, 8, 9, 39]
+    for rank in range(2):
+        for found, right in zip(torch.load(tmp_path / f"rows_{rank}.pt"), expected, strict=True):
+            assert torch.equal(found, right)
 
 
 @pytest.fixture
@@ -76,35 +90,26 @@ def gloo():
     torch.distributed.destroy_process_group()
 
 
-def classifier(kind, **options):
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.for_model(kind, vocab_size=40, num_labels=3, **options)
-    return AutoModelForSequenceClassification.from_config(config)
+def kept_from_ddp(model, is_fsdp2=False):
+    return keep_from_ddp(model, SimpleNamespace(is_fsdp2=is_fsdp2))
 
 
-BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-
-
-def exchanges_rows(model, is_fsdp2=False):
-    exchange_met_rows(model, SimpleNamespace(is_fsdp2=is_fsdp2))
-    return model.get_input_embeddings().sparse
+def embedder():
+    return torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Embedding(20, 4), torch.nn.Linear(4, 2))
 
 
 @pytest.mark.usefixtures("gloo")
-def test_rows_are_exchanged_where_autograd_gives_them_as_rows():
-    assert exchanges_rows(classifier("bert", **BERT))
-    assert exchanges_rows(classifier("modernbert", **BERT, pad_token_id=0))
-    assert not exchanges_rows(classifier("bart", **BART)), "one table in three places"
-    assert not exchanges_rows(classifier("bert", **BERT), is_fsdp2=True)
-    frozen = classifier("bert", **BERT)
-    frozen.get_input_embeddings().requires_grad_(False)
-    assert not exchanges_rows(frozen)
-    of_ones_own = classifier("bert", **BERT)
-    of_ones_own.__class__ = type("OfOnesOwn", (type(of_ones_own),), {})
-    assert not exchanges_rows(of_ones_own), "may use the table in another way, too"
+def test_the_largest_table_that_is_trained_is_kept_from_ddp():
+    model = embedder()
+    assert kept_from_ddp(model, is_fsdp2=True) is None
+    assert kept_from_ddp(model) is model[1].weight
+    model[1].requires_grad_(False)
+    assert kept_from_ddp(model) is model[0].weight
+    model[2].requires_grad_(False)
+    assert kept_from_ddp(model) is None, "DDP would have nothing to do, which it refuses"
+    assert kept_from_ddp(torch.nn.Linear(4, 2)) is None
 
 
 def test_one_process_has_no_rows_to_exchange():
-    assert not exchanges_rows(classifier("bert", **BERT))
+    assert kept_from_ddp(embedder()) is None
+    exchange_met_rows(None)
