@@ -34,13 +34,13 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
+    from ft.ddp import exchange_met_rows, prepare_for_ddp
     from ft.finish import finish
-    from ft.gradients import clip_in_step, exchange_met_rows, keep_from_ddp
     from ft.health import spread_nonfinite
     from ft.invariance import key_dropout
     from ft.layers import compile_layers
     from ft.model import build_model
-    from ft.optim import build_optimizer, build_scheduler
+    from ft.optim import build_optimizer, build_scheduler, clip_in_step
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
@@ -59,6 +59,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     # --- model, optimizer, schedule, loader -----------------------------------------------------------------
     seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
+    word_table = prepare_for_ddp(model, accelerator)
     compiled_length = max_length if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)
     if config.torch_compile:
@@ -75,7 +76,6 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, total)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
-    word_table = keep_from_ddp(model, accelerator)
     model, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
 
     # --- the loop -------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Health:
 def spread_nonfinite(loss: torch.Tensor) -> None:
     """Make the gradient of a loss NaN where the loss is not finite, though its own gradient may be.
 
-    The gradients that the processes exchange then tell all of them, and `ft.gradients.clip_in_step` has the
+    The gradients that the processes exchange then tell all of them, and `ft.optim.clip_in_step` has the
     update skipped on all alike. A finite loss keeps its gradient, to the bit."""
     value = loss.detach()
     loss.register_hook(lambda gradient: gradient * (1 + 0 * value))

@@ -104,7 +104,7 @@ class _Trial(TorchDispatchMode):
         model.train()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self.tracker, self:
-                outputs = model(**_short_rows(model, row_ids, padding, device))
+                outputs = model(**short_rows(model, row_ids, padding, device))
         finally:
             model.train(was_training)
         self.outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
@@ -121,7 +121,7 @@ class _Trial(TorchDispatchMode):
         return result
 
 
-def _short_rows(
+def short_rows(
     model: nn.Module, row_ids: list[int], padding: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Rows of words from the middle of the vocabulary; they end with its end-of-text token, if any."""

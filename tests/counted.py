@@ -29,7 +29,7 @@ def counted_run(config: Config) -> int:
             progress, ddp = super().start(*args), self.model
             found.update(
                 view=ddp.gradient_as_bucket_view, unused=ddp.find_unused_parameters, updates=self.total,
-                tables=[m.weight.shape for m in ddp.modules() if isinstance(m, torch.nn.Embedding)],
+                table=ddp.module.get_input_embeddings().weight.shape,
             )  # fmt: skip
 
             def hook(group, bucket):

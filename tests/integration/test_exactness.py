@@ -115,3 +115,28 @@ def test_torchs_own_dropout_is_not_the_same_on_another_launch(config, tmp_path):
     assert train_here(**words, output_dir=tmp_path / "one") == 0
     assert train_here(**words, per_device_train_batch_size=4, output_dir=tmp_path / "eight") == 0
     assert largest_difference(tmp_path / "one", tmp_path / "eight")["train/loss"] > 1e-3
+
+
+def test_weights_that_a_model_never_uses_stop_no_launch(tiny_model, reviews, tmp_path):
+    """ESM has some, and XLNet: DDP ends a run over them, if it is not told."""
+    from transformers import AutoTokenizer, EsmConfig, EsmModel, set_seed
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    set_seed(0)
+    model = EsmModel(
+        EsmConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=80, pad_token_id=tokenizer.pad_token_id,
+            position_embedding_type="rotary", hidden_dropout_prob=0.1,
+        )
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "esm")
+    tokenizer.save_pretrained(tmp_path / "esm")
+    words = {
+        "model_name_or_path": tmp_path / "esm", "dataset_name": reviews, "learning_rate": 1e-3,
+        "global_batch_size": 16, "max_train_steps": 6, "logging_steps": 1,
+    }  # fmt: skip
+    assert train_here(**words, output_dir=tmp_path / "one") == 0
+    done = launch([*TORCHRUN, "2"], flags(**words, output_dir=tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "one", tmp_path / "two")

@@ -119,16 +119,16 @@ def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulati
     assert "2 processes x 4 rows x 4 accumulation steps" in done.stdout
     found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
     assert found["view"] and not found["unused"]
-    # One bucket of all weights but the largest table, of which it is said which rows were met, then those.
+    # A bucket of all weights but the word embeddings; of those, which rows were met, and then the rows.
     assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]
-    length, width = max(found["tables"])
+    words, width = found["table"]
     for update in range(1, found["updates"]):
         names, sizes = zip(
             *((name, size) for step, name, size in found["others"] if step == update), strict=True
         )
         assert set(names) == {"all_reduce"}
         _, met, rows = (size for size in sizes if size > 3)
-        assert met == length and 0 < rows < length * width and rows % width == 0
+        assert met == words and 0 < rows < words * width and rows % width == 0
         # Beside them, numbers of the host: was someone asked to stop, and was the loss of the update before
         # finite?
         assert len(sizes) <= 5

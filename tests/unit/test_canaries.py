@@ -88,7 +88,7 @@ def test_accelerates_own_default_does_divide(monkeypatch):
 
 
 def test_the_fused_optimizer_divides_gradients_by_its_grad_scale():
-    """ft.gradients.clip_in_step relies on it."""
+    """ft.optim.clip_in_step relies on it."""
     weights = []
     for scale in (None, torch.tensor(4.0)):
         weight = nn.Parameter(torch.tensor([3.0, 4.0]))

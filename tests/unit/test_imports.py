@@ -22,7 +22,7 @@ FLOORS = [
         "ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates ft.preflight.labels "
         "ft.preflight.lengths",
         "ft.wandb_run",
-        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.gradients ft.tracking ft.output "
+        "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
         "ft.analysis.predictions ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "
         "ft.tasks.text_classification.kind "
@@ -38,7 +38,7 @@ FLOORS = [
         "ft.page",
         "ft.finish",
         "ft.run ft.verify ft.invariance ft.seeds ft.compare",
-        "ft.preflight.reading ft.preflight.floors ft.preflight.probe",
+        "ft.ddp ft.preflight.reading ft.preflight.floors ft.preflight.probe",
         "ft.preflight.audit ft.preflight.forecast",
         "ft.preflight.screen",
         "ft.preflight",

@@ -1,5 +1,6 @@
 """An update that is skipped changes nothing, and who skipped it is known."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,8 @@ from accelerate.scheduler import AcceleratedScheduler
 
 from ft.attempts import MAX_SKIPPED, Attempts
 from ft.config import Config
-from ft.gradients import clip_in_step
 from ft.health import spread_nonfinite
-from ft.optim import build_optimizer, build_scheduler
+from ft.optim import build_optimizer, build_scheduler, clip_in_step, total_norm
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,38 @@ def all_of(model, optimizer, schedule):
     state = optimizer.state_dict()["state"]
     tensors = [*model.parameters(), *(value for entry in state.values() for value in entry.values())]
     return [tensor.detach().clone() for tensor in tensors], float(schedule.get_last_lr()[0])
+
+
+@pytest.mark.parametrize(("max_norm", "limit"), [(1.0, 1.0), (1e6, 1e6), (0.0, math.inf), (None, math.inf)])
+def test_gradients_are_clipped_in_the_step_as_torch_clips_them_before(max_norm, limit):
+    models = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        plain = build_optimizer(model, Config(adam_epsilon=1.0))  # by which the size of a gradient counts
+        optimizer = AcceleratedOptimizer(plain, device_placement=False)
+        for _ in range(3):
+            model(torch.ones(1, 3) * 9).pow(2).sum().backward()
+            if ours:
+                norm = clip_in_step(optimizer, model.parameters(), max_norm)
+            else:
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+            optimizer.zero_grad()
+        models.append((torch.cat([p.flatten() for p in model.parameters()]), norm))
+    (weights, norm), (expected, expected_norm) = models
+    assert torch.allclose(weights, expected, rtol=1e-6, atol=0)
+    assert 10 < norm and float(norm) == pytest.approx(float(expected_norm))
+
+
+def test_the_norm_is_right_to_the_last_digits_of_fp32_where_torch_is_not():
+    """If torch's own gets right, `total_norm` may go."""
+    torch.manual_seed(0)
+    gradients = [torch.randn(30_000, 384), torch.randn(384), torch.randn(8, 3, 5), torch.tensor(2.0)]
+    right = math.sqrt(sum(gradient.double().pow(2).sum() for gradient in gradients))
+    assert float(total_norm(gradients)) == pytest.approx(right, rel=1e-6)
+    assert float(torch.nn.utils.get_total_norm(gradients)) != pytest.approx(right, rel=1e-5)
+    assert total_norm([]) == 0
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
