@@ -19,10 +19,11 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator) -> nn.Parameter | None
 
     Where a trial on short rows leaves weights without a gradient (XLNet and ESM have such), DDP has to search
     for them in each update; else it does not, and stops at the first. Returns the table whose gradient is
-    left to `exchange_met_rows`."""
-    if accelerator.num_processes > 1 and not accelerator.is_fsdp2:
-        accelerator.ddp_handler.find_unused_parameters = not uses_all_weights(model)
-    return keep_from_ddp(model, accelerator)
+    left to `exchange_met_rows`, if any."""
+    if accelerator.num_processes == 1 or accelerator.is_fsdp2:
+        return None
+    accelerator.ddp_handler.find_unused_parameters = not uses_all_weights(model)
+    return keep_from_ddp(model)
 
 
 def uses_all_weights(model: nn.Module) -> bool:
@@ -48,13 +49,11 @@ def uses_all_weights(model: nn.Module) -> bool:
     return all(weight in reached for weight in model.parameters() if weight.requires_grad)
 
 
-def keep_from_ddp(model: Any, accelerator: Accelerator) -> nn.Parameter | None:
+def keep_from_ddp(model: Any) -> nn.Parameter | None:
     """The table of the word embeddings, whose gradient DDP is told to leave alone; None where it is not
     trained, and where it is not gloo that joins the processes."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_backend() != "gloo":
-        return None
     words = model.get_input_embeddings()
-    if accelerator.is_fsdp2 or not isinstance(words, nn.Embedding):
+    if torch.distributed.get_backend() != "gloo" or not isinstance(words, nn.Embedding):
         return None
     table = words.weight
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

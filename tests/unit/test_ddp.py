@@ -26,9 +26,6 @@ class Embedder(torch.nn.Module):
         return self.outer(self.inner(self.words(input_ids)))
 
 
-PROCESSES = SimpleNamespace(is_fsdp2=False, num_processes=2)
-
-
 def embed_on_both(rank, folder):
     """One of two processes that meet other words, and some the same; writes the gradients."""
     torch.distributed.init_process_group(
@@ -36,7 +33,7 @@ def embed_on_both(rank, folder):
     )
     torch.manual_seed(rank)  # unlike tables: that of rank 0 counts
     model = Embedder()
-    for name, table in {"rows": keep_from_ddp(model, PROCESSES), "table": None}.items():
+    for name, table in {"rows": keep_from_ddp(model), "table": None}.items():
         if name == "table":
             assert model._ddp_params_and_buffers_to_ignore == ["words.weight", "outer.weight"]
             del model._ddp_params_and_buffers_to_ignore
@@ -67,31 +64,32 @@ def gloo():
     torch.distributed.destroy_process_group()
 
 
+def prepared(model, **options):
+    two = {"num_processes": 2, "is_fsdp2": False, "ddp_handler": SimpleNamespace()}
+    return prepare_for_ddp(model, SimpleNamespace(**two | options))
+
+
 @pytest.mark.usefixtures("gloo")
 def test_the_words_are_kept_from_ddp_where_they_are_trained():
     model = Embedder()
-    assert keep_from_ddp(model, SimpleNamespace(is_fsdp2=True)) is None
-    assert keep_from_ddp(model, PROCESSES) is model.words.weight
+    assert prepared(model, is_fsdp2=True) is None
+    assert prepared(model, num_processes=1) is None, "nobody to exchange rows with"
+    assert prepared(model) is model.words.weight
     model.inner.requires_grad_(False)
     model.outer.bias.requires_grad_(False)
-    assert keep_from_ddp(model, PROCESSES) is None, "DDP would have nothing to do, which it refuses"
+    assert prepared(model) is None, "DDP would have nothing to do, which it refuses"
     model.inner.requires_grad_(True)
     model.words.requires_grad_(False)
-    assert keep_from_ddp(model, PROCESSES) is None
+    assert prepared(model) is None
 
 
-def test_one_process_has_no_rows_to_exchange():
-    assert keep_from_ddp(Embedder(), PROCESSES) is None
-    exchange_met_rows(None)
-
-
+@pytest.mark.usefixtures("gloo")
 @pytest.mark.parametrize("spare", [False, True])
 def test_ddp_searches_for_weights_without_a_gradient_only_where_there_are_some(spare):
-    accelerator = SimpleNamespace(**vars(PROCESSES), ddp_handler=SimpleNamespace())
-    model = Embedder(spare)
+    model, handler = Embedder(spare), SimpleNamespace()
     state = torch.get_rng_state()
-    prepare_for_ddp(model, accelerator)
-    assert accelerator.ddp_handler.find_unused_parameters == spare
+    prepared(model, ddp_handler=handler)
+    assert handler.find_unused_parameters == spare
     assert model.training and torch.equal(state, torch.get_rng_state())
     if spare:
         model.spare.requires_grad_(False)
