@@ -34,7 +34,9 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
     widths = rows.lengths // pieces
     real = padded = 0
     for update in range(min(updates, len(planned))):
-        for parts in shares(planned.rows(update), sampler.num_processes, sampler.micro_batch_size):
+        taken = planned.rows(update)
+        cut = shares(taken, rows.lengths[taken], sampler.num_processes, sampler.micro_batch_size)
+        for parts in cut:
             for part in (part for part in parts if len(part)):
                 real += int(rows.lengths[part].sum())
                 padded += int(widths[part].max()) * int(pieces[part].sum())

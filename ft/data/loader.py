@@ -214,9 +214,10 @@ class PlanSampler:
         last = min(len(planned), self.total_updates - epoch * self.updates_per_epoch)
         for update in range(first, last):
             rows = planned.rows(update)
-            micro_batches = shares(rows, self.num_processes, self.micro_batch_size)
+            lengths = self.dataset.rows.lengths[rows]
+            micro_batches = shares(rows, lengths, self.num_processes, self.micro_batch_size)
             weight = float(self.dataset.row_weights[rows].sum())
-            tokens = int(self.dataset.rows.lengths[rows].sum())
+            tokens = int(lengths.sum())
             for number, parts in enumerate(micro_batches, start=1):
                 for part in parts:
                     is_last = number == len(micro_batches)

@@ -13,25 +13,16 @@ from ft.data.plan import Plan, shares
 def update_costs(lengths: np.ndarray, plan: Plan, num_processes: int, micro_batch_size: int) -> np.ndarray:
     """(updates, 3): micro-batches, tokens, tokens x length of each update of an epoch, of the process that
     has most of them. `lengths` (rows,) is in tokens."""
-    full, rest = divmod(len(plan.order), plan.global_batch_size)
-    in_full = lengths[plan.order[: full * plan.global_batch_size]].reshape(full, plan.global_batch_size)
-    parts = [_share_costs(in_full, num_processes, micro_batch_size)] if full else []
-    if rest:
-        in_last = lengths[plan.order[-rest:]][None]
-        parts.append(_share_costs(in_last, num_processes, micro_batch_size))
-    return np.concatenate(parts)
-
-
-def _share_costs(lengths: np.ndarray, num_processes: int, micro_batch_size: int) -> np.ndarray:
-    """The same for updates of the same number of rows; `lengths` is (updates, rows)."""
-    cuts = shares(np.arange(lengths.shape[1]), num_processes, micro_batch_size)
-    costs = np.zeros((num_processes, len(lengths), 3))
-    for parts in cuts:
-        for rank, columns in enumerate(parts):
-            if len(columns):
-                costs[rank] += _costs(len(columns), lengths[:, columns].max(axis=1))
-    slowest = costs[:, :, 1].argmax(axis=0)
-    return costs[slowest, np.arange(len(lengths))]
+    costs = np.zeros((len(plan), 3))
+    for update in range(len(plan)):
+        in_update = lengths[plan.rows(update)]
+        cut = shares(in_update, in_update, num_processes, micro_batch_size)
+        for parts in zip(*cut, strict=True):
+            sizes = [(len(part), float(part[-1])) for part in parts if len(part)]
+            tokens = sum(rows * longest for rows, longest in sizes)
+            if tokens > costs[update, 1]:
+                costs[update] = len(sizes), tokens, sum(rows * longest**2 for rows, longest in sizes)
+    return costs
 
 
 def batch_costs(batches: list[np.ndarray], lengths: np.ndarray, num_processes: int) -> np.ndarray:

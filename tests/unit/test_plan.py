@@ -28,12 +28,12 @@ def test_the_union_over_processes_and_micro_batches_is_the_plans_update(
 ):
     made = plan(lengths, size, seed, 0)
     for update in range(len(made)):
-        cut = shares(made.rows(update), processes, micro)
+        cut = shares(made.rows(update), lengths[made.rows(update)], processes, micro)
+        assert len(cut) == -(-len(made.rows(update)) // (processes * micro))  # no more than equal shares need
         assert all(len(parts) == processes for parts in cut)
         assert all(len(part) <= micro for parts in cut for part in parts)
         assert sorted(np.concatenate([p for parts in cut for p in parts])) == sorted(made.rows(update))
-        sizes = [sum(len(parts[rank]) for parts in cut) for rank in range(processes)]
-        assert max(sizes) - min(sizes) <= 1
+        assert all((np.diff(lengths[part]) >= 0).all() for parts in cut for part in parts)
 
 
 @given(lengths_of_rows, st.integers(1, 70))
@@ -99,11 +99,46 @@ def test_ten_million_rows_are_planned_in_seconds_with_four_bytes_a_row():
     assert made.order.nbytes == 4 * len(lengths)
 
 
+def draws(count, shape):
+    """Lengths of texts: like those of reviews, with a heavy tail, of two kinds, and all short but for one."""
+    generator = np.random.default_rng(1)
+    return {
+        "reviews": lambda: np.clip(generator.lognormal(3.5, 0.7, count).astype(int), 4, 256),
+        "heavy_tail": lambda: np.clip(generator.lognormal(3, 1.2, count).astype(int), 4, 2048),
+        "uniform": lambda: generator.integers(1, 513, count),
+        "two_kinds": lambda: generator.choice([16, 64], count),
+        "one_long": lambda: np.append(np.full(count - 1, 20), 512),
+    }[shape]()
+
+
+def largest_share(lengths, rows, processes, micro):
+    """The largest share of the tokens of an update, by the mean."""
+    cut = shares(rows, lengths[rows], processes, micro)
+    tokens = [sum(lengths[parts[rank]].sum() for parts in cut) for rank in range(processes)]
+    return max(tokens) / np.mean(tokens)
+
+
 @pytest.mark.parametrize("processes", [2, 4, 8])
-def test_shares_hold_about_the_same_number_of_tokens(processes):
-    lengths = np.clip(np.random.default_rng(1).lognormal(3.5, 0.7, 20_000).astype(int), 4, 256)
+@pytest.mark.parametrize("shape", ["reviews", "heavy_tail", "uniform", "two_kinds", "one_long"])
+@pytest.mark.parametrize("count", [256, 1000, 20_000])
+def test_shares_hold_about_the_same_number_of_tokens(processes, shape, count):
+    lengths = draws(count, shape)
     made = plan(lengths, 256, 42, 0)
-    for update in range(len(made) - 1):
-        cut = shares(made.rows(update), processes, 256)
-        tokens = np.array([lengths[part].sum() for part in cut[0]])
-        assert tokens.max() / tokens.mean() < 1.05
+    for update in range(count // 256):
+        assert largest_share(lengths, made.rows(update), processes, 256) < 1.05
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=100).map(sorted), st.integers(2, 8))
+def test_no_share_is_heavier_than_the_others_by_more_than_a_row(lengths, processes):
+    tokens = np.array(lengths)
+    cut = shares(np.arange(len(tokens)), tokens, processes, len(tokens))
+    assert len(cut) == 1
+    loads = [tokens[part].sum() for part in cut[0]]
+    lightest_rows = [tokens[part].min() for part in cut[0] if len(part)]
+    assert max(loads) - min(loads) <= max(lightest_rows)
+
+
+def test_a_tight_bound_on_micro_batches_makes_equal_shares():
+    lengths = np.append(np.full(63, 20), 512)
+    assert [len(part) for part in shares(np.arange(64), lengths, 4, 16)[0]] == [16] * 4
+    assert sorted(len(part) for part in shares(np.arange(64), lengths, 4, 64)[0]) == [1, 21, 21, 21]

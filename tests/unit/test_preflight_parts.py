@@ -181,10 +181,10 @@ def test_texts_without_words_have_a_floor_by_characters():
 def test_the_costs_of_an_update_are_those_of_its_slowest_process():
     lengths = np.array([2, 4, 6, 8, 3, 5])
     plan = Plan(np.array([0, 1, 2, 3, 4, 5]), 4)  # an update of four rows, and a short one of two
-    # Two processes: rows 2 and 6 long, and 4 and 8; then 3, and 5.
+    # Two processes: rows 2 and 8 long, and 4 and 6; then 5, and 3.
     assert update_costs(lengths, plan, 2, 4).tolist() == [[1, 16, 128], [1, 5, 25]]
-    # In micro-batches of one row: twice one of 4 and one of 8; then one of 5.
-    assert update_costs(lengths, plan, 2, 1).tolist() == [[2, 12, 80], [1, 5, 25]]
+    # In micro-batches of one row: one of 2 and one of 8; then one of 5.
+    assert update_costs(lengths, plan, 2, 1).tolist() == [[2, 10, 68], [1, 5, 25]]
     batches = evaluation_batches(lengths, 2)  # 8 and 6, 5 and 4, 3 and 2
     assert batch_costs(batches, lengths, 2).tolist() == [[1, 16, 128], [1, 6, 18]]
 
