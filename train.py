@@ -81,14 +81,14 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     # --- the loop -------------------------------------------------------------------------------------------
     notes += [f"not the same on another launch: {place}" for place in unkeyed]
     progress = run.start(model, optimizer, scheduler, sampler, data, tokenizer, max_length, total, notes)
-    attempts = Attempts(accelerator, optimizer, run.say)
+    attempts = Attempts(accelerator, optimizer)
     model.train()
     for _epoch in run.epochs():
         for micro_batches in run.waited(updates(loader)):
             for attempt in attempts.at(micro_batches):
                 with attempt:
                     reseed(config.seed, progress.step, accelerator.process_index)
-                    losses = []
+                    loss, losses = None, []  # the graph of an attempt that ran out of memory goes
                     for micro_batch in attempt:
                         row_keys.set(progress.step, micro_batch.piece_ids)
                         # Gradients are exchanged once an update, in the backward pass of its last

@@ -3,7 +3,7 @@ memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ class Attempts:
     in another order.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer: Any, say: Callable[[str], None]) -> None:
-        self.accelerator, self.optimizer, self.say = accelerator, optimizer, say
+    def __init__(self, accelerator: Accelerator, optimizer: Any) -> None:
+        self.accelerator, self.optimizer = accelerator, optimizer
         self.most_rows: int | None = None  # in a micro-batch, after one was too large
 
     def at(self, micro_batches: list[MicroBatch]) -> Iterator[_Attempt]:
@@ -42,10 +42,8 @@ class Attempts:
                 return
             skipped += not attempt.out_of_memory
             if attempt.out_of_memory:
-                self.say(
-                    f"warning: out of memory; micro-batches have at most {self.most_rows} rows from here on, "
-                    "at the same global batch"
-                )
+                most = f"micro-batches have at most {self.most_rows} rows from here on"
+                warn_out_of_memory(self.accelerator, f"{most}, at the same global batch")
         # The gradient is not finite, whatever the scale: the update stays without effect, on the scale, too.
         scaler = self.accelerator.scaler
         if scaler is not None:
@@ -93,6 +91,12 @@ class _Attempt:
         attempts.optimizer.zero_grad()
         attempts.most_rows = -(-largest // 2)
         return True
+
+
+def warn_out_of_memory(accelerator: Accelerator, remedy: str) -> None:
+    """Say what one process does about it: another may have room."""
+    where = f" in process {accelerator.process_index}" if accelerator.num_processes > 1 else ""
+    print(f"warning: out of memory{where}; {remedy}", flush=True)
 
 
 def split(micro_batches: list[MicroBatch], most_rows: int | None) -> list[MicroBatch]:

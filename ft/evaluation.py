@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ft.attempts import warn_out_of_memory
 from ft.data.encode import EncodedRows
 from ft.errors import UserError
 from ft.metrics import NamedMetrics
@@ -48,13 +50,15 @@ def evaluate(
     the split, each once."""
     was_training = model.training
     model.eval()
-    parts = []
+    parts: list[Any] = []
+    most_rows = None
     try:
         # Whole parameters, which FSDP2 makes at its first forward pass, have to be of use in training, too.
         with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             for batch in loader:
-                with accelerator.autocast():
-                    scores, losses = task.predict(model, batch)
+                (scores, losses), most_rows = within_memory(
+                    accelerator, model, partial(task.predict, model), batch, most_rows
+                )
                 real = batch.slot.rows.size  # a filler slot has none
                 parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
                 after_batch(accelerator.num_processes * real)
@@ -85,6 +89,39 @@ def evaluate(
         if accelerator.is_main_process
         else Evaluation(metrics, None)
     )
+
+
+def within_memory(
+    accelerator: Accelerator, model: Any, score: Callable[[Any], tuple[torch.Tensor, ...]], batch: Any,
+    most_rows: int | None,
+) -> tuple[tuple[torch.Tensor, ...], int | None]:  # fmt: skip
+    """What `score` gives for a batch, tensors (rows, ...), in parts of at most `most_rows` rows, if that is
+    set. Where the device's memory does not hold a part, in halves of it; the second value is the bound then,
+    for the next batches. The parts are padded as the whole, so the scores are the same but for rounding.
+
+    Raises `UserError` for a single row, and where the model lies in shards: all processes score together."""
+    while True:
+        parts = [batch] if most_rows is None else batch.split(most_rows)
+        largest = max(len(part.row_ids) for part in parts)
+        try:
+            with accelerator.autocast():
+                found = [score(part) for part in parts]
+            return tuple(map(torch.cat, zip(*found, strict=True))), most_rows
+        except torch.OutOfMemoryError:
+            most_rows = -(-largest // 2)
+        if largest == 1:
+            raise UserError(
+                "out of memory in an evaluation, on a single row: lower max_length, or use a smaller model."
+            )
+        if is_sharded(model):
+            raise UserError(
+                f"per_device_eval_batch_size: out of memory with batches of {largest} rows; set it to "
+                f"{most_rows}."
+            )
+        warn_out_of_memory(
+            accelerator, f"this evaluation goes on with {most_rows} rows at a time "
+            f"(--per_device_eval_batch_size {most_rows} begins with that)",
+        )  # fmt: skip
 
 
 def gather_rows(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft.assess import assess
 from ft.best import forget_bests
+from ft.checkpoint import is_defined
 from ft.dashboard import artifacts, charts
 from ft.ema import averaged
 from ft.evaluation import Evaluation, prefix_of
@@ -40,9 +41,14 @@ def finish(run: Run) -> None:
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
         run.export("best", run.latest)
-        why = f"{config.best_metric} was never defined on the validation rows"
+        value = run.latest.metrics[config.best_metric] if run.latest else None
         if config.eval_strategy == "no":
             why = "not evaluated (eval_strategy: no)"
+        elif is_defined(value):
+            progress.best_metric = value
+            why = "the best model was not found again"
+        else:
+            why = f"{config.best_metric} was never defined on the validation rows"
         run.say(f"{why}, so best/ is the model of the last update, as final/ is")
     results: dict[str, Any] = {
         "headline": list(run.task.headline),

@@ -103,7 +103,6 @@ class HealthWatch:
         self._sum, self._rows_of = sum_over_processes, rows_of
         self._say, self._alert = say, alert
         self._late = LateReader()
-        self._first = ""  # the rows of the first update in a row that was not finite
 
     def push(self, step: int, weight: float, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor) -> None:
         """Note an update: the true weight of its rows, the summed losses of its micro-batches here."""
@@ -121,14 +120,14 @@ class HealthWatch:
     def _complain(self, step: int, found: str) -> None:
         in_a_row = self.health.nonfinite_in_a_row
         if in_a_row == 1:
-            self._first = self._rows_of(step)
             said = f"update {step:,} is skipped: its loss or gradient is not finite ({found})"
-            self._say(f"warning: {said}; its {self._first}")
+            self._say(f"warning: {said}; its {self._rows_of(step)}")
             self._alert("The loss or gradient is not finite", said)
         if self.on_nonfinite == "error" and in_a_row >= MAX_NONFINITE:
             self._alert("The run ended: the loss or gradient is not finite", f"{in_a_row} updates in a row")
+            first = self._rows_of(step - in_a_row + 1)
             raise UserError(
                 f"{in_a_row} updates in a row, {step:,} the last, had a loss or gradient that is not finite; "
-                f"of the first, the {self._first}. None of them changed the weights. Look at these rows, "
+                f"of the first, the {first}. None of them changed the weights. Look at these rows, "
                 "lower learning_rate or add warm-up; on_nonfinite: skip goes on in any case."
             )

@@ -128,14 +128,22 @@ def export(
     were."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=merge(model, state) if has_lora(model) else state)
-    if has_lora(model):
-        save_adapter(model, state, temporary / "adapter")
     before, tokenizer.model_max_length = tokenizer.model_max_length, max_length
-    tokenizer.save_pretrained(temporary)
-    tokenizer.model_max_length = before
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    replace_folder(temporary, folder, keep)
+    try:
+        model.save_pretrained(temporary, state_dict=merge(model, state) if has_lora(model) else state)
+        if has_lora(model):
+            save_adapter(model, state, temporary / "adapter")
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        replace_folder(temporary, folder, keep)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"output_dir: {str(folder)!r} cannot be written: {error}. Make room, then go on with "
+            "--resume_from_checkpoint latest."
+        ) from None
+    finally:
+        tokenizer.model_max_length = before
 
 
 def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: Task) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
-from ft.checkpoint import find_checkpoint
+from ft.checkpoint import checkpoints_in, find_checkpoint
 from ft.config import Config
 from ft.errors import UserError
 from ft.options import RunOptions
@@ -23,15 +23,15 @@ LOCK_SECONDS = 10
 
 
 def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, None to start anew, and warnings. Writes nothing, so that a mistake
-    found later costs nothing.
+    """The checkpoint to resume from, None to start anew, and warnings. Writes nothing (damaged checkpoints
+    are renamed), so that a mistake found later costs nothing.
 
     Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
     """
     folder = Path(options.output_dir)
     _check_place(folder)
     found, warnings = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
-    held = _held(folder)
+    held = held_in(folder)
     if _seeds(folder) and not options.overwrite_output_dir:
         raise UserError(
             f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
@@ -53,7 +53,7 @@ def check_seeds_dir(options: Config) -> None:
     """The same for the folder of the runs of several seeds, each of which looks at its own folder later."""
     folder = Path(options.output_dir)
     _check_place(folder)
-    held = _held(folder)
+    held = held_in(folder)
     if not held or options.overwrite_output_dir:
         return
     if options.resume_from_checkpoint is None:
@@ -68,7 +68,7 @@ def check_seeds_dir(options: Config) -> None:
 def set_aside(folder: Path) -> None:
     """Move what runs have left in a folder out of the way, to be put back or forgotten."""
     (folder / REPLACED).mkdir(exist_ok=True)
-    for name in _held(folder):
+    for name in held_in(folder):
         (folder / name).replace(folder / REPLACED / name)
 
 
@@ -94,9 +94,14 @@ def _holds_a_run(folder: Path, held: list[str]) -> UserError:
     )
 
 
-def _held(folder: Path) -> list[str]:
+def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     return [*(name for name in LEAVES if (folder / name).exists()), *(path.name for path in _seeds(folder))]
+
+
+def standing(folder: Path) -> list[str]:
+    """The same, with each checkpoint: what changes when another run writes there."""
+    return [*held_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
 
 
 def _seeds(folder: Path) -> list[Path]:
@@ -147,7 +152,7 @@ def release_output_dir(lock: FileLock) -> None:
 def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:
     """Remove what an earlier run left; other files stay."""
     forget_bests(folder)
-    for path in (folder / name for name in _held(folder)):
+    for path in (folder / name for name in held_in(folder)):
         if keep_checkpoints and path.name == "checkpoints":
             continue
         if path.is_dir():

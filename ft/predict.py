@@ -16,7 +16,7 @@ from ft.data.encode import EncodedRows
 from ft.data.loader import ChunkSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
-from ft.evaluation import gather_rows
+from ft.evaluation import gather_rows, within_memory
 from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_folder, evaluation_notes, prediction_lines
@@ -80,12 +80,14 @@ def predicted_chunks(
     scores that are not finite."""
     model.eval()
     batches = iter(loader)
+    most_rows = None
     for begin, end, count in chunks:
         parts = []
         with torch.inference_mode():
             for batch in islice(batches, count):
-                with accelerator.autocast():
-                    scores = task.score(model, batch)
+                (scores,), most_rows = within_memory(
+                    accelerator, model, lambda part: (task.score(model, part),), batch, most_rows
+                )
                 real = batch.slot.rows.size  # a filler slot has none
                 parts.append((batch.row_ids[:real], scores[:real].float()))
                 after_batch(accelerator.num_processes * real)

@@ -14,6 +14,7 @@ from ft.checkpoint import Progress
 from ft.errors import UserError
 from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
+from ft.output import held_in
 from ft.sharded import class_name, whole
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         )
     if not is_own:
         progress.metrics_rows = 0  # they stand in another folder's metrics.jsonl
+        held = run.hosts.from_main(lambda: held_in(run.output_dir))
+        if held := [name for name in held if name != "checkpoints"]:
+            notes.append(f"what another run has left in {run.output_dir} is replaced: {', '.join(held)}")
     best = progress.best_step
     if best and not run.hosts.from_main(lambda: recover_best(run.output_dir, best, progress.best_weights)):
         notes.append(f"best/ of update {best} is not in {run.output_dir}: chosen anew")

@@ -26,7 +26,14 @@ from ft.health import HealthWatch
 from ft.hosts import HostGroup
 from ft.lora import check_peft
 from ft.model import export
-from ft.output import check_output_dir, clear_output_dir, lock_output_dir, release_output_dir, write_whole
+from ft.output import (
+    check_output_dir,
+    clear_output_dir,
+    lock_output_dir,
+    release_output_dir,
+    standing,
+    write_whole,
+)
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
@@ -58,7 +65,7 @@ class Run:
         self.began = run_began()
         self.output_dir = Path(config.output_dir)
         self.hosts = HostGroup(accelerator)
-        self.checkpoint, warnings = self.hosts.from_main(lambda: check_output_dir(config))
+        self.checkpoint, warnings = self.hosts.from_main(self._look)
         for warning in warnings:
             self.say(f"warning: {warning}")
         self.hosts.from_main(lambda: check_slice_columns(config))
@@ -104,7 +111,7 @@ class Run:
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy = "no"
-        self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
+        self.checkpoint = self.hosts.from_main(self._hold)
         self.progress = Progress()
         if is_sharded(model):
             from ft.fsdp import finish_sharding
@@ -343,6 +350,8 @@ class Run:
     def settle(self) -> None:
         """After the last update: wait until all of it was looked at and its checkpoint is written."""
         self.health.check(keep=0)
+        if self.progress.log_weight:  # early stopping came between two logs
+            self.tracker.log(self.progress.step, self.epoch, {"train/loss": self.train_loss.take_mean()})
         self.saver.wait()
         self.updates_bar.close()
 
@@ -354,8 +363,21 @@ class Run:
         if self.accelerator.is_main_process:
             release_output_dir(self._lock)
 
-    def _hold(self, lock: Any) -> None:
-        self._lock = lock  # of the main process, until it ends
+    def _look(self) -> tuple[Path | None, list[str]]:
+        self._seen = standing(self.output_dir)
+        return check_output_dir(self.config)
+
+    def _hold(self) -> Path | None:
+        """Keep other runs out of the folder, and find again what to resume from, if one has written there
+        since `_look`."""
+        self._lock = lock_output_dir(self.output_dir)  # of the main process, until it ends
+        if standing(self.output_dir) == self._seen:
+            return self.checkpoint
+        try:
+            return self._look()[0]
+        except UserError:
+            release_output_dir(self._lock)
+            raise
 
     def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
         """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the

@@ -19,6 +19,7 @@ from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stop
 from ft.heap import settle_heap
 from ft.launch import asked_processes, asks_for, launch_command
 from ft.signals import follow_launcher
+from ft.writer import finish_writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -65,8 +66,8 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
 
     close_trackers(code)
     # Not sys.exit: now and then gloo's threads abort a process that leaves its group in the ordinary way
-    # ("terminate called without an active exception", one in ten with torch 2.13). Everything is written and
-    # closed by now.
+    # ("terminate called without an active exception", one in ten with torch 2.13).
+    finish_writing()
     os._exit(code)
 
 
@@ -112,7 +113,9 @@ def build_accelerator(config: Config) -> Accelerator:
                 "accelerate_configs/multi_gpu_fsdp2.yaml; --gradient_checkpointing and a smaller "
                 "--per_device_train_batch_size save memory, too."
             )
-    use_cpu = asks_for("CPU") or not torch.accelerator.is_available()
+    # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
     sharding = None
     if asks_for("FSDP"):
         from ft.fsdp import Sharding, shard_over_processes

@@ -7,6 +7,15 @@ import sys
 import threading
 from collections.abc import Callable
 
+NAME = "writer"
+
+
+def finish_writing() -> None:
+    """Return when nothing is being written any more by any writer."""
+    for thread in threading.enumerate():
+        if thread.name == NAME:
+            thread.join()
+
 
 class BackgroundWriter:
     """At most one write is under way: `submit` waits for the one before. A write that fails is reported, and
@@ -20,8 +29,9 @@ class BackgroundWriter:
     def submit(self, what: str, write: Callable[[], object]) -> None:
         """Run `write` on a thread. `what` it writes is named where it fails."""
         self.wait()
-        # Not a daemon: Python then waits for it when it exits, after an error in the loop, too.
-        self._thread = threading.Thread(target=self._run, args=(what, write), name="writer")
+        # Not a daemon: Python then waits for it when it exits, after an error in the loop, too; where that is
+        # passed over, `finish_writing` does.
+        self._thread = threading.Thread(target=self._run, args=(what, write), name=NAME)
         self._thread.start()
 
     @property

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, FORK, flags, launch, train_here
+from conftest import DAMAGE, FORK, FORKS, ROOT, flags, launch, train_here
 
 from ft.errors import UserError
 
@@ -140,3 +140,40 @@ def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_
     holder.wait()
     done = launch(FORK, again)
     assert done.returncode == 0, done.stderr
+
+
+SLOW_WRITE = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+sys.argv[0] = {root!r} + "/train.py"
+import ft.saver
+from ft.errors import UserError
+from ft.run import Run
+write, count = ft.saver.write_checkpoint, Run.count
+def slow(*rest):
+    time.sleep(3)
+    write(*rest)
+def failing(self, *rest):
+    count(self, *rest)
+    if self.progress.step == 4:
+        raise UserError("broken on purpose")
+ft.saver.write_checkpoint, Run.count = slow, failing
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+run_script(train.train, parse(Config))
+"""
+
+
+@pytest.mark.case(
+    "an error of two processes while a checkpoint is being written",
+    "exit 2 after the checkpoint stands",
+)
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(base_flags, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_WRITE.format(root=str(ROOT)))
+    words = flags(**base_flags, save_strategy="steps", save_steps=3)
+    done = launch(FORKS, words, script=str(script))
+    assert done.returncode != 0 and "broken on purpose" in done.stderr
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("*step*")] == ["step-00000003"]

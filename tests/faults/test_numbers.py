@@ -1,6 +1,7 @@
 """Numbers that go wrong, memory that runs out, and algorithms that are asked to be deterministic."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from test_hangs import FAULTY
 
 from ft.errors import UserError
-from ft.health import SPIKE_AFTER, Health
+from ft.health import SPIKE_AFTER, Health, HealthWatch
 from ft.tasks.text_classification import TextClassification
 
 
@@ -114,6 +115,18 @@ def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path)
 
 
 @pytest.mark.case(
+    "NaN in two updates before a stop, and in the next after the resume",
+    "counts as three in a row; the rows of the first are named",
+)
+def test_updates_in_a_row_that_are_not_finite_are_counted_over_a_resume():
+    health = Health(nonfinite=2, nonfinite_in_a_row=2)
+    watch = HealthWatch(health, lambda *x: x, lambda step: f"rows of {step}", print, "error", print)
+    watch.push(9, 1.0, [torch.tensor(float("nan"))], torch.tensor(1.0))
+    with pytest.raises(UserError, match=r"3 updates in a row, 9 the last.* of the first, the rows of 7"):
+        watch.check(keep=0)
+
+
+@pytest.mark.case(
     "a loss far above its running mean",
     "counted as a spike",
 )
@@ -151,6 +164,54 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp
     worst = largest_difference(tmp_path / "whole", tmp_path / "run")
     # Not eval/auroc: rounding may turn the order of two rows with nearly the same score.
     assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
+
+
+@pytest.mark.case(
+    "out of memory in the backward pass",
+    "the graph of that attempt is gone before the next begins",
+)
+def test_out_of_memory_in_the_backward_pass_lets_the_graph_go(config, monkeypatch):
+    original, graphs = TextClassification.loss, []
+
+    def loss(self, model, batch):
+        assert not graphs or graphs[-1]() is None
+        whole = original(self, model, batch)
+        if len(batch.row_ids) > 8:
+            graphs.append(weakref.ref(whole))
+            whole.register_hook(out_of_memory)
+        return whole
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+    assert train_here(**{**config, "max_train_steps": 1, "eval_strategy": "no"}) == 0
+    assert len(graphs) == 2  # of 32 rows, and of 16
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+@pytest.mark.case(
+    "out of memory in an evaluation above 5 rows, at a batch of 61",
+    "halved until it fits, with the remedy said; the same scores, on two processes, too",
+)
+def test_out_of_memory_in_an_evaluation_halves_its_batches(config, tmp_path, monkeypatch, capfd):
+    words = {**config, "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(**{**words, "output_dir": tmp_path / "whole"}) == 0
+    original, sizes = TextClassification.predict, []
+
+    def predict(self, model, batch):
+        sizes.append(len(batch.row_ids))
+        return out_of_memory() if len(batch.row_ids) > 5 else original(self, model, batch)
+
+    monkeypatch.setattr(TextClassification, "predict", predict)
+    assert train_here(**words) == 0
+    assert sizes[:5] == [61, 31, 16, 8, 4]
+    assert "this evaluation goes on with 4 rows at a time (--per_device_eval_" in capfd.readouterr().out
+    worst = largest_difference(tmp_path / "whole", tmp_path / "run")
+    assert worst["eval/loss"] <= 1e-6 and worst["weights"] == 0, worst
+    monkeypatch.setattr(TextClassification, "predict", out_of_memory)
+    with pytest.raises(UserError, match="out of memory in an evaluation, on a single row"):
+        train_here(**words, overwrite_output_dir=True)
 
 
 @pytest.mark.case(

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from compare import largest_difference, same_bits, without_timing
 from conftest import FORKS, ROOT, flags, launch, train_here, two_processes, wait_for
+from safetensors import SafetensorError
 
 from ft.errors import UserError
 from ft.evaluation import evaluate
@@ -113,6 +114,36 @@ def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(conf
     assert results["best/step"] == 30 and same_bits(tmp_path / "other/best", tmp_path / "other/final")
 
 
+def test_a_finished_run_whose_best_did_not_come_along_is_weighed_as_it_ends(config, whole, tmp_path, capsys):
+    assert train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole) == 0
+    assert "the best model was not found again, so best/ is the model of the last" in capsys.readouterr().out
+    results = json.loads((tmp_path / "new/results.json").read_text())
+    assert results["best/step"] == 30 and results["best/accuracy"] == results["eval/accuracy"]
+
+
+def test_what_another_run_wrote_while_this_one_began_is_seen(config, whole, tmp_path, monkeypatch):
+    """The lock of the folder comes after the data: a run that was ending may have held it until then."""
+    original, place = Run.start, cut_at(whole, 12, tmp_path / "cut")
+
+    def start(self, *rest):
+        shutil.copytree(whole / "checkpoints/step-00000028", place / "checkpoints/step-00000028")
+        shutil.rmtree(place / "checkpoints/step-00000012")
+        return original(self, *rest)
+
+    monkeypatch.setattr(Run, "start", start)
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", place / "final")
+
+    def write(self, *rest):
+        shutil.copytree(whole, tmp_path / "late")
+        return original(self, *rest)
+
+    monkeypatch.setattr(Run, "start", write)
+    with pytest.raises(UserError, match=r"late' already holds a run"):
+        train_here(**{**config, "output_dir": tmp_path / "late"})
+    assert without_timing(tmp_path / "late") == without_timing(whole)
+
+
 def crash_at(monkeypatch, step):
     """Let the run end with an error in the update after `step`; a row an update stands in metrics.jsonl, and
     the checkpoints so far on the disk."""
@@ -193,12 +224,14 @@ def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(conf
     assert without_timing(whole) == without_timing(other)
 
 
-def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path):
+def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path, capsys):
     words = {**config, "output_dir": tmp_path / "other", "resume_from_checkpoint": whole}
     place = whole / "checkpoints/step-00000012"
-    for _ in range(2):  # a second time over what the first has left
+    for said in ("", "is replaced: config.yaml, "):  # a second time over what the first has left
         assert train_here(**{**words, "resume_from_checkpoint": place}) == 0
         assert without_timing(tmp_path / "other") == [r for r in without_timing(whole) if r["step"] > 12]
+        out = capsys.readouterr().out
+        assert said in out and ("is replaced" in out) == bool(said)
 
 
 def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path):
@@ -323,6 +356,26 @@ def test_a_disk_that_stays_full_ends_the_run_and_leaves_the_earlier_checkpoint_u
     monkeypatch.undo()
     assert train_here(**words, resume_from_checkpoint="latest") == 0
     assert same_bits(whole / "final", tmp_path / "full/final")
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing_half(config, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    original, exports = safetensors.torch.save_file, []
+
+    def full(tensors, path, **options):
+        original(tensors, path, **options)
+        exports.append(path)
+        if ".best.tmp" in str(path) and len([p for p in exports if ".best.tmp" in str(p)]) > 1:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(UserError, match=r"output_dir: .*best' cannot be written: .*No space left.*latest"):
+        train_here(**config)
+    assert (tmp_path / "run/best/model.safetensors").exists()
+    assert not list((tmp_path / "run").glob(".best.tmp*"))
+    monkeypatch.undo()
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
 
 
 def test_a_run_that_stopped_early_does_not_go_on_when_it_is_resumed(config, tmp_path):

@@ -165,8 +165,13 @@ def test_old_checkpoints_go_after_the_new_one_stands(base_flags, tmp_path):
 
 def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, capsys):
     words = {**base_flags, "learning_rate": 1e-12, "num_train_epochs": 9, "early_stopping_patience": 2}
+    words |= {"logging_steps": 10}
     assert train_here(**words) == 0
-    assert [r["step"] for r in metrics_of(tmp_path / "run") if "eval/loss" in r] == [7, 14, 21]
+    rows = metrics_of(tmp_path / "run")
+    assert [r["step"] for r in rows if "eval/loss" in r] == [7, 14, 21]
+    assert [r["step"] for r in rows if "train/loss" in r] == [10, 20, 21]  # none is lost
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert [r.get("train/loss") for r in metrics_of(tmp_path / "run")] == [r.get("train/loss") for r in rows]
     assert "stopped early" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/results.json").read_text())["best/step"] == 7
 

@@ -129,6 +129,5 @@ def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulati
         assert set(names) == {"all_reduce"}
         _, met, rows = (size for size in sizes if size > 3)
         assert met == words and 0 < rows < words * width and rows % width == 0
-        # Beside them, numbers of the host: was someone asked to stop, and was the loss of the update before
-        # finite?
-        assert len(sizes) <= 5
+        # Beside them, numbers of the host: was someone asked to stop, and the loss of the update before.
+        assert sorted(size for size in sizes if size <= 3) == ([3] if update == 1 else [1, 3])

@@ -139,7 +139,7 @@ def test_an_update_that_no_scale_can_mend_leaves_the_scale_as_it_was(scaled):
     """It would be next to nothing after forty halvings, and the gradients of what follows zero."""
     _, optimizer, accelerator, update = scaled
     tried = 0
-    for attempt in Attempts(accelerator, optimizer, print).at([]):
+    for attempt in Attempts(accelerator, optimizer).at([]):
         with attempt:
             update(gradient=float("nan"))
         tried += 1

@@ -61,6 +61,11 @@ def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
 
 
+def test_a_gpu_that_cannot_sum_in_64_bits_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert build_accelerator(Config()).device.type == "cpu"
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_batches_go_to_a_gpu_from_page_locked_memory_and_the_host_does_not_wait(
     tokenizer, reviews, tmp_path, monkeypatch
