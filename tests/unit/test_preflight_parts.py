@@ -166,6 +166,12 @@ def test_floors_of_several_labels_are_their_shares_and_one_linear_model_each():
     assert found["tf_idf"]["f1_micro"] == 1.0 > found["prior"]["f1_micro"]
 
 
+def test_a_single_label_that_a_row_has_or_has_not_has_floors():
+    labels = CLASSES[:, None]
+    found = floors("multi_label_classification", ["spam"], (TEXTS, labels), (TEXTS[:60], labels[:60]))
+    assert found["tf_idf"]["f1_micro"] == 1.0 > found["prior"]["f1_micro"]
+
+
 def test_floors_of_numbers_are_the_mean_and_ridge_regression():
     found = floors("regression", [], (TEXTS, CLASSES * 10.0), (TEXTS[:60], CLASSES[:60] * 10.0))
     assert found["prior"]["mse"] == pytest.approx(25 + 1.25**2) and found["prior"]["pearsonr"] is None
