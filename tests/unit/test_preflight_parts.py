@@ -239,3 +239,21 @@ def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process
     assert torch.ones(2**26).sum() > 0  # the limit is gone
     assert 0 < peak_host_bytes() and 0 < free_host_bytes()
     assert not is_out_of_memory(ValueError("no such row"))
+
+
+@pytest.mark.parametrize(
+    "limit, used, inactive",
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_files_that_a_container_has_read_count_as_free_memory(tmp_path, monkeypatch, limit, used, inactive):
+    monkeypatch.setattr("ft.preflight.memory.CGROUP", tmp_path)
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("5000\n")
+    (tmp_path / used).write_text("4000\n")
+    (tmp_path / limit).with_name("memory.stat").write_text(f"anon 900\n{inactive} 3000\nslab 100\n")
+    assert free_host_bytes() == 4000
+    (tmp_path / limit).with_name("memory.stat").unlink()
+    assert free_host_bytes() == 1000
