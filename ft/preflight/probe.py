@@ -30,6 +30,10 @@ MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
 
 
+class NothingLeft(Exception):
+    """The run that would go on has made all its updates."""
+
+
 @dataclass
 class Measured:
     """What the main process has measured, in seconds and bytes. Costs are those of `ft.preflight.costs`.
@@ -75,9 +79,13 @@ class Probe(Run):
     # --- before the loop
 
     def start(self, *args: Any, **options: Any) -> Any:
-        """Start in the ordinary way, then choose the updates and the rows of the evaluations."""
+        """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
+        `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
         self.measured.started, self.done = time.monotonic(), progress.step
+        if self.done >= self.total:
+            super().close({})
+            raise NothingLeft
         self._choose_updates()
         for split in [name for name in ("validation", "test") if name in self.data.splits]:
             self._choose_rows(split)

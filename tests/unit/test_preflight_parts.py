@@ -222,7 +222,7 @@ def test_evaluations_and_saves_are_counted_as_the_run_makes_them(strategy, every
 def test_what_the_first_evaluation_alone_costs_is_forecast_once():
     measured = Measured(
         first_evaluation_rest=5.0, evaluation_rest=0.5, peak_host=[1.0], peak_device=[0.0],
-        update_costs=[np.ones(3)], update_seconds=[1.0],
+        update_costs=[np.ones(3)], update_seconds=[1.0], planned_rounds={"validation": np.ones(3)},
     )  # fmt: skip
     config = Config(eval_strategy="epoch", save_strategy="no")
     found = forecast(config, measured, total=30, per_epoch=3, done=0, start=2.0)
