@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ft import checkpoint
+from ft.analysis.resampling import RESAMPLES
+from ft.assess import assess
 from ft.best import kept_best, weights_sample
 from ft.card import model_card
 from ft.checkpoint import Progress
@@ -353,6 +355,11 @@ class Run:
         self.watchdog.end()
         if self.accelerator.is_main_process:
             release_output_dir(self._lock)
+
+    def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
+        """All that results.json has of a scored split. To be called on the main process, which has the
+        scores."""
+        return assess(self.config, self.task, self.data, split, result, resamples)
 
     def _hold(self, lock: Any) -> None:
         self._lock = lock  # of the main process, until it ends

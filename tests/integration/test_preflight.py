@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from conftest import ONE, flags, launch, make_rows, train_here, two_processes, write_csv
 
+from ft.assess import assess
 from ft.cli import parse
 from ft.config import Config
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ft.preflight import preflight
 from ft.preflight.audit import audit
+from ft.preflight.forecast import forecast
 
 KEYS = {
     "fit", "findings", "rows", "notes", "copies", "near_copies", "conflicts", "tokens", "labels", "floors",
@@ -333,6 +336,31 @@ def test_a_run_without_validation_rows_is_forecast_without_evaluations(base_flag
     assert train_here(**values) == EXIT_DONE
     forecast = report_of(tmp_path / "run")["forecast"]
     assert forecast["evaluations"] == forecast["seconds"]["evaluations"] == 0
+
+
+def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_flags, tmp_path, monkeypatch):
+    """Where few rows are scored, and few resamples drawn."""
+    seen, measured = [], []
+
+    def slow(config, task, data, split, result, resamples):
+        seen.append((split, len(result.scores), len(data.splits[split])))
+        time.sleep(resamples / 1000)
+        return assess(config, task, data, split, result, resamples)
+
+    def kept(config, found, *rest):
+        measured.append(found)
+        return forecast(config, found, *rest)
+
+    monkeypatch.setattr("ft.run.assess", slow)
+    monkeypatch.setattr("ft.preflight.forecast.forecast", kept)
+    assert train_here(**base_flags, per_device_eval_batch_size=1, preflight=True) == EXIT_DONE
+    assert set(seen) == {("validation", 61, 61), ("test", 47, 47)}
+    report = report_of(tmp_path / "run")
+    assert 2 * 8 < report["forecast"]["seconds"]["end"] < 2 * 20  # 10 s of waiting for each of two splits
+    tokens = sum(
+        report["tokens"]["splits"][split]["mean"] * rows["used"] for split, rows in report["rows"].items()
+    )
+    assert measured[0].encoded_bytes == pytest.approx(4 * tokens)
 
 
 def test_two_processes_speak_with_one_voice(base_flags, tmp_path):
