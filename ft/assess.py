@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ft.analysis.errors import confused_pairs, surest_errors
+from ft.analysis.resampling import RESAMPLES
 from ft.analysis.summary import calibration_summary, interval_numbers, slice_tables
 from ft.config import Config
 from ft.data.prepare import Data
@@ -24,18 +25,21 @@ WORST = 20  # rows with their texts in results.json
 LONGEST = 500  # characters of a text there
 
 
-def assess(config: Config, task: Task, data: Data, split: str, result: Evaluation) -> dict[str, Any]:
-    """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each;
-    calibration and coverage; the slices; confused_pairs; worst_errors, the surest of them first (of a
-    regression, the largest)."""
+def assess(
+    config: Config, task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each,
+    from so many `resamples`; calibration and coverage; the slices; confused_pairs; worst_errors, the surest
+    of them first (of a regression, the largest)."""
     rows, scores = data.splits[split], result.scores
     assert scores is not None and rows.labels is not None
     judged = task.judge(scores, rows.labels)
     # The temperature was fitted on the validation rows: there it would be no news.
     temperature = None if split == "validation" else task.calibration.get("temperature")
-    found = {**result.metrics, **interval_numbers(judged)}
+    found = {**result.metrics, **interval_numbers(judged, resamples)}
     found |= calibration_summary(judged, scores, rows.labels, temperature)
-    found |= slice_tables(judged, task.headline, rows.full_lengths, slice_values(config, split, rows.row))
+    sliced = slice_values(config, split, rows.row)
+    found |= slice_tables(judged, task.headline, rows.full_lengths, sliced, resamples)
     if judged.one_label:
         found["confused_pairs"] = confused_pairs(
             result.metrics["confusion_matrix"], list(result.metrics["per_class"])

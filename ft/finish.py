@@ -7,7 +7,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ft.assess import assess
 from ft.best import forget_bests
 from ft.checkpoint import is_defined
 from ft.dashboard import artifacts, charts
@@ -93,7 +92,7 @@ def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
     """What results.json has of a scored split; on processes that hold no scores, its metrics alone."""
     found = result.metrics
     if result.scores is not None:
-        found = assess(run.config, run.task, run.data, split, result)
+        found = run.assess(split, result)
     return {f"{prefix_of(split)}/{key}": value for key, value in found.items()}
 
 

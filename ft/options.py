@@ -86,8 +86,8 @@ class DataOptions:
     on_bad_rows: Literal["error", "drop"] = "error"
     """Rows without a text or a label: stop and name them, or drop and count them."""
     on_duplicates: Literal["warn", "drop"] = "warn"
-    """Training rows whose text is in the validation or test split, too: count them, or drop them from
-    training."""
+    """Training rows whose text is in the validation or test split, too, and validation rows whose text is in
+    the test split: count them, or drop them."""
     preprocessing_num_workers: int | None = None
     """Processes that encode the texts. Default: one for a fast tokenizer, which has threads of its own, else
     every core."""

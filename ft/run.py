@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from ft import checkpoint
+from ft.analysis.resampling import RESAMPLES
+from ft.assess import assess
 from ft.best import kept_best, weights_sample
 from ft.card import model_card
 from ft.checkpoint import Progress
@@ -362,6 +364,11 @@ class Run:
         self.watchdog.end()
         if self.accelerator.is_main_process:
             release_output_dir(self._lock)
+
+    def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
+        """All that results.json has of a scored split. To be called on the main process, which has the
+        scores."""
+        return assess(self.config, self.task, self.data, split, result, resamples)
 
     def _look(self) -> tuple[Path | None, list[str]]:
         self._seen = standing(self.output_dir)

@@ -11,14 +11,16 @@ from ft.analysis.calibration import coverage, decisions, proper_scores, reliabil
 from ft.analysis.errors import length_slices, slices
 from ft.analysis.intervals import intervals, proportion
 from ft.analysis.predictions import Predictions
+from ft.analysis.resampling import RESAMPLES
 
 SHARES = ("accuracy", "subset_accuracy")  # of rows
 ASKED = (0.9, 0.95, 0.99)  # accuracies on the surest rows
 
 
-def interval_numbers(judged: Predictions) -> dict[str, float]:
+def interval_numbers(judged: Predictions, resamples: int = RESAMPLES) -> dict[str, float]:
     """NAME_low and NAME_high, the 95 percent interval of each metric for which there is one."""
-    found = {name: value for name, value in intervals(judged.statistics).items() if value is not None}
+    bounds = intervals(judged.statistics, resamples)
+    found = {name: value for name, value in bounds.items() if value is not None}
     return {
         f"{name}_{end}": value[n] for name, value in found.items() for n, end in enumerate(("low", "high"))
     }
@@ -52,8 +54,9 @@ def calibration_summary(
 
 
 def slice_tables(
-    judged: Predictions, headline: Sequence[str], lengths: np.ndarray, columns: Mapping[str, Sequence[Any]]
-) -> dict[str, Any]:
+    judged: Predictions, headline: Sequence[str], lengths: np.ndarray, columns: Mapping[str, Sequence[Any]],
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:  # fmt: skip
     """length_slices, by the lengths (rows,) in tokens, and slices, a table for each column: value, rows, and
     the headline metrics with their intervals (of a share of rows: Wilson's, which is good for few rows,
     too)."""
@@ -62,7 +65,7 @@ def slice_tables(
         assert judged.part is not None
         part = judged.part(rows)
         values = {name: value for statistic in part.statistics for name, value in statistic.values().items()}
-        bounds = intervals(part.statistics)
+        bounds = intervals(part.statistics, resamples)
         found: dict[str, Any] = {}
         for name in headline:
             if name not in values:

@@ -20,7 +20,8 @@ ID_NAMES = ["id", "idx", "row_id"]
 SHOWN = 10  # rows or values in a message
 # Columns of the encoded rows.
 RESERVED = "row label input_ids token_type_ids full_length cut pieces".split()
-WRITTEN = ["prediction", "probabilities"]  # further columns of the predictions
+WRITTEN = ["prediction", "probabilities", "label_quality"]  # beside the texts and ids of predictions
+MEASURED = ["confidence", "error"]  # beside the texts of worst_errors
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ def choose_columns(
             )
         texts = known[:1] or strings
     for name in texts:
-        if len(texts) == 2 and name in WRITTEN:  # a single text is called "text" there
+        if len(texts) == 2 and name in (*WRITTEN, *MEASURED):  # a single text is called "text" there
             raise UserError(
-                f"text_column_names: {name!r} is the name of another column of the predictions; rename it."
+                f"text_column_names: {name!r} is the name of something else in predictions or worst_errors; "
+                "rename it."
             )
         _check_text(table, name, split)
     if label in texts and is_labelled:

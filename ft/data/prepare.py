@@ -20,7 +20,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 11  # part of every key: raise it when what is written changes
+CACHE_VERSION = 12  # part of every key: raise it when what is written changes
 
 
 @dataclass

@@ -206,7 +206,8 @@ def _set_aside(
 
 
 def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: dict, notes: list[str]) -> None:
-    """Count texts that stand more than once; drop from training those of an evaluation split if asked to."""
+    """Count texts that stand more than once. If asked to, drop from training those of an evaluation split,
+    and from validation those of the test split."""
     rows = sum(table.num_rows for table in tables.values())
     texts = pa.chunked_array([part for t in tables.values() for part in joined_text(t, columns).chunks])
     copies = rows - len(texts.unique())

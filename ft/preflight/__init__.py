@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -57,15 +58,22 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
 
 
 def _audit(config: Config) -> dict[str, Any]:
-    from ft.output import check_output_dir
+    from ft.output import check_output_dir, check_seeds_dir
     from ft.preflight.audit import audit_apart
     from ft.push import check_hub
 
     report = audit_apart(config)
     findings = Findings(report["findings"])
     try:
-        for warning in check_output_dir(config)[1]:
-            findings.warn("checkpoint", warning)
+        if config.num_seeds > 1:
+            check_seeds_dir(config)
+            if config.resume_from_checkpoint is not None:
+                findings.warn(
+                    "checkpoint", "what is done of the seeds is forecast, too, as if it were to come"
+                )
+        else:
+            for warning in check_output_dir(config)[1]:
+                findings.warn("checkpoint", warning)
     except UserError as error:
         findings.block("output_dir", str(error))
     try:
@@ -86,7 +94,8 @@ def _place(config: Config) -> Path:
 
 
 def _probe(config: Config, train: Callable[..., int], place: Path, findings: Findings) -> Probe | None:
-    """The probe after its run; None where an error, which is a finding, ended that."""
+    """The probe after its run, or where there was nothing to run; None where an error, which is a finding,
+    ended that."""
     from ft.output import check_output_dir
     from ft.preflight.memory import (
         LEAST,
@@ -96,10 +105,12 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
         processes_here,
         used_host_bytes,
     )
-    from ft.preflight.probe import Probe
+    from ft.preflight.probe import NothingLeft, Probe
 
     blocking = findings.blocking_topics()
-    checkpoint = None if "output_dir" in blocking else check_output_dir(config)[0]
+    checkpoint = None
+    if config.num_seeds == 1 and "output_dir" not in blocking:
+        checkpoint = check_output_dir(config)[0]
     short = config.private(
         preflight=False, output_dir=str(place), overwrite_output_dir=True, max_time=None,
         resume_from_checkpoint=str(checkpoint) if checkpoint else None,
@@ -123,7 +134,8 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
     most = share + used_host_bytes()
     with limited_to(share):
         try:
-            train(short, make)
+            with contextlib.suppress(NothingLeft):
+                train(short, make)
             made[0].measured.most_host_bytes = most
             return made[0]
         except UserError as error:

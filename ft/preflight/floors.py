@@ -83,7 +83,7 @@ def _multi_label(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tu
     from sklearn.multiclass import OneVsRestClassifier
 
     model = OneVsRestClassifier(LogisticRegression(C=3.0, solver="liblinear")).fit(seen, labels)
-    linear = model.predict_proba(unseen)
+    linear = model.predict_proba(unseen)[:, -classes:]  # of one label: without it, and with it
     return np.tile(labels.mean(axis=0), (unseen.shape[0], 1)), linear
 
 

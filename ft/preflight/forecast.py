@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> dict[str, Any]:
     """What a probe has found, as JSON: launch, longest_update, checkpoint and forecast; what does not fit is
-    a finding. `waited` are the seconds that the audit took before the run."""
+    a finding. `waited` are the seconds that the audit took before the run. Nothing, where the run that goes
+    on has made all its updates."""
     measured, accelerator = probe.measured, probe.accelerator
+    if probe.done >= probe.total:
+        findings.warn(
+            "not_tried",
+            f"nothing was tried or forecast: all {probe.total:,} updates are made, and a run that goes on "
+            "only scores and exports again; for more, raise num_train_epochs or max_train_steps",
+        )
+        return {}
     start = measured.started - STARTED - waited
     found = forecast(config, measured, probe.total, probe.sampler.updates_per_epoch, probe.done, start)
     folder = Path(config.output_dir).absolute()
@@ -89,9 +97,8 @@ def forecast(
     if measured.round_seconds:
         round_cost = fit(np.array(measured.round_costs), np.array(measured.round_seconds))
     rounds = {split: float(costs @ round_cost) for split, costs in measured.planned_rounds.items()}
-    evaluations = times_due(
-        config.eval_strategy, config.eval_steps or config.logging_steps, total, per_epoch, done
-    )
+    strategy = config.eval_strategy if "validation" in measured.planned_rounds else "no"
+    evaluations = times_due(strategy, config.eval_steps or config.logging_steps, total, per_epoch, done)
     rest = 0.0
     if evaluations:
         rest = measured.first_evaluation_rest + (evaluations - 1) * measured.evaluation_rest

@@ -41,20 +41,28 @@ def used_host_bytes() -> int:
 
 
 def free_host_bytes() -> int:
-    """What this process could still take: free memory of the host, or less where its container has a
-    limit."""
+    """What this process could still take: free memory of the host, or less where its container has a limit,
+    to which the files that it has read count until others need the room."""
     import psutil
 
     free = psutil.virtual_memory().available
-    for limit, used in (
-        (CGROUP / "memory.max", CGROUP / "memory.current"),
-        (CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.usage_in_bytes"),
+    for folder, limit, used, cached in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            most = int(limit.read_text())
+            most = int((folder / limit).read_text())
             if most < UNLIMITED:
-                free = min(free, most - int(used.read_text()))
+                taken = int((folder / used).read_text()) - _reclaimable(folder / "memory.stat", cached)
+                free = min(free, most - taken)
     return max(free, 0)
+
+
+def _reclaimable(facts: Path, name: str) -> int:
+    """A number of a container's memory.stat; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(dict(line.split() for line in facts.read_text().splitlines()).get(name, 0))
+    return 0
 
 
 def peak_device_bytes(device: Any) -> int | None:

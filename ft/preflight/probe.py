@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from ft import checkpoint
+from ft.analysis.resampling import RESAMPLES
+from ft.data.encode import EncodedRows
 from ft.data.plan import Plan, evaluation_batches
 from ft.errors import Stopped
 from ft.evaluation import Evaluation
@@ -28,6 +30,11 @@ UPDATES = 10  # of different lengths, in a pass
 SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
 MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
+FEW, MORE = 50, 350  # resamples of an assessment, from which the time of all of them is told
+
+
+class NothingLeft(Exception):
+    """The run that would go on has made all its updates."""
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Measured:
     evaluation_rest: float = 0.0  # and without
     save: float = 0.0  # the loop waits for it
     write: float = 0.0  # in the background
-    end: float = 0.0  # after the last update, evaluations left out
+    end: float = 0.0  # after the last update, the batches of evaluations left out
     reload: float = 0.0
     reloaded_same: bool = True
     checkpoint_bytes: int = 0
@@ -66,8 +73,10 @@ class Probe(Run):
 
     def __init__(self, *args: Any) -> None:
         self.measured, self.done = Measured(), 0
-        self._round_costs: dict[str, list[np.ndarray]] = {}  # of the rows that were kept of a split
+        self._kept: dict[str, EncodedRows] = {}  # the rows of a split that are scored
+        self._round_costs: dict[str, list[np.ndarray]] = {}  # of these
         self._last_mark = 0.0
+        self._beyond = 0.0  # seconds by which the run's assessments take longer than the probe's
         self._grad_norm = torch.zeros(())
         super().__init__(*args)
         self.say = self.measured.said.append  # type: ignore[assignment]  # what a run would say is kept
@@ -75,9 +84,13 @@ class Probe(Run):
     # --- before the loop
 
     def start(self, *args: Any, **options: Any) -> Any:
-        """Start in the ordinary way, then choose the updates and the rows of the evaluations."""
+        """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
+        `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
         self.measured.started, self.done = time.monotonic(), progress.step
+        if self.done >= self.total:
+            super().close({})
+            raise NothingLeft
         self._choose_updates()
         for split in [name for name in ("validation", "test") if name in self.data.splits]:
             self._choose_rows(split)
@@ -119,7 +132,7 @@ class Probe(Run):
         self.measured.planned_rounds[split] = costs.sum(axis=0)
         chosen = np.unique(np.linspace(0, len(costs) - 1, min(ROUNDS, len(costs))).round().astype(int))
         kept = [batch for place in chosen for batch in batches[place * processes : (place + 1) * processes]]
-        rows = self.data.splits[split] = rows.take(np.concatenate(kept))
+        rows = self._kept[split] = rows.take(np.concatenate(kept))
         # Of windows, the rows that were kept may fall into other batches than before.
         batches = evaluation_batches(rows.lengths, most, rows.pieces)
         self._round_costs[split] = list(batch_costs(batches, rows.lengths, processes))
@@ -189,10 +202,36 @@ class Probe(Run):
         return self._now() - begin - sum(self.measured.round_seconds[rounds:])
 
     def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
-        """Score the rows that were kept of a split, and note what each round of batches took."""
+        """Score the rows that were kept of a split, and note what each round of batches took. Their scores,
+        repeated, then stand for those of all rows: what follows takes as long as in the run.
+
+        The metrics of all rows are computed for the clock alone. What the processes have agreed on stays."""
         self.measured.round_costs += self._round_costs[split]
+        whole = self.data.splits[split]
+        self.data.splits[split] = self._kept[split]
         self._last_mark = self._now()
-        return super().score(split, before_stop)
+        scored = super().score(split, before_stop)
+        self.data.splits[split] = whole
+        if scored.scores is None or whole.labels is None:
+            return scored
+        scores = np.resize(scored.scores, (len(whole), scored.scores.shape[1]))
+        if split == "validation":
+            self.task.calibrate(scores, whole.labels)
+        found = self.task.metrics(scores, whole.labels)
+        if self.named is not None:
+            self.named.compute(self.task.predictions(scores), whole.labels, found, scores.shape[1])
+        return Evaluation(scored.metrics, scores, whole.labels)
+
+    def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
+        """With few of the resamples; then note how much longer all of them take, each as long as another."""
+        found, seconds = super().assess(split, result, FEW), []  # with all that comes up first
+        for count in (FEW, MORE):
+            begin = self._now()
+            super().assess(split, result, count)
+            seconds.append(self._now() - begin)
+        each = max(seconds[1] - seconds[0], 0.0) / (MORE - FEW)
+        self._beyond += (resamples - FEW) * each - sum(seconds)
+        return found
 
     def _after_batch(self, bar: Any, count: int) -> None:
         super()._after_batch(bar, count)
@@ -206,7 +245,8 @@ class Probe(Run):
     def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
         """The end: note what it took, and the peak of the memory; then read the checkpoint back."""
         measured = self.measured
-        measured.end = self._now() - self._end_begun - sum(measured.round_seconds[self._rounds_before_end :])
+        rounds = sum(measured.round_seconds[self._rounds_before_end :])
+        measured.end = self._now() - self._end_begun - rounds + self._beyond
         measured.peak_host = self._of_all(peak_host_bytes())
         measured.peak_device = self._of_all(peak_device_bytes(self.accelerator.device) or 0)
         super().close(summary, *shown)

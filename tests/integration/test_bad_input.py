@@ -206,8 +206,10 @@ def test_a_column_of_another_type_is_named_with_its_type(refused, tmp_path):
     assert_says(message, ["text_column_names", r"'text' \(binary\)"])
 
 
-@pytest.mark.parametrize("name", ["prediction", "probabilities", "label", "row"])
-def test_a_text_of_a_pair_with_the_name_of_another_column_of_the_predictions(refused, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["prediction", "probabilities", "label", "row", "error", "confidence", "label_quality"]
+)
+def test_a_text_of_a_pair_with_the_name_of_what_results_hold_beside_it(refused, tmp_path, name):
     (tmp_path / "t.jsonl").write_bytes(lines(*[{"one": "a film", name: "it was good", "y": "a"}] * 20))
     words = {"text_column_names": f"one,{name}", "label_column_name": "y"}
     message = refused(dataset_name=None, train_file=tmp_path / "t.jsonl", **words)

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from conftest import ONE, flags, launch, make_rows, train_here, two_processes, write_csv
 
+from ft.assess import assess
 from ft.cli import parse
 from ft.config import Config
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ft.preflight import preflight
 from ft.preflight.audit import audit
+from ft.preflight.forecast import forecast
 
 KEYS = {
     "fit", "findings", "rows", "notes", "copies", "near_copies", "conflicts", "tokens", "labels", "floors",
@@ -296,6 +299,68 @@ def test_a_run_that_never_evaluates_is_forecast_though_it_has_validation_rows(ba
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
     assert report["forecast"]["evaluations"] == report["forecast"]["seconds"]["evaluations"] == 0
     assert report["forecast"]["seconds"]["end"] > 0  # the test rows are scored
+
+
+def report_of(folder):
+    return json.loads((folder / "preflight.json").read_text())
+
+
+def test_a_finished_run_that_goes_on_is_said_to_have_nothing_left(base_flags, tmp_path, capfd):
+    short = {**base_flags, "max_train_steps": 6}
+    assert train_here(**short) == EXIT_DONE
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert train_here(**short, resume_from_checkpoint="latest", preflight=True) == EXIT_DONE
+    assert "warning: nothing was tried or forecast: all 6 updates" in capfd.readouterr().out
+    assert "forecast" not in report_of(tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "run" / ".preflight").exists()
+
+
+def test_the_folder_of_several_seeds_is_judged_as_the_run_judges_it(base_flags, tmp_path):
+    fresh = {**base_flags, "max_train_steps": 2}
+    short = {**fresh, "resume_from_checkpoint": "latest"}
+    (tmp_path / "run" / "seed-0").mkdir(parents=True)
+    assert train_here(**short, num_seeds=2, preflight=True) == EXIT_DONE
+    forecast = report_of(tmp_path / "run")["forecast"]
+    assert (forecast["runs"], forecast["updates"]) == (2, 2)
+    assert train_here(**short, preflight=True) == EXIT_USER_ERROR
+    one = {"output_dir": tmp_path / "one"}
+    assert train_here(**{**fresh, **one}) == EXIT_DONE
+    assert train_here(**{**short, **one}, num_seeds=2, preflight=True) == EXIT_USER_ERROR
+    assert blocking_of(tmp_path / "one") == ["output_dir"]
+
+
+def test_a_run_without_validation_rows_is_forecast_without_evaluations(base_flags, tmp_path, data):
+    (data / "validation.csv").unlink()
+    values = {**base_flags, "dataset_name": data, "validation_split_percentage": 0, "preflight": True}
+    assert train_here(**values) == EXIT_DONE
+    forecast = report_of(tmp_path / "run")["forecast"]
+    assert forecast["evaluations"] == forecast["seconds"]["evaluations"] == 0
+
+
+def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_flags, tmp_path, monkeypatch):
+    """Where few rows are scored, and few resamples drawn."""
+    seen, measured = [], []
+
+    def slow(config, task, data, split, result, resamples):
+        seen.append((split, len(result.scores), len(data.splits[split])))
+        time.sleep(resamples / 1000)
+        return assess(config, task, data, split, result, resamples)
+
+    def kept(config, found, *rest):
+        measured.append(found)
+        return forecast(config, found, *rest)
+
+    monkeypatch.setattr("ft.run.assess", slow)
+    monkeypatch.setattr("ft.preflight.forecast.forecast", kept)
+    assert train_here(**base_flags, per_device_eval_batch_size=1, preflight=True) == EXIT_DONE
+    assert set(seen) == {("validation", 61, 61), ("test", 47, 47)}
+    report = report_of(tmp_path / "run")
+    assert 2 * 8 < report["forecast"]["seconds"]["end"] < 2 * 20  # 10 s of waiting for each of two splits
+    tokens = sum(
+        report["tokens"]["splits"][split]["mean"] * rows["used"] for split, rows in report["rows"].items()
+    )
+    assert measured[0].encoded_bytes == pytest.approx(4 * tokens)
 
 
 def test_two_processes_speak_with_one_voice(base_flags, tmp_path):

@@ -144,7 +144,7 @@ def test_the_same_run_gives_the_same_bytes(tiny_model, tmp_path):
 
 def test_many_classes_are_a_picture_and_the_most_frequent_of_them_a_table(tiny_model, tmp_path, monkeypatch):
     # Intervals take their time, and are not looked at here.
-    monkeypatch.setattr("ft.assess.interval_numbers", lambda judged: {})
+    monkeypatch.setattr("ft.assess.interval_numbers", lambda *rest: {})
     monkeypatch.setattr("ft.assess.slice_tables", lambda *rest: {"length_slices": []})
     page = write(tmp_path, tiny_model, lambda n: f"class {n % 130}", rows=200)
     assert "... and 30 more" in page.text

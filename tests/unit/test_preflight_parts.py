@@ -166,6 +166,12 @@ def test_floors_of_several_labels_are_their_shares_and_one_linear_model_each():
     assert found["tf_idf"]["f1_micro"] == 1.0 > found["prior"]["f1_micro"]
 
 
+def test_a_single_label_that_a_row_has_or_has_not_has_floors():
+    labels = CLASSES[:, None]
+    found = floors("multi_label_classification", ["spam"], (TEXTS, labels), (TEXTS[:60], labels[:60]))
+    assert found["tf_idf"]["f1_micro"] == 1.0 > found["prior"]["f1_micro"]
+
+
 def test_floors_of_numbers_are_the_mean_and_ridge_regression():
     found = floors("regression", [], (TEXTS, CLASSES * 10.0), (TEXTS[:60], CLASSES[:60] * 10.0))
     assert found["prior"]["mse"] == pytest.approx(25 + 1.25**2) and found["prior"]["pearsonr"] is None
@@ -216,7 +222,7 @@ def test_evaluations_and_saves_are_counted_as_the_run_makes_them(strategy, every
 def test_what_the_first_evaluation_alone_costs_is_forecast_once():
     measured = Measured(
         first_evaluation_rest=5.0, evaluation_rest=0.5, peak_host=[1.0], peak_device=[0.0],
-        update_costs=[np.ones(3)], update_seconds=[1.0],
+        update_costs=[np.ones(3)], update_seconds=[1.0], planned_rounds={"validation": np.ones(3)},
     )  # fmt: skip
     config = Config(eval_strategy="epoch", save_strategy="no")
     found = forecast(config, measured, total=30, per_epoch=3, done=0, start=2.0)
@@ -233,3 +239,21 @@ def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process
     assert torch.ones(2**26).sum() > 0  # the limit is gone
     assert 0 < peak_host_bytes() and 0 < free_host_bytes()
     assert not is_out_of_memory(ValueError("no such row"))
+
+
+@pytest.mark.parametrize(
+    "limit, used, inactive",
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_files_that_a_container_has_read_count_as_free_memory(tmp_path, monkeypatch, limit, used, inactive):
+    monkeypatch.setattr("ft.preflight.memory.CGROUP", tmp_path)
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text("5000\n")
+    (tmp_path / used).write_text("4000\n")
+    (tmp_path / limit).with_name("memory.stat").write_text(f"anon 900\n{inactive} 3000\nslab 100\n")
+    assert free_host_bytes() == 4000
+    (tmp_path / limit).with_name("memory.stat").unlink()
+    assert free_host_bytes() == 1000
