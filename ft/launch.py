@@ -1,8 +1,11 @@
-"""How this process was launched: what the launcher asked for, and as how many processes."""
+"""How this process was launched: what the launcher asked for, and as how many processes. And the end of a
+launch that it has made itself."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 
 
 def asks_for(name: str) -> bool:
@@ -42,6 +45,24 @@ def launch_command(process_id: int) -> list[str] | None:
         return None
     start = _launch_words(command)
     return None if start is None else command[start:]
+
+
+def kill_launch(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to a launcher that still runs and to all that it has started; returns when they have ended.
+
+    A signal to its process group would reach the launcher alone: torchrun gives each process a session of
+    its own."""
+    import psutil
+
+    if process.poll() is not None:
+        return
+    started = psutil.Process(process.pid).children(recursive=True)
+    for one in started:  # before the launcher, whose end they would notice
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.kill()
+    process.wait()
+    psutil.wait_procs(started, timeout=10)
 
 
 def _launch_words(command: list[str]) -> int | None:

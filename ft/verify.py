@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from ft.cli import dump
 from ft.config import Config
 from ft.errors import UserError
+from ft.launch import kill_launch
 from ft.runtime import resolve_batch_size
 
 ROOT = Path(__file__).parent.parent
@@ -154,26 +157,26 @@ class _Matrix:
         return 1 if failed else 0
 
     def _launch(self, place: Path, processes: int = 1, words: list[str] | None = None) -> None:
-        process = self._start(place, processes, words or [])
-        out, _ = process.communicate()
+        with self._started(place, processes, words or []) as process:
+            out, _ = process.communicate()
         if process.returncode:
             raise UserError(f"verify: a launch failed; it said:\n{out}")
 
     def _launch_and_kill(self, place: Path) -> None:
         """Kill a run between two checkpoints. One that was too fast for it is tried again."""
         for _ in range(5):
-            process = self._start(place, 1, [])
-            while process.poll() is None:
-                rows = (
-                    (place / "metrics.jsonl").read_bytes().count(b"\n")
-                    if (place / "metrics.jsonl").exists()
-                    else 0
-                )
-                if rows > KILL_AFTER and (place / "checkpoints" / "latest").exists():
-                    os.killpg(process.pid, signal.SIGKILL)
-                    break
-                time.sleep(0.002)
-            out, _ = process.communicate()
+            with self._started(place, 1, []) as process:
+                while process.poll() is None:
+                    rows = (
+                        (place / "metrics.jsonl").read_bytes().count(b"\n")
+                        if (place / "metrics.jsonl").exists()
+                        else 0
+                    )
+                    if rows > KILL_AFTER and (place / "checkpoints" / "latest").exists():
+                        kill_launch(process)
+                        break
+                    time.sleep(0.002)
+                out, _ = process.communicate()
             if process.returncode != -signal.SIGKILL:
                 if process.returncode:
                     raise UserError(f"verify: a launch failed; it said:\n{out}")
@@ -182,7 +185,8 @@ class _Matrix:
             shutil.rmtree(place)
         raise UserError("verify: the run ended each time before it could be killed; use more data.")
 
-    def _start(self, place: Path, processes: int, words: list[str]) -> subprocess.Popen[str]:
+    @contextlib.contextmanager
+    def _started(self, place: Path, processes: int, words: list[str]) -> Iterator[subprocess.Popen[str]]:
         name = ("cpu" if processes == 1 else "multi_cpu") if self.on_cpu else "multi_gpu"
         if not self.on_cpu and processes == 1:
             name = "single_gpu"
@@ -194,10 +198,14 @@ class _Matrix:
         ]  # fmt: skip
         environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
         threads = str(max(1, (os.cpu_count() or 1) // 2))  # of every process alike: their number changes bits
-        return subprocess.Popen(
+        with subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             env={**environment, "OMP_NUM_THREADS": threads},
-        )  # fmt: skip
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:  # an interrupted launch would go on writing to a folder that is being removed
+                kill_launch(process)
 
 
 # Of this process's own launcher: it must not speak to those that are started here.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from forks import Fork  # noqa: E402
+
+from ft.launch import kill_launch  # noqa: E402
 
 pytest_plugins = ["fault_table"]
 
@@ -227,22 +230,45 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def launch(
     command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run a script for real; after `timeout` seconds the whole process group is killed and the test fails."""
+    """Run a script for real; after `timeout` seconds all its processes are killed and the test fails."""
     if command[0] == "fork":
         assert not environment, "what a library reads when it is imported cannot be changed for a fork"
         process = Fork(script, words, int(command[1]))
     else:
-        process = subprocess.Popen(
-            [*command, str(ROOT / script), *words], env={**os.environ, **environment}, cwd=ROOT, text=True,
-            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = start(command, words, script, **environment)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
+        kill_launch(process)
+        out, err = process.communicate(timeout=10)
         pytest.fail(f"hung for {timeout} s: {command}\n{out[-2000:]}\n{err[-4000:]}")
+    finally:
+        kill_launch(process)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def start(
+    command: list[str], words: list[str], script: str = "train.py", **environment: str
+) -> subprocess.Popen[str]:
+    """Begin to run a script for real; who calls this has to end it, see `started`."""
+    return subprocess.Popen(
+        [*command, str(ROOT / script), *words], env={**os.environ, **environment}, cwd=ROOT, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start` for a test, however that ends: what still runs then is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start_and_note(*args: Any, **environment: Any) -> subprocess.Popen[str]:
+        processes.append(start(*args, **environment))
+        return processes[-1]
+
+    yield start_and_note
+    for process in processes:
+        kill_launch(process)
 
 
 def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 120) -> None:

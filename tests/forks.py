@@ -44,6 +44,10 @@ class Fork:
 
     returncode = property(poll)
 
+    def wait(self, timeout=None):
+        """Wait for the end of the script or, where there are several processes, of their parent alone."""
+        self._process.join(timeout)
+
     def communicate(self, timeout=None):
         """Wait for the end of all its processes; what they wrote to standard output and to standard error."""
         end = time.monotonic() + (timeout or 1e9)

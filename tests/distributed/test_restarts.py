@@ -1,13 +1,9 @@
 """A launcher starts lost processes again (`--max_restarts`): they meet, resume, and end as one whole run."""
 
-import os
-import signal
-import subprocess
-
 import psutil
 import pytest
 from compare import same_bits, without_timing
-from conftest import FORKS, ROOT, flags, launch, two_processes, wait_for
+from conftest import FORKS, flags, launch, two_processes, wait_for
 
 
 def words(base_flags, folder):
@@ -31,31 +27,25 @@ def rank(request):
 
 
 @pytest.fixture
-def started(base_flags, tmp_path, rank):
+def restarting(started, base_flags, tmp_path, rank):
     """Accelerate's launcher with two processes that may be started again, where one of them is late."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
     late = {"LATE": str(rank), "PYTHONPATH": str(tmp_path)}
-    command = [*two_processes(), "--max_restarts", "3", str(ROOT / "train.py")]
-    process = subprocess.Popen(
-        [*command, *words(base_flags, tmp_path / "run")], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **late},
-    )  # fmt: skip
-    yield process
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    command = [*two_processes(), "--max_restarts", "3"]
+    return started(command, words(base_flags, tmp_path / "run"), **late)
 
 
 @pytest.mark.case(
     "SIGKILL to either of two processes, under `accelerate launch --max_restarts`",
     "both start again by themselves from the last checkpoint; the end is bit-identical",
 )
-def test_a_lost_process_comes_back(base_flags, tmp_path, started, rank):
-    wait_for(tmp_path / "run/checkpoints/latest", started)
-    (lost,) = [p for p in psutil.Process(started.pid).children() if p.environ()["RANK"] == str(rank)]
+def test_a_lost_process_comes_back(base_flags, tmp_path, restarting, rank):
+    wait_for(tmp_path / "run/checkpoints/latest", restarting)
+    (lost,) = [p for p in psutil.Process(restarting.pid).children() if p.environ()["RANK"] == str(rank)]
     lost.kill()
-    said, _ = started.communicate(timeout=120)
-    assert started.returncode == 0, said
-    assert "resumed from" in said
+    out, err = restarting.communicate(timeout=120)
+    assert restarting.returncode == 0, err
+    assert "resumed from" in out
     assert launch(FORKS, words(base_flags, tmp_path / "whole")).returncode == 0
     assert same_bits(tmp_path / "whole/final", tmp_path / "run/final")
     assert without_timing(tmp_path / "whole") == without_timing(tmp_path / "run")

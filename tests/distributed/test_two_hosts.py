@@ -13,6 +13,7 @@ import yaml
 from compare import same_bits, without_timing
 from conftest import ACCELERATE, FORK, ROOT, flags, launch, wait_for
 
+from ft.launch import kill_launch
 from ft.verify import compare
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -58,9 +59,9 @@ def end(processes, timeout=240):
         try:
             said.append(process.communicate(timeout=max(0, limit - time.monotonic()))[0])
         except subprocess.TimeoutExpired:
-            process.kill()
+            kill_launch(process)
             hung = True
-            said.append(process.communicate()[0])
+            said.append(process.communicate(timeout=10)[0])
     assert not hung, "hung:\n" + "\n---\n".join(said)
     return said
 

@@ -4,7 +4,6 @@ A run of two processes on a random model of MiniLM's size is killed by SIGKILL a
 started by the same command. Writes docs/goodput.json, and its lines in docs/reliability.md."""
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -20,6 +19,8 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import conftest  # noqa: E402
 from conftest import ROOT, TORCHRUN, flags, make_rows, metrics_of, write_csv  # noqa: E402
 from fault_table import with_goodput  # noqa: E402
+
+from ft.launch import kill_launch  # noqa: E402
 
 BATCH, ROWS = 32, 640  # every update has a full batch
 SAVE_EVERY, EVALUATE_EVERY = 25, 100  # updates
@@ -86,12 +87,10 @@ def measure(minutes, kills, place):
         if number:
             restarts.append(seconds)
         time.sleep(max(0.0, end - time.monotonic()))
-        if number < kills:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            os.killpg(process.pid, signal.SIGTERM)  # it saves its last update
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        if number == kills:
+            process.send_signal(signal.SIGTERM)  # both processes save their last update
             process.wait(timeout=120)
+        kill_launch(process)
     seconds = time.monotonic() - began
     counted = [BATCH / r["perf/examples_per_second"] for r in metrics_of(folder) if "train/loss" in r]
     return {

@@ -7,8 +7,6 @@ import argparse
 import contextlib
 import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,11 +15,13 @@ import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
+import conftest  # noqa: E402
 from compare import same_bits, without_timing  # noqa: E402
-from conftest import ROOT, TORCHRUN, flags  # noqa: E402
+from conftest import TORCHRUN, flags  # noqa: E402
 from forks import Fork  # noqa: E402
 
 from ft.checkpoint import FILES, checkpoints_in, find_damage  # noqa: E402
+from ft.launch import kill_launch  # noqa: E402
 
 KILLS_A_RUN = 10
 WATCHDOG = 180  # seconds
@@ -43,11 +43,7 @@ def fork(words):
 
 def start(words):
     """The same by a real launcher."""
-    command = [*TORCHRUN, "2", str(ROOT / "train.py"), *words, "--resume_from_checkpoint", "latest"]
-    return subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return conftest.start([*TORCHRUN, "2"], [*words, "--resume_from_checkpoint", "latest"])
 
 
 def rows(folder):
@@ -87,7 +83,7 @@ def kill_at_random(process, folder, generator):
     if process.poll() is not None:
         return None, said(process)
     what = generator.choice(["launcher", "rank", "both"])
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+    with contextlib.suppress(psutil.NoSuchProcess):
         ranks = psutil.Process(process.pid).children()
         if what == "rank" and ranks:
             generator.choice(ranks).kill()
@@ -95,7 +91,7 @@ def kill_at_random(process, folder, generator):
             process.kill()
         else:
             what = "both"
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_launch(process)
     return what, said(process)
 
 
@@ -147,8 +143,6 @@ def kill_often(start, model, data, folder, kills, seed=0):
 
 if __name__ == "__main__":
     import tempfile
-
-    import conftest
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)

@@ -1,12 +1,10 @@
 """Checkpoints that were damaged, left half-written or fought over."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, FORK, FORKS, ROOT, flags, launch, train_here
+from conftest import DAMAGE, FORK, FORKS, ONE, ROOT, flags, launch, train_here
 
 from ft.errors import UserError
 
@@ -130,9 +128,12 @@ HOLD += "lock = lock_output_dir(Path(sys.argv[1])); print('held', flush=True); t
     "a second run on one `output_dir`, and one after the first was killed",
     "refused with exit 2; goes on",
 )
-def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_way(config, tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
+def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_way(
+    config, started, tmp_path
+):
+    (tmp_path / "hold.py").write_text(HOLD)
+    holder = started(ONE, [str(tmp_path / "run")], script=str(tmp_path / "hold.py"))
+    assert holder.stdout.readline() == "held\n"
     again = [*flags(**config), "--resume_from_checkpoint", "latest"]
     done = launch(FORK, again)
     assert done.returncode == 2 and "error: output_dir: another run is writing to" in done.stderr

@@ -2,11 +2,10 @@
 
 import shutil
 import subprocess
-import sys
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, FORK, ROOT, flags, launch, train_here
+from conftest import DAMAGE, FORK, ONE, flags, launch, train_here
 
 from ft.data.prepare import cache_root
 
@@ -83,16 +82,11 @@ def test_a_damaged_encoding(base_flags, tmp_path, monkeypatch, name, damage):
 @pytest.mark.case(
     "two runs that encode the same data at once", "both end with the same; the data is encoded once"
 )
-def test_two_runs_encode_at_once(base_flags, tmp_path, monkeypatch):
+def test_two_runs_encode_at_once(started, base_flags, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *flags(**{**base_flags, "output_dir": tmp_path / name})],
-            stdout=subprocess.DEVNULL,
-        )
-        for name in ("a", "b")
-    ]  # fmt: skip
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    processes = [started(ONE, flags(**{**base_flags, "output_dir": tmp_path / name})) for name in ("a", "b")]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
     assert same_bits(tmp_path / "a/final", tmp_path / "b/final")
     assert len([path for path in cache_root().iterdir() if path.is_dir()]) == 1
     shutil.rmtree(tmp_path / "home")

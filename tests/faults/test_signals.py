@@ -33,14 +33,6 @@ def run_words(tiny_model, reviews, tmp_path):
     return words(tiny_model, reviews, tmp_path / "run")
 
 
-def start(command, run_words, **environment):
-    return subprocess.Popen(
-        [*command, str(ROOT / "train.py"), *run_words], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-
-
 def wait_for_updates(folder, count, seconds=120):
     """Return when the run has logged so many updates."""
     end = time.monotonic() + seconds
@@ -72,8 +64,8 @@ def ends_as_if_never_stopped(command, run_words, folder, whole):
     "SIGTERM, SIGINT or SIGUSR1 to a run on one process",
     "saved after the running update, exit 75; resumed, the end is bit-identical to a run that nobody stopped",
 )
-def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
-    process = start(ONE, run_words)
+def test_a_signal_saves_and_exits_with_75(started, run_words, tmp_path, whole, number):
+    process = started(ONE, run_words)
     wait_for_updates(tmp_path / "run", 20)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -88,8 +80,10 @@ def test_a_signal_saves_and_exits_with_75(run_words, tmp_path, whole, number):
     "SIGTERM to `accelerate launch` with one process",
     "the training process follows after saving; resumed, the end is bit-identical",
 )
-def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothing(run_words, tmp_path, whole):
-    process = start(ACCELERATE, run_words)
+def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothing(
+    started, run_words, tmp_path, whole
+):
+    process = started(ACCELERATE, run_words)
     wait_for_updates(tmp_path / "run", 20)
     (trainer,) = [p for p in trainers(process) if p.pid != process.pid]
     process.send_signal(signal.SIGTERM)
@@ -104,8 +98,8 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
     "a signal to the launcher of two processes, to one of them, or to all",
     "both save the same update, once",
 )
-def test_two_processes_save_together_whoever_got_the_signal(run_words, tmp_path, told):
-    process = start([*TORCHRUN, "2"], run_words)
+def test_two_processes_save_together_whoever_got_the_signal(started, run_words, tmp_path, told):
+    process = started([*TORCHRUN, "2"], run_words)
     wait_for_updates(tmp_path / "run", 20)
     both = [p for p in trainers(process) if "torch.distributed.run" not in p.cmdline()]
     assert len(both) == 2
@@ -113,36 +107,44 @@ def test_two_processes_save_together_whoever_got_the_signal(run_words, tmp_path,
         both[1].send_signal(signal.SIGUSR1)
     elif told == "launcher":
         process.send_signal(signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGTERM)
+    else:  # as Slurm does; the launcher then hands its own on to both, which must not end them
+        for one in [*both, process]:
+            one.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=90)
     assert "stopped after update" in out, err
     step = metrics_of(tmp_path / "run")[-1]["step"]
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
 
 
+# Each batch of an evaluation waits.
 SLOW_EVALUATION = """
 import sys, time
 sys.path.insert(0, {root!r})
 sys.argv[0] = {root!r} + "/train.py"
 from ft.tasks.text_classification import TextClassification as Task
 predict = Task.predict
-Task.predict = lambda *args: (time.sleep({seconds}), print("scoring", flush=True), predict(*args))[2]
+def slowly(*args):
+    print("scoring", flush=True)
+    {wait}
+    return predict(*args)
+Task.predict = slowly
 import train
 from ft.cli import parse
 from ft.config import Config
 from ft.runtime import run_script
+from ft.signals import noted_signal
 run_script(train.train, parse(Config))
 """
 
 
-def start_slow_evaluation(tmp_path, run_words, seconds):
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_EVALUATION.format(root=str(ROOT), seconds=seconds))
-    return subprocess.Popen(
-        [sys.executable, str(script), *run_words], text=True, cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture
+def start_slow_evaluation(started, run_words, tmp_path):
+    def start(wait):
+        script = tmp_path / "slow.py"
+        script.write_text(SLOW_EVALUATION.format(root=str(ROOT), wait=wait))
+        return started(ONE, run_words, script=str(script))
+
+    return start
 
 
 def wait_for_line(stream, text):
@@ -158,13 +160,13 @@ def wait_for_line(stream, text):
     "SIGTERM in the middle of an evaluation",
     "the update is saved, exit 75; resumed, the evaluation comes first, and the end is bit-identical",
 )
-def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
-    process = start_slow_evaluation(tmp_path, run_words, seconds=0.3)
+def test_in_the_middle_of_an_evaluation_too(start_slow_evaluation, run_words, tmp_path, whole):
+    process = start_slow_evaluation("while noted_signal() is None: time.sleep(0.01)")
     wait_for_line(process.stdout, "scoring")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert out.count("scoring") <= 2  # of eight batches
+    assert "scoring" not in out  # after the first of eight batches
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000007"]
     ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
 
@@ -173,8 +175,8 @@ def test_in_the_middle_of_an_evaluation_too(run_words, tmp_path, whole):
     "a second SIGTERM",
     "the process ends at once, without saving",
 )
-def test_a_second_signal_ends_at_once(run_words, tmp_path):
-    process = start_slow_evaluation(tmp_path, run_words, seconds=30)
+def test_a_second_signal_ends_at_once(start_slow_evaluation, tmp_path):
+    process = start_slow_evaluation("time.sleep(30)")
     wait_for_updates(tmp_path / "run", 7)
     process.send_signal(signal.SIGTERM)
     wait_for_line(process.stderr, "a second signal ends at once")

@@ -2,20 +2,18 @@
 
 import gc
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
-from compare import largest_difference, same_bits, without_timing
-from conftest import FORKS, ROOT, flags, launch, train_here, two_processes, wait_for
+from compare import assert_same, same_bits, without_timing
+from conftest import FORKS, flags, launch, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
 from ft.errors import UserError
 from ft.evaluation import evaluate
+from ft.launch import kill_launch
 from ft.run import Run
 
 
@@ -64,21 +62,21 @@ def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp
     words = flags(**{**config, "output_dir": place}, resume_from_checkpoint="latest")
     done = launch(FORKS, words)
     assert done.returncode == 0, done.stderr
-    assert all(value <= 1e-5 for value in largest_difference(whole, place).values())
+    assert_same(whole, place)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(config, tmp_path, processes):
+def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(
+    config, started, tmp_path, processes
+):
     command = [sys.executable] if processes == 1 else two_processes()
     unbroken = {**config, "output_dir": tmp_path / "unbroken"}
     assert launch(command, flags(**unbroken)).returncode == 0
     words = flags(**config, resume_from_checkpoint="latest")
-    process = subprocess.Popen(
-        [*command, str(ROOT / "train.py"), *words], cwd=ROOT, start_new_session=True
-    )  # fmt: skip
+    process = started(command, words)
     wait_for(tmp_path / "run/checkpoints/step-00000008/manifest.json", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_launch(process)
+    assert "a checkpoint follows" not in process.communicate(timeout=10)[1]
     done = launch(command, words)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout

@@ -6,13 +6,11 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
-from compare import largest_difference, same_bits, without_timing
-from conftest import FORK, FORKS, ROOT, flags, launch, train_here, wait_for
+from compare import assert_same, same_bits, without_timing
+from conftest import FORK, FORKS, ONE, flags, launch, train_here, wait_for
 
 from ft import seeds
 from ft.cli import parse
@@ -105,15 +103,12 @@ def test_what_is_left_in_the_folder(whole):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_cut_in_its_second_seed_it_goes_on_there(whole, three, tmp_path, how):
+def test_cut_in_its_second_seed_it_goes_on_there(whole, three, started, tmp_path, how):
     words = flags(**three, save_strategy="steps", save_steps=2, resume_from_checkpoint="latest")
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    process = started(ONE, words)
     wait_for(tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json", process)
     process.send_signal(how)
-    process.communicate()
+    process.communicate(timeout=120)
     assert process.returncode == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
     before = (tmp_path / "run/seed-7/final/model.safetensors").stat().st_mtime_ns
     done = launch(FORK, words)
@@ -127,8 +122,7 @@ def test_two_processes_train_every_seed_together(whole, three, tmp_path):
     done = launch(FORKS, flags(**three))
     assert done.returncode == EXIT_DONE, done.stderr
     for name in ("seed-7", "seed-8", "seed-9"):
-        differences = largest_difference(whole / name, tmp_path / "run" / name)
-        assert all(value <= 1e-5 for value in differences.values()), differences
+        assert_same(whole / name, tmp_path / "run" / name)
     assert results_of(tmp_path / "run")["test/loss"] == pytest.approx(
         results_of(whole)["test/loss"], rel=1e-5
     )

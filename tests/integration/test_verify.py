@@ -3,11 +3,17 @@
 import json
 import re
 import shutil
+import subprocess
+import time
 
+import psutil
 import pytest
 from conftest import ONE, flags, launch, train_here
 
+from ft.cli import parse
+from ft.config import Config
 from ft.errors import UserError
+from ft.runtime import resolve_batch_size
 from ft.verify import _Matrix, compare
 
 
@@ -24,6 +30,23 @@ def test_several_processes_do_not_each_verify(base_flags, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="start it as one"):
         train_here(**base_flags, verify=True)
+
+
+def test_an_interrupt_ends_the_launch_that_is_under_way(base_flags, tmp_path, monkeypatch):
+    config, ranks = parse(Config, flags(**base_flags)), []
+    resolve_batch_size(config, 1)
+
+    def interrupted(launcher):
+        deadline = time.monotonic() + 120
+        while len(ranks) < 2 and time.monotonic() < deadline:
+            ranks[:] = psutil.Process(launcher.pid).children()
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _Matrix(config, tmp_path)._launch(tmp_path / "two", processes=2)
+    assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)
 
 
 def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags, monkeypatch, capfd):

@@ -45,10 +45,11 @@ def run_script(tmp_path, command, text, **environment):
 
 
 def test_a_prepared_scheduler_steps_once_a_call_whatever_the_processes_and_skips_nothing(monkeypatch):
-    """train.py steps it once an update, and only after a step that was not skipped.
+    """train.py steps it once an update, whether that took effect or not: ft.optim.Schedule itself counts
+    those that did.
 
-    If it steps four times, step_scheduler_with_optimizer=False (ft/runtime.py) means something else now; if
-    it skips by itself, train.py would skip twice."""
+    If it steps four times, or skips a step by itself, step_scheduler_with_optimizer=False (ft/runtime.py)
+    means something else now."""
     from accelerate.state import AcceleratorState, PartialState
 
     accelerator = new_accelerator()
@@ -305,7 +306,7 @@ def test_accelerates_wandb_tracker_hands_the_step_on():
 
 
 def test_wandb_says_without_asking_whether_there_is_a_key(tmp_path):
-    """ft/tracking.py calls login(prompt=False), which is there since 0.30."""
+    """ft/wandb_run.py calls login(prompt=False), which is there since 0.30."""
     pytest.importorskip("wandb")
     text = "import wandb\nprint('key:', wandb.login(prompt=False, verify=False))\n"
     done = run_script(tmp_path, [sys.executable], text, HOME=str(tmp_path))

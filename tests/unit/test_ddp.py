@@ -1,10 +1,13 @@
 """Processes that exchange the met rows of a table have the gradient that DDP gives; what DDP is told."""
 
+import time
 from contextlib import nullcontext
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing import spawn
 
 from ft.ddp import exchange_met_rows, keep_from_ddp, prepare_for_ddp, uses_all_weights
 
@@ -29,7 +32,7 @@ class Embedder(torch.nn.Module):
 def embed_on_both(rank, folder):
     """One of two processes that meet other words, and some the same; writes the gradients."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     torch.manual_seed(rank)  # unlike tables: that of rank 0 counts
     model = Embedder()
@@ -49,7 +52,13 @@ def embed_on_both(rank, folder):
 
 
 def test_processes_that_exchange_rows_have_the_gradient_that_ddp_gives(tmp_path):
-    torch.multiprocessing.spawn(embed_on_both, (tmp_path,), nprocs=2)
+    context, deadline = spawn(embed_on_both, (tmp_path,), nprocs=2, join=False), time.monotonic() + 120
+    try:
+        while not context.join(timeout=max(0, deadline - time.monotonic())):
+            assert time.monotonic() < deadline, "hung"
+    finally:
+        for process in context.processes:
+            process.kill()
     expected = torch.load(tmp_path / "table_0.pt")
     assert expected[0].any(dim=1).nonzero().flatten().tolist() == [1, 2, 3, 4, 8, 9, 39]
     for rank in range(2):
