@@ -391,15 +391,15 @@ def machine() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "blas": blas and blas[1],
-        "commit": _commit(),
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
 
-@cache  # as it was at the first look
-def _commit() -> str | None:
-    """The commit, with "+changes" where a file that git knows differs, but for results; None outside a
-    clone."""
+@cache
+def commit() -> str | None:
+    """The commit at the first call, with "+changes" where a file that git knows differs, but for results;
+    None outside a clone."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
