@@ -21,6 +21,7 @@ from benchmarks import (
     throughput,
     tutorial,
 )
+from benchmarks.common import commit
 from ft.errors import UserError
 
 COMMANDS = {
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through every `finally`
     try:
         options = parse(argv)
+        commit()  # what is measured, whatever the clone has at the end
         COMMANDS[options.command].run(options)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -9,17 +9,18 @@ from benchmarks.common import (
     column_flags,
     gemm_peak,
     mean_and_deviation,
-    median,
+    median_and_spread,
     model_folder,
     peer,
     save,
     say,
-    spread,
     table,
     train_py,
 )
 
 GLOBAL_BATCH = 32
+# What train.py may have of its own, behind --: it is the seconds to an accuracy that are compared.
+RECIPE = ("num_train_epochs", "learning_rate", "warmup_ratio", "weight_decay")
 ARMS = {"ours": "train.py", "trainer": "Trainer, grouped by length, fused AdamW"}
 QUICK = {"epochs": 0.1, "seeds": [42]}
 
@@ -53,14 +54,15 @@ def run(options: argparse.Namespace) -> None:
                     "num_train_epochs": options.epochs, "save_strategy": "no", "seed": seed,
                     **column_flags(train), **shared,
                 }  # fmt: skip
-                found = train_py(flags, options.extra)
-                result = {"accuracy": found["test/accuracy"], "seconds": found["perf/train_seconds"]}
+                found = train_py(flags, options.extra, free=RECIPE)
+                found |= {"accuracy": found["test/accuracy"], "seconds": found["perf/train_seconds"]}
             else:
-                result = peer(
+                found = peer(
                     "trainer_accuracy", model=model_folder(options.model), train=train, test=test,
                     batch=GLOBAL_BATCH, epochs=options.epochs, seed=seed, **shared,
                 )  # fmt: skip
-            measured[arm].append({"seed": seed} | result)
+            kept = {name: found[name] for name in ("accuracy", "seconds", "peak_bytes")}
+            measured[arm].append({"seed": seed} | kept)
             say(f"{arm}: {measured[arm][-1]}")
         gemm.append(gemm_peak())
         save(options, _text(options, measured), measured, gemm)
@@ -73,6 +75,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         *[f"seed {seed}" for seed in options.seeds],
         "seconds of training, mean",
         "Trainer's seconds / this one's",
+        "peak memory, MB",
     ]
     theirs = [one["seconds"] for one in measured.get("trainer", [])]
     rows = []
@@ -81,8 +84,9 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         cells = [f"{value:.4f}" for value in values] + [""] * (len(options.seeds) - len(values))
         seconds = mean_and_deviation([one["seconds"] for one in runs], 1)
         ratios = [other / one["seconds"] for other, one in zip(theirs, runs, strict=False)]
-        faster = f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "trainer" else ""
-        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds, faster])
+        faster = median_and_spread(ratios, 2) if arm != "trainer" else ""
+        memory = median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0)
+        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds, faster, memory])
     return (
         f"{table(header, rows)}\n\n"
         f"Batch {GLOBAL_BATCH}, linear schedule; ± is the standard deviation over the seeds. Unless the "

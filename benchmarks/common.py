@@ -6,13 +6,15 @@ import csv
 import json
 import os
 import platform
+import random
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
@@ -166,8 +168,25 @@ def _columns(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
+def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:
+    """Some rows of a csv file, drawn at random, as a file of their own: what trains one epoch of it has the
+    same rows as every other that does, in whatever order."""
+    texts, labels = read_csv(source)
+    drawn = random.Random(seed).sample(range(len(labels)), rows)
+    path = folder / "train.csv"
+    write_csv(path, [texts[row] for row in drawn], [labels[row] for row in drawn])
+    return path
+
+
+def in_turn(arms: Sequence[str], number: int) -> list[str]:
+    """The arms in the order of a round, counted from 0: each round begins with the next one, so that none has
+    the same place in all of them."""
+    first = number % len(arms)
+    return [*arms[first:], *arms[:first]]
+
+
 def check_updates(updates: int, rows: int, batch: int) -> None:
-    """Refuse more updates than an epoch has full batches: all that are measured must have the same rows."""
+    """Refuse more updates than there are rows for: no row is trained twice."""
     if updates > rows // batch:
         sys.exit(f"error: --updates: at most {rows // batch} with {rows} rows")
 
@@ -183,6 +202,21 @@ def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[
 
 
 # --- fresh processes
+
+# Runs a program to its end, and prints as a last line the most memory that any one of its processes held
+# (ru_maxrss: kilobytes, on a Mac bytes). It stands between because Linux counts the peak of a process from
+# that of the one that started it: this one is small.
+WEIGH = """
+import os, signal, subprocess, sys
+
+child = subprocess.Popen([sys.executable, *sys.argv[1:]])
+signal.signal(signal.SIGINT, lambda *_: None)  # the child has its own
+signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+_, status, usage = os.wait4(child.pid, 0)
+child.returncode = os.waitstatus_to_exitcode(status)
+print(f"\\n{usage.ru_maxrss}")
+sys.exit(child.returncode)
+"""
 
 
 @contextmanager
@@ -209,23 +243,38 @@ def launch(*words: Any, variables: dict[str, str] | None = None) -> str:
 
 
 def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tuple[str, int]:
-    """The same, and the most memory (bytes resident) that the process held at any time."""
+    """The same, and the most memory (bytes resident) that the process held at any time; of several that it
+    started and waited for, the one that held most."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        with started(*words, variables=variables, stdout=out, stderr=err) as process:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+        with started("-c", WEIGH, *words, variables=variables, stdout=out, stderr=err) as process:
+            process.wait()
         printed, errors = ((file.seek(0), file.read())[1] for file in (out, err))
     if process.returncode:
         sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{printed}\n{errors}")
-    return printed, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    printed, _, peak = printed.rstrip("\n").rpartition("\n")
+    return printed, int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def command_line(flags: dict[str, Any], extra: Sequence[str] = (), free: Collection[str] = ()) -> list[Any]:
+    """The flags of train.py as words, and then those that were typed behind --. None may be in both, as the
+    other arms would not know of it, but for those in `free`."""
+    typed = {word[2:].partition("=")[0].replace("-", "_") for word in extra if word.startswith("--")}
+    for name in flags:
+        if name in typed and name not in free:
+            sys.exit(f"error: --{name} cannot stand behind --: this command sets it itself")
+    return [*(word for name, value in flags.items() for word in (f"--{name}", value)), *extra]
 
 
 def train_py(
-    flags: dict[str, Any], extra: Sequence[str] = (), processes: int = 1, output_dir: Path | None = None
+    flags: dict[str, Any],
+    extra: Sequence[str] = (),
+    processes: int = 1,
+    output_dir: Path | None = None,
+    free: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run train.py in a fresh process, or in several that share the threads of one; returns its results.json,
     its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most). What it leaves goes, but
-    for an `output_dir`."""
+    for an `output_dir`. For `extra` and `free`, see `command_line`."""
     launcher: list[Any] = ["train.py"]
     if processes > 1:
         import torch
@@ -235,9 +284,8 @@ def train_py(
         launcher = ["-m", "accelerate.commands.launch", "--config_file", configs / "multi_cpu.yaml"]
         launcher += ["--num_processes", processes, "--num_cpu_threads_per_process", threads, "train.py"]
     with nullcontext(output_dir) if output_dir else tempfile.TemporaryDirectory() as folder:
-        words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-        words += [*extra, "--output_dir", folder, "--overwrite_output_dir"]
-        _, peak = launch_and_weigh(*launcher, *words)
+        words = flags | {"output_dir": folder, "overwrite_output_dir": "true"}
+        _, peak = launch_and_weigh(*launcher, *command_line(words, extra, free))
         results = json.loads((Path(folder) / "results.json").read_text())
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return results | {"rows": [json.loads(line) for line in lines], "peak_bytes": peak}
@@ -261,7 +309,7 @@ def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float
     """Seconds, tokens, positions (tokens and padding) and rows of every update, from the rows of a
     metrics.jsonl with logging_steps 1.
 
-    Every update must have the full batch, so the run must end before the last update of an epoch."""
+    Every update must have the full batch."""
     steps = []
     for row in rows:
         seconds = batch / row["perf/examples_per_second"]
@@ -330,17 +378,38 @@ def round_peaks(gemm: Sequence[float]) -> list[float]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, threads, accelerator and versions."""
+    """CPU, cores, threads, memory, accelerator, versions, and what torch multiplies matrices with."""
+    import psutil
     import torch
 
+    blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "blas": blas and blas[1],
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+@cache
+def commit() -> str | None:
+    """The commit at the first call, with "+changes" where a file that git knows differs, but for results;
+    None outside a clone."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "-uno", ".", ":!benchmarks/results")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _cpu_name() -> str:
@@ -363,6 +432,11 @@ def median(values: Sequence[float]) -> float:
 def spread(values: Sequence[float], digits: int) -> str:
     """Lowest to highest value."""
     return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}" if values else ""
+
+
+def median_and_spread(values: Sequence[float], digits: int) -> str:
+    """The median, and the lowest and highest value."""
+    return f"{median(values):,.{digits}f} ({spread(values, digits)})" if values else ""
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
@@ -391,8 +465,9 @@ def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm:
     versions = ", ".join(f"{package} {number}" for package, number in known["versions"].items())
     device = f", {known['accelerator']}" if known["accelerator"] else ""
     about = [
-        f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads{device}; {versions}; "
-        f"{known['date']}.",
+        f"{known['cpu']}, {known['cores']} cores, {known['threads']} threads, "
+        f"{known['memory_bytes'] / 1e9:.0f} GB{device}; {versions}; BLAS {known['blas']}; "
+        f"commit {known['commit']}; {known['date']}.",
         f"Fastest {getattr(options, 'precision', 'fp32')} matrix product, measured between the rounds: "
         f"{median(gemm):,.0f} GFLOP/s ({spread(gemm, 0)}).",
         "Options: " + ", ".join(f"{key} {_short(value)}" for key, value in asked.items()) + ".",

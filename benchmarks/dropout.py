@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
 
     start_again()  # with train.py's heap: the pages of big tensors would else be most of what is measured
     measured: dict[str, dict[str, list[float]]] = {}
+    gemm = [gemm_peak()]
     for length in LENGTHS:
         for place, arms in {"hidden": _hidden(length), "attention": _attention(length)}.items():
             seconds = measured[f"{place}, {length} tokens"] = {name: [] for name in arms}
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
                     once(number)
                     if number:
                         seconds[name].append(time.perf_counter() - begin)
-    save(options, _text(measured), measured, [gemm_peak()])
+    save(options, _text(measured), measured, [*gemm, gemm_peak()])
 
 
 def _hidden(length: int) -> dict[str, Callable[[int], Any]]:

@@ -18,11 +18,11 @@ from benchmarks.common import (
     gemm_peak,
     launch_and_weigh,
     median,
+    median_and_spread,
     model_folder,
     read_csv,
     save,
     say,
-    spread,
     table,
     write_csv,
 )
@@ -79,7 +79,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
         seconds = [one["seconds"] for one in runs]
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs, measured["library"], strict=True)]
         peak = f"{median([one['peak_bytes'] for one in runs]) / 1e6:,.0f}"
-        ratio = f"{median(ratios):.2f} ({spread(ratios, 2)})" if arm in ("ours", "whole") else ""
+        ratio = median_and_spread(ratios, 2) if arm in ("ours", "whole") else ""
         rows.append(
             [ARMS[arm], f"{median(seconds):.2f}", f"{options.rows / median(seconds):,.0f}", ratio, peak]
         )
@@ -87,12 +87,16 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
     return (
         f"{table(header, rows)}\n\n{options.rows:,} rows of {options.data.name}, over again; rounds done: "
         f"{len(measured['library'])}. Imports and loading of the tokenizer are left out. The library keeps "
-        f"nothing of what it makes ({CHUNK:,} rows a call); ours writes it to the disk, with its lengths."
+        f"nothing of what it makes ({CHUNK:,} rows a call); ours writes it to the disk, with its lengths. "
+        "The heap of ours is set as train.py sets it."
     )
 
 
 def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]:
     """Seconds of `prepare_data` as train.py calls it, "whole", and of the encoding in it."""
+    from ft.heap import start_again
+
+    start_again()  # with train.py's heap, which it has by then
     os.environ["HF_HOME"] = cache
     from transformers import AutoTokenizer
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from benchmarks.common import (
     gemm_peak,
     launch,
     median,
+    median_and_spread,
     model_folder,
     peer,
     save,
@@ -60,7 +62,12 @@ def run(options: argparse.Namespace) -> None:
 def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
     ratios = [ours / theirs for ours, theirs in zip(measured["ours"], measured["trainer"], strict=True)]
     rows = [
-        [ARMS[arm], f"{median(speeds):,.1f}", spread(speeds, 1), _ratio(ratios) if arm == "trainer" else ""]
+        [
+            ARMS[arm],
+            f"{median(speeds):,.1f}",
+            spread(speeds, 1),
+            "" if arm == "ours" else median_and_spread(ratios, 2),
+        ]
         for arm, speeds in measured.items()
     ]
     return (
@@ -68,10 +75,6 @@ def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
         f"A fresh process a run, {options.repeats - 1} evaluations in it after one that does not count; "
         f"rounds done: {len(ratios)}. Ours sorts all rows by length; the Trainer takes 8 as they come."
     )
-
-
-def _ratio(ratios: list[float]) -> str:
-    return f"{median(ratios):.2f} ({spread(ratios, 2)})"
 
 
 def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
@@ -112,8 +115,9 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as cache:
-        import os
+    from ft.heap import start_again
 
+    start_again()  # with train.py's heap
+    with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_HOME"] = cache
         print(json.dumps({"rows_per_second": ours(**json.loads(sys.argv[1]))}))

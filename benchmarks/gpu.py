@@ -105,15 +105,18 @@ def measure(arm: str, model: str, train: Path, length: int, rows: int, updates: 
     words = ARMS[arm][1]
     if arm.startswith("trainer"):
         shared = {"model": model, "train": train, "max_length": length, "learning_rate": 5e-5}
-        steps = peer("trainer", batch=rows, updates=updates, seed=seed, bf16=True, **shared, **words)["steps"]
-        return rows * length * (len(steps) - WARM_UP) / sum(step["seconds"] for step in steps[WARM_UP:])
+        found = peer(
+            "trainer", batch=rows, updates=updates, seed=seed, bf16=True, wait_every=LOGGED, **shared, **words
+        )
+        steps = found["steps"][WARM_UP : updates // LOGGED * LOGGED]
+        return rows * length * len(steps) / sum(step["seconds"] for step in steps)
     flags = {
         "model_name_or_path": model, "train_file": train, "validation_split_percentage": 0,
         "max_length": length, "global_batch_size": rows, "max_train_steps": updates,
         "logging_steps": LOGGED, "eval_strategy": "no", "save_strategy": "no", "seed": seed,
         "learning_rate": 5e-5,
     }  # fmt: skip
-    logged = train_py({**flags, **words})["rows"][WARM_UP // LOGGED :]
+    logged = train_py({**flags, **words})["rows"][WARM_UP // LOGGED : updates // LOGGED]
     return rows * length * len(logged) / sum(rows * length / row["perf/tokens_per_second"] for row in logged)
 
 
@@ -139,7 +142,8 @@ def _text(
     header = ["", "tokens/s, median", "min to max", "TFLOP/s", "of the bf16 GEMM peak", "compiled / this one"]
     return (
         f"{table(header, lines)}\n\nbf16 mixed precision, {options.updates - WARM_UP} updates a run after "
-        f"{WARM_UP} that do not count, a fresh process a run. Random weights and words; no row is padded. "
+        f"{WARM_UP} that do not count, a fresh process a run; the GPU is waited for after every {LOGGED}. "
+        "Random weights and words; no row is padded. "
         "Of the GEMM peak: the median over the rounds, the peak of each being the higher of the samples "
         "before and after it."
     )

@@ -10,6 +10,7 @@ from benchmarks.common import (
     add_data_options,
     class_file,
     column_flags,
+    command_line,
     gemm_peak,
     launch,
     mean_and_deviation,
@@ -58,7 +59,7 @@ def _one(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, int]
         "learning_rate": options.learning_rate, "num_train_epochs": options.epochs, "warmup_ratio": 0.1,
         "weight_decay": 0.01, "save_strategy": "no", "output_dir": folder / "run",
     }  # fmt: skip
-    launch("train.py", *[word for name, value in flags.items() for word in (f"--{name}", value)])
+    launch("train.py", *command_line(flags))
     best = folder / "run" / "best"
     launch(
         "eval.py",

@@ -6,17 +6,15 @@ from benchmarks.common import (
     WARM_UP,
     add_data_options,
     at_least,
-    check_updates,
-    class_file,
     gemm_peak,
     median,
+    median_and_spread,
     save,
     say,
     spread,
     table,
-    text_lengths,
 )
-from benchmarks.throughput import ARMS, GLOBAL_BATCH, measure
+from benchmarks.throughput import ARMS, GLOBAL_BATCH, SAME_ROWS, one_round
 
 QUICK = {"updates": 8, "rounds": 1}
 
@@ -32,16 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
-    train = class_file(options.data, "train")
-    lengths = text_lengths(options.model, train, options.max_length)
-    check_updates(options.updates, len(lengths), GLOBAL_BATCH)
+    """Every arm, round after round."""
     measured: dict[str, list[float]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
-        for arm, peaks in measured.items():
-            peaks.append(measure(options, arm, train, 42 + number, lengths)["peak_bytes"] / 1e6)
-            say(f"round {number + 1}, {arm}: {peaks[-1]:,.0f} MB")
+        for arm, found in one_round(options, number):
+            measured[arm].append(found["peak_bytes"] / 1e6)
+            say(f"round {number + 1}, {arm}: {measured[arm][-1]:,.0f} MB")
         gemm.append(gemm_peak())
         save(options, _text(options, measured), measured, gemm)
 
@@ -50,11 +45,11 @@ def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
     rows = []
     for arm, peaks in measured.items():
         ratios = [ours / theirs for ours, theirs in zip(measured.get("ours", []), peaks, strict=False)]
-        ratio = f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "ours" else ""
+        ratio = median_and_spread(ratios, 2) if arm != "ours" else ""
         rows.append([ARMS[arm], f"{median(peaks):,.0f}", spread(peaks, 0), ratio])
     return (
         f"{table(['', 'MB, median', 'min to max', 'ours / this one'], rows)}\n\n"
-        f"The most memory that the process held at any time (ru_maxrss), libraries and encoding included; "
-        f"{options.updates} updates of {GLOBAL_BATCH} rows, rounds done: "
-        f"{len(next(reversed(measured.values())))}."
+        "The most memory that the process held at any time (ru_maxrss; of several, the one that held most), "
+        f"libraries and encoding included; {options.updates} updates of {GLOBAL_BATCH} rows, rounds done: "
+        f"{len(next(reversed(measured.values())))}. {SAME_ROWS}"
     )

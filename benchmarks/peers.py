@@ -59,13 +59,19 @@ def load_model(model: str, classes: int) -> Any:
 
 
 class Stopwatch(TrainerCallback):
-    """Notes when training began and when every update ended, so that loading of data is in the times."""
+    """Notes when training began and when every update ended, so that loading of data is in the times.
+
+    A device is waited for after every `wait_every`-th update; what was noted between is the host's time."""
+
+    def __init__(self, wait_every: int = 1) -> None:
+        self.wait_every = wait_every
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.times = [time.perf_counter()]
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        wait()
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step % self.wait_every == 0:
+            wait()
         self.times.append(time.perf_counter())
 
 
@@ -113,15 +119,15 @@ def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> Traini
 
 def trainer(
     model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float,
-    defaults: bool = False, **options: Any,
+    defaults: bool = False, wait_every: int = 1, **options: Any,
 ) -> dict[str, list[Step]]:  # fmt: skip
     """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its defaults;
-    `options` are more of its arguments."""
+    for `wait_every`, see Stopwatch; `options` are more of its arguments."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
-    watch = Stopwatch()
+    watch = Stopwatch(wait_every)
     counts: list[Step] = []
     (Trainer if defaults else MixedTrainer)(
         load_model(model, len(names)),

@@ -11,9 +11,11 @@ from typing import IO, Any, NoReturn
 
 from benchmarks.common import (
     at_least,
+    command_line,
     gemm_peak,
     launch,
     median,
+    median_and_spread,
     model_folder,
     save,
     say,
@@ -23,7 +25,7 @@ from benchmarks.common import (
 )
 
 RECIPE = "ft/recipes/quickstart.yaml"
-ONE_UPDATE = "--max_train_steps 1 --logging_steps 1 --eval_strategy no --save_strategy no".split()
+ONE_UPDATE = {"max_train_steps": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
 POLL_SECONDS = 0.005
 PAIRS = {
     "first update": ("train.py, quickstart, encoding cached", "bare script, random batch of the same shape"),
@@ -81,7 +83,7 @@ def _prepare(extra: list[str]) -> list[Any]:
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
-        launch("train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder)
+        launch("train.py", RECIPE, *command_line(ONE_UPDATE | {"output_dir": folder}, extra))
         config = yaml.safe_load((Path(folder) / "config.yaml").read_text())
         classes = len(json.loads((Path(folder) / "final" / "config.json").read_text())["id2label"])
     return [
@@ -101,7 +103,7 @@ def _ours(extra: list[str]) -> float:
     """Seconds until train.py has logged its first update; then it is ended."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as err:
         log = Path(folder) / "metrics.jsonl"
-        words = ["train.py", RECIPE, *ONE_UPDATE, *extra, "--output_dir", folder]
+        words = ["train.py", RECIPE, *command_line(ONE_UPDATE | {"output_dir": folder}, extra)]
         begin = time.perf_counter()
         with started(*words, stdout=subprocess.DEVNULL, stderr=err) as process:
             while not (log.exists() and log.stat().st_size):
@@ -144,7 +146,7 @@ def _text(shape: list[Any], measured: dict[str, dict[str, list[float]]]) -> str:
         ours, base = arms.values()
         ratios = [a / b for a, b in zip(ours, base, strict=True)]
         for name, seconds in arms.items():
-            shown = f"{median(ratios):.2f} ({spread(ratios, 2)})" if seconds is ours else ""
+            shown = median_and_spread(ratios, 2) if seconds is ours else ""
             rows.append([name, f"{median(seconds):.2f}", spread(seconds, 2), shown])
     return (
         f"{table(['', 'seconds, median', 'min to max', 'ratio to the next line'], rows)}\n\n"

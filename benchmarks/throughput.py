@@ -1,6 +1,8 @@
 """Real tokens per second of train.py and of other loops, on the same texts and machine."""
 
 import argparse
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,17 @@ from benchmarks.common import (
     check_updates,
     class_file,
     column_flags,
+    draw_rows,
     gemm_peak,
+    in_turn,
     logged_steps,
     median,
+    median_and_spread,
     model_flops,
     model_folder,
     peer,
     rates,
+    read_csv,
     round_peaks,
     save,
     say,
@@ -28,7 +34,6 @@ from benchmarks.common import (
 )
 
 GLOBAL_BATCH = 32
-TUTORIAL_BATCH = 8
 LEARNING_RATE = 5e-5
 ARMS = {
     "ours": "train.py",
@@ -36,8 +41,12 @@ ARMS = {
     "trainer": "Trainer, grouped by length, fused AdamW",
     "trainer_defaults": "Trainer at its defaults",
     "plain": "Accelerate loop, padding to the longest row",
-    "tutorial": f"tutorial: padding to the tokenizer's limit, batch {TUTORIAL_BATCH}",
+    "tutorial": "tutorial: padding to the tokenizer's limit",
 }
+SAME_ROWS = (
+    "In a round, all arms train one epoch of the same rows, drawn anew for each. The first round begins "
+    "with the first arm, the next with the second: none has the same place in all of them."
+)
 QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
 
@@ -55,44 +64,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every arm in turn, in a fresh process each, round after round; each round has its own seed."""
-    train = class_file(options.data, "train")
-    lengths = text_lengths(options.model, train, options.max_length)
-    check_updates(options.updates, len(lengths), GLOBAL_BATCH)
+    """Every arm, round after round."""
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
-        seed = 42 + number
-        for arm in options.arms:
-            found = measure(options, arm, train, seed, lengths)
+        for arm, found in one_round(options, number):
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
         save(options, _text(options, measured, gemm), measured, gemm)
 
 
-def measure(
-    options: argparse.Namespace, arm: str, train: Path, seed: int, lengths: list[int]
-) -> dict[str, Any]:
-    """The updates of one run of an arm as "steps", and "peak_bytes"; `lengths` (rows,) in tokens."""
+def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every arm in turn, in a fresh process each, over one epoch of the same rows: its updates as "steps",
+    and "peak_bytes". Each round, counted from 0, has a seed and rows of its own."""
+    train, seed = class_file(options.data, "train"), 42 + number
+    check_updates(options.updates, len(read_csv(train)[1]), GLOBAL_BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = draw_rows(train, options.updates * GLOBAL_BATCH, seed, Path(folder))
+        for arm in in_turn(options.arms, number):
+            yield arm, _measure(options, arm, drawn, seed)
+
+
+def _measure(options: argparse.Namespace, arm: str, train: Path, seed: int) -> dict[str, Any]:
     if arm in ("ours", "ours_two"):
-        return _ours(options, train, seed, lengths, processes=2 if arm == "ours_two" else 1)
+        return _ours(options, train, seed, processes=2 if arm == "ours_two" else 1)
     shared = {
         "model": model_folder(options.model), "train": train, "updates": options.updates, "seed": seed,
         "learning_rate": LEARNING_RATE,
     }  # fmt: skip
     if arm == "tutorial":
-        rows = options.updates * TUTORIAL_BATCH
-        return peer(arm, batch=TUTORIAL_BATCH, epochs=1, rows=rows, padding="max_length", **shared)
+        rows = options.updates * GLOBAL_BATCH
+        return peer(arm, batch=GLOBAL_BATCH, epochs=1, rows=rows, padding="max_length", **shared)
     name, _, defaults = arm.partition("_")
     if defaults:
         shared["defaults"] = True
     return peer(name, max_length=options.max_length, batch=GLOBAL_BATCH, **shared)
 
 
-def _ours(
-    options: argparse.Namespace, train: Path, seed: int, lengths: list[int], processes: int
-) -> dict[str, Any]:
+def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -> dict[str, Any]:
     import numpy as np
 
     from ft.data.plan import plan
@@ -100,13 +110,14 @@ def _ours(
     flags = {
         "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
-        "max_train_steps": options.updates, "logging_steps": 1, "eval_strategy": "no",
-        "save_strategy": "no", "seed": seed, **column_flags(train),
+        "num_train_epochs": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
+        "seed": seed, "overwrite_cache": "true",  # each run encodes, as the others do
+        **column_flags(train),
     }  # fmt: skip
     found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
     # The plan of the same updates, for the squares. It must have the tokens that train.py has counted.
-    known = np.array(lengths)
+    known = np.array(text_lengths(options.model, train, options.max_length))
     planned = plan(known, GLOBAL_BATCH, seed, epoch=0)
     for update, step in enumerate(steps):
         rows = known[planned.rows(update)]
@@ -124,8 +135,8 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
             ours["tokens_per_second"] / theirs["tokens_per_second"]
             for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
         ]
-        used = [
-            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e9
+        percent = [
+            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
             for one, peak in zip(runs, round_peaks(gemm), strict=True)
         ]
         rows.append(
@@ -135,18 +146,18 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
                 spread(speeds, 0),
                 f"{median([one['examples_per_second'] for one in runs]):.1f}",
                 f"{median([one['padding'] for one in runs]):.1%}",
-                f"{median(used):.0%}",
-                f"{median([one['peak_bytes'] for one in runs]) / 1e6:,.0f}",
-                f"{median(ratios):.2f} ({spread(ratios, 2)})" if ratios and arm != "ours" else "",
+                median_and_spread(percent, 0),
+                median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0),
+                median_and_spread(ratios, 2) if arm != "ours" else "",
             ]
         )
-    header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "of the GEMM peak"]
+    header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "% of the GEMM peak"]
     header += ["peak memory, MB", "ours / this one"]
     return (
         f"{table(header, rows)}\n\n"
         f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process "
-        f"a run, arms in turn; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}, "
-        f"but {TUTORIAL_BATCH} for the tutorial. The last column is the median of the ratios of "
-        "each round. Of the GEMM peak: model FLOP utilisation, see `model_flops` in common.py; the median "
-        "over the rounds, the peak of each being the higher of the samples before and after it."
+        f"a run; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}. "
+        f"{SAME_ROWS} Medians of the rounds, and in brackets the lowest and highest of them; the last column "
+        "is of the ratios of each round. The share of the GEMM peak is the model FLOP utilisation, see "
+        "`model_flops` in common.py; the peak of a round is the higher of the samples before and after it."
     )

@@ -1,9 +1,26 @@
-"""The benchmarks' command line: what --quick changes, and mistakes that are said before anything runs."""
+"""The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
+
+import sys
 
 import pytest
 
+from benchmarks import common, throughput
 from benchmarks.__main__ import parse
-from benchmarks.common import check_updates, class_file, column_flags, read_csv
+from benchmarks.common import (
+    WARM_UP,
+    check_updates,
+    class_file,
+    column_flags,
+    command_line,
+    draw_rows,
+    in_turn,
+    launch_and_weigh,
+    logged_steps,
+    model_flops,
+    rates,
+    read_csv,
+    round_peaks,
+)
 
 
 @pytest.fixture
@@ -59,3 +76,95 @@ def test_scores_become_classes_of_pairs(tmp_path):
     assert path.read_text().splitlines()[0] == "sentence1,sentence2,label"
     assert read_csv(path) == ([("a", "b"), ("c", "d")], ["5", "0"])
     assert column_flags(path) == {"text_column_names": "sentence1,sentence2"}
+
+
+def test_a_flag_that_the_command_sets_is_refused():
+    assert command_line({"seed": 3}, ["--freeze", "all"]) == ["--seed", 3, "--freeze", "all"]
+    assert command_line({"seed": 3}, ["--seed", "4"], free=["seed"]) == ["--seed", 3, "--seed", "4"]
+    for typed in (["--max_length", "9"], ["--max-length=9"]):
+        with pytest.raises(SystemExit, match="--max_length cannot stand behind --"):
+            command_line({"seed": 3, "max_length": 8}, typed)
+
+
+def test_a_round_has_rows_of_its_own_and_another_first_arm(tmp_path, reviews):
+    whole = list(zip(*read_csv(reviews / "train.csv"), strict=True))
+    first, same, other = (
+        list(zip(*read_csv(draw_rows(reviews / "train.csv", 64, seed, tmp_path)), strict=True))
+        for seed in (42, 42, 43)
+    )
+    assert len(first) == 64 and set(first) <= set(whole)
+    assert first == same != other
+    assert [in_turn(["a", "b", "c"], number) for number in (0, 1, 5)] == [
+        ["a", "b", "c"],
+        ["b", "c", "a"],
+        ["c", "a", "b"],
+    ]
+
+
+def test_only_the_memory_of_what_was_started_is_weighed():
+    """This process has held more than the first, and the second's child more than itself."""
+    big = b"x" * 300_000_000
+    del big
+    printed, peak = launch_and_weigh("-c", "print('one'); print('two', end='')")
+    assert printed.splitlines() == ["one", "two"]
+    assert peak < 100_000_000
+    child = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', 'b\"x\" * 200_000_000'])"
+    assert 200_000_000 < launch_and_weigh("-c", child)[1] < 300_000_000
+    with pytest.raises(SystemExit, match=r"(?s)failed:.*told"):
+        launch_and_weigh("-c", "import sys; sys.exit('told')")
+
+
+def test_nominal_operations(tiny_model):
+    """Two layers of 32: four matrices of 32 x 32 and two of 32 x 64; texts of 3 and of 7 tokens."""
+    assert model_flops(str(tiny_model), 10, 58) == 6 * 2 * 8192 * 10 + 12 * 2 * 32 * 58
+
+
+def test_the_peak_of_a_round_is_the_higher_of_its_samples():
+    assert round_peaks([3, 1, 2, 5]) == [3, 2, 5]
+
+
+def test_steps_and_rates_of_a_log():
+    row = {
+        "perf/examples_per_second": 16.0,
+        "perf/tokens_per_second": 500.0,
+        "perf/padding_share": 0.2,
+    }
+    step = {"seconds": 2.0, "tokens": 1000, "positions": 1250, "rows": 32}
+    assert logged_steps([row], 32) == [step]
+    slow = {"seconds": 99.0, "tokens": 1, "positions": 1, "rows": 32}
+    found = rates([slow] * WARM_UP + [step, step | {"tokens": 500}])
+    assert (found["seconds"], found["tokens"], found["positions"]) == (4, 1500, 2500)
+    assert (found["tokens_per_second"], found["examples_per_second"]) == (375, 16)
+    assert found["padding"] == pytest.approx(0.4)
+
+
+def test_what_the_collator_counts(tokenizer):
+    from transformers import DataCollatorWithPadding
+
+    from benchmarks.peers import counting
+
+    counts = []
+    collate = counting(DataCollatorWithPadding(tokenizer), counts)
+    batch = collate([{"input_ids": [2, 5, 3]}, {"input_ids": [2, 5, 6, 7, 3]}])
+    assert batch["input_ids"].shape == (2, 5)
+    assert counts == [{"tokens": 8, "squares": 9 + 25, "positions": 10, "rows": 2}]
+
+
+def test_all_arms_of_a_round_train_the_same_rows(tiny_model, reviews, tmp_path, monkeypatch):
+    words = f"throughput --data {reviews} --model {tiny_model} --max_length 32 --updates 6 --rounds 1"
+    options = parse([*words.split(), "--arms", "ours", "trainer", "--name", "table"])
+    found = dict(throughput.one_round(options, 0))
+    sums = [
+        [sum(step[key] for step in one["steps"]) for key in ("rows", "tokens", "squares")]
+        for one in found.values()
+    ]
+    assert sums[0] == sums[1]
+    assert sums[0][0] == 6 * 32
+
+    monkeypatch.setattr(throughput, "one_round", lambda *_: found.items())
+    monkeypatch.setattr(throughput, "gemm_peak", lambda: 100.0)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    throughput.run(options)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:6]] == [f"| {throughput.ARMS[arm]}" for arm in found]
+    assert {line.count(" | ") for line in lines[2:6]} == {7}
