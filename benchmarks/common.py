@@ -214,7 +214,8 @@ signal.signal(signal.SIGINT, lambda *_: None)  # the child has its own
 signal.signal(signal.SIGTERM, lambda *_: child.terminate())
 _, status, usage = os.wait4(child.pid, 0)
 child.returncode = os.waitstatus_to_exitcode(status)
-print(f"\\n{usage.ru_maxrss}")
+if not child.returncode:
+    print(f"\\n{usage.ru_maxrss}")
 sys.exit(child.returncode)
 """
 
