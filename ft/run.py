@@ -103,7 +103,7 @@ class Run:
             none = "no validation rows (validation_split_percentage: 0)"
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
-            config.eval_strategy = "no"
+            config.eval_strategy, config.eval_steps = "no", None
         self.hosts.from_main(lambda: self._hold(lock_output_dir(self.output_dir)))
         self.progress = Progress()
         if is_sharded(model):
