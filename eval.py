@@ -83,7 +83,12 @@ def score(config: EvalConfig) -> int:
         with PredictionFile(folder, config, rows.table.schema) as file:
             file.write(predicted)
         write_page(folder, config, task, data, results, {split: result}, accelerator)
-        notes = [*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)]
+        notes = [
+            *data.notes,
+            *notes,
+            *(named.notes if named else []),
+            *evaluation_notes(data.splits, accelerator.device),
+        ]
         lines = [f"note: {note}" for note in notes]
         if config.suspected_label_errors:
             lines.append(write_label_errors(folder, task, data, split, result.scores))

@@ -29,10 +29,11 @@ LEFT_OUT = (
 
 
 def model_card(
-    config: Config, task: Task, data: Data, max_length: int, step: int, scored: Evaluation | None
-) -> str:
+    config: Config, task: Task, data: Data, max_length: int, step: int, scored: Evaluation | None,
+    chosen: bool,
+) -> str:  # fmt: skip
     """README.md of an exported model after `step` updates; `scored` are the validation rows as it scores
-    them."""
+    them, `chosen` whether they chose it among those of other updates."""
     base, source = config.model_name_or_path, config.dataset_name or config.train_file or ""
     head = [f"pipeline_tag: {task.pipeline_tag}", "library_name: transformers"]
     if not _is_local(base):
@@ -68,7 +69,7 @@ def model_card(
 
 ## Limits
 
-{newline.join(_limits(config, task, max_length, scored))}
+{newline.join(_limits(config, task, max_length, scored, chosen))}
 
 ## Use
 
@@ -137,7 +138,9 @@ def _settings(config: Config) -> list[str]:
     return lines
 
 
-def _limits(config: Config, task: Task, max_length: int, scored: Evaluation | None) -> list[str]:
+def _limits(
+    config: Config, task: Task, max_length: int, scored: Evaluation | None, chosen: bool
+) -> list[str]:
     """What the numbers do not say."""
     cut = {
         "truncate": "are cut there",
@@ -146,11 +149,16 @@ def _limits(config: Config, task: Task, max_length: int, scored: Evaluation | No
         "pipeline sees the first)",
     }
     lines = [f"- Texts of more than {max_length:,} tokens {cut[config.long_text or 'truncate']}."]
-    if scored is not None:
+    calibration = ", ".join(task.calibration)
+    if scored is not None and chosen:
         lines.append(
             "- The validation rows chose this model among those of other updates"
-            + (f", and its {', '.join(task.calibration)}" if task.calibration else "")
+            + (f", and its {calibration}" if calibration else "")
             + ", so these numbers are a little too good; those of test rows stand in results.json of the run."
+        )
+    elif scored is not None and calibration:
+        lines.append(
+            f"- The validation rows chose its {calibration}: what depends on that is a little too good."
         )
     lines.append(
         "- The numbers hold for rows drawn as these were. Other sources, times or languages, and another "

@@ -30,9 +30,9 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         self.resume_from_checkpoint = self.resume_from_checkpoint and os.path.expanduser(
             self.resume_from_checkpoint
         )
-        # The same in every spelling: a checkpoint is held against them.
-        self.freeze = split_names(self.freeze) or None
-        self.lora_target_modules = split_names(self.lora_target_modules) or None
+        # The same in every spelling: encodings, checkpoints and evaluations are known again by them.
+        for name in ("text_column_names", "freeze", "lora_target_modules", "metrics", "slice_columns"):
+            setattr(self, name, split_names(getattr(self, name)) or None)
 
     def check(self) -> None:
         """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
@@ -52,11 +52,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 "lr_scheduler_type: constant has no warm-up, but warmup_steps or warmup_ratio is set; "
                 "expected constant_with_warmup, or no warm-up."
             )
-        if self.eval_steps is not None and self.eval_strategy == "epoch":
+        if self.verify and self.preflight:
             raise UserError(
-                f"eval_steps: found {self.eval_steps}, but eval_strategy is epoch; set eval_strategy: steps, "
-                "or leave eval_steps out."
+                "verify and preflight are both set, and each takes the place of the training run; leave one "
+                "of the two out."
             )
+        self._check_effects()
         if self.eval_strategy == "no":
             self.check_validated("eval_strategy is no")
         if self.num_seeds > 1 and self.resume_from_checkpoint not in (None, "latest"):
@@ -91,6 +92,23 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         self._check_recipes()
         parse_duration("max_time", self.max_time)
         parse_duration("hang_timeout", self.hang_timeout)
+
+    def _check_effects(self) -> None:
+        """Refuse what another option leaves without effect. An evaluation takes a run's config as it is."""
+        if self.PURPOSE != "training":
+            return
+        needs = {
+            "eval_steps": ("eval_strategy: steps", self.eval_strategy == "steps"),
+            "save_steps": ("save_strategy: steps", self.save_strategy == "steps"),
+            "early_stopping_threshold": ("early_stopping_patience", self.early_stopping_patience is not None),
+        }
+        for name, (other, is_there) in needs.items():
+            value, default = getattr(self, name), getattr(RunOptions, name)
+            if value != default and not is_there:
+                raise UserError(
+                    f"{name}: found {value}, which does nothing without {other}; set that, or leave {name} "
+                    "out."
+                )
 
     def check_validated(self, why_not: str) -> None:
         """Raise `UserError` where an option asks for what is chosen on validation rows; nothing is, for the
@@ -243,7 +261,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         """The same of any metric; greater_is_better is about `best_metric` alone."""
         if metric == self.best_metric and self.greater_is_better is not None:
             return self.greater_is_better
-        return metric not in LOWER_IS_BETTER
+        return metric not in LOWER_IS_BETTER and not metric.endswith(LOWER_ENDINGS)
 
 
 @dataclass(kw_only=True)
@@ -292,7 +310,8 @@ NOT_NEGATIVE = (
     "validation_split_percentage test_split_percentage dataloader_num_workers weight_decay max_grad_norm "
     "warmup_steps early_stopping_threshold seed focal_gamma"
 ).split()
-LOWER_IS_BETTER = "loss mse mae rmse hamming_loss brier_score log_loss".split()
+LOWER_IS_BETTER = "mse mae rmse mape smape mase brier_score wer cer perplexity".split()
+LOWER_ENDINGS = ("loss", "error", "errors", "error_rate")
 LARGEST = 2**31 - 1  # of the numbers that count rows, updates or processes
 SEEDS = 2**32  # numpy's and torch's generators take these
 BELOW_ONE = "warmup_ratio lora_dropout label_smoothing_factor adam_beta1 adam_beta2".split()

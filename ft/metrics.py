@@ -1,8 +1,11 @@
 """Exact metrics over all rows of a split, computed by scikit-learn in one place and without a network."""
 
+import json
 from typing import Any
 
 import numpy as np
+
+from ft.errors import UserError
 
 # The numbers; greater is better for each of them.
 CLASSIFICATION_METRICS = (
@@ -161,61 +164,62 @@ STYLES = {
         "mse": "mse", "mae": "mae", "r_squared": "r2", "pearsonr": "pearsonr", "spearmanr": "spearmanr",
     },
 }  # fmt: skip
+# Three rows in each style: whether a metric takes them is seen before any training.
 TRIAL = {
+    "classes": (np.array([0, 1, 1]), np.array([0, 1, 0])),
     "labels": (np.array([[0, 1], [1, 1], [1, 0]]), np.array([[0, 1], [1, 0], [0, 1]])),
     "numbers": (np.array([0.5, 2.0, 1.5]), np.array([1.0, 2.5, 0.0])),
 }
+# Of the metrics of `evaluate` that want to be told how to average.
+AVERAGED = ("f1", "precision", "recall")
+AVERAGES = {"classes": "macro", "labels": "micro"}
 
 
 class NamedMetrics:
-    """Metrics that the user named: from the `evaluate` library where it has them, else ours of the same name.
+    """Metrics that the user named: ours where one is meant, so that a name is the same number with and
+    without a network, else those of the `evaluate` library.
 
-    F1, precision and recall are macro for classes and micro for labels. Raises `UserError` for a name that
-    neither knows or that is for another style of predictions (a key of `STYLES`), before any training.
+    F1, precision and recall are macro for classes and micro for labels. Raises `UserError`, before any
+    training, for a name that neither knows, for one that is for another style of predictions (a key of
+    `STYLES`), and for one that fails on a few made-up rows of this style. `notes` says which number a name
+    stands for, where that has another name here.
     """
 
-    AVERAGED = ("f1", "precision", "recall")
-
     def __init__(self, names: list[str], ours: list[str], style: str = "classes") -> None:
-        from ft.errors import UserError
-
-        self.names, self.style = names, style
-        self.loaded: dict[str, Any] = {}
+        self.style = style
+        self.metrics: dict[str, Any] = {}  # a metric of `evaluate`, or the name of ours
         self.notes: list[str] = []
+        self._numbers: list[str] = []
         same = STYLES[style]
         elsewhere = {name for each in STYLES.values() for name in (*each, *each.values())}
         for name in names:
-            metric, reason = (None, "") if name == "roc_auc" else _load(name, style)
-            key = name.rstrip("/").split("/")[-1]
-            if name in elsewhere and name not in same and name not in ours:
-                expected = f"{', '.join([*same, *ours])}"
+            key, own = name.rstrip("/").split("/")[-1], same.get(name, name)
+            if own in ours:
+                self.metrics[key] = own
+                self._numbers.append(key)
+                if own != name:
+                    self.notes.append(f"metric {name} is {own}")
+                continue
+            if name in elsewhere and name not in same:
                 raise UserError(
-                    f"metrics: {name!r} is not for this kind of label; expected one of {expected}."
+                    f"metrics: {name!r} is not for this kind of label; expected one of "
+                    f"{', '.join([*same, *ours])}."
                 )
-            if metric is not None:
-                self.loaded[key] = metric
-            elif same.get(name, name) in ours:
-                why = f", because `evaluate` cannot load it ({reason})" if reason else ""
-                self.notes.append(f"metric {name!r}: computed here{why}")
-                self.loaded[key] = same.get(name, name)
-            else:
+            metric, reason = _load(name, style)
+            if metric is None:
                 raise UserError(
                     f"metrics: {name!r} is not known here and `evaluate` cannot load it ({reason}); "
-                    "expected one of "
-                    f"{', '.join(ours)}, a metric of `evaluate`, or a folder with one."
+                    f"expected one of {', '.join(ours)}, a metric of `evaluate`, or a folder with one."
                 )
-            if metric is not None and style in TRIAL:
-                try:
-                    self._of_evaluate(key, metric, *TRIAL[style], classes=2)
-                except Exception as error:  # whatever the metric's own code raises
-                    raise UserError(
-                        f"metrics: {name!r} does not take the predictions of this kind of label: "
-                        f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                    ) from None
+            self.metrics[key] = metric
+            given = self._of_evaluate(key, metric, *TRIAL[style])
+            self._numbers += [
+                k for k, value in given.items() if value is None or isinstance(value, int | float)
+            ]
 
     def keys(self) -> list[str]:
-        """The names under which the values will stand, as far as they are known before."""
-        return list(self.loaded)
+        """The names of the numbers that `compute` gives; a metric of `evaluate` names its own."""
+        return self._numbers
 
     def compute(
         self, predictions: np.ndarray, labels: np.ndarray, ours: dict[str, Any], classes: int
@@ -223,23 +227,36 @@ class NamedMetrics:
         """The named metrics of predictions and labels in the style that was named; `ours` are those computed
         here, `classes` is the number of scores a row."""
         found: dict[str, Any] = {}
-        for key, metric in self.loaded.items():
+        for key, metric in self.metrics.items():
             if isinstance(metric, str):
                 found[key] = ours[metric]
             else:
-                found |= self._of_evaluate(key, metric, predictions, labels, classes)
+                found |= self._of_evaluate(key, metric, predictions, labels)
         return found
 
     def _of_evaluate(
-        self, key: str, metric: Any, predictions: np.ndarray, labels: np.ndarray, classes: int
+        self, key: str, metric: Any, predictions: np.ndarray, labels: np.ndarray
     ) -> dict[str, Any]:
-        options = {}
-        if key in self.AVERAGED and self.style == "labels":
-            options = {"average": "micro"}
-        elif key in self.AVERAGED and classes > 2:
-            options = {"average": "macro"}
-        value = metric.compute(predictions=predictions, references=labels, **options)
-        return value if isinstance(value, dict) else {key: value}
+        options = {"average": AVERAGES[self.style]} if key in AVERAGED and self.style in AVERAGES else {}
+        try:
+            value = metric.compute(predictions=predictions, references=labels, **options)
+            found = _plain(value if isinstance(value, dict) else {key: value})
+            json.dumps(found)
+        except Exception as error:  # whatever the metric's own code raises
+            raise UserError(
+                f"metrics: {key!r} fails on the predictions of this kind of label, or gives what is no JSON: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; mend it, or leave it out."
+            ) from None
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """With the numbers and arrays of numpy and torch as Python's own, which JSON knows."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _load(name: str, style: str) -> tuple[Any, str]:

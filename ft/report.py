@@ -104,16 +104,12 @@ def start_summary(
         f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:.1%} of the training rows are "
         f"{seen}; padding {padding_share(sampler):.1%}"
     )
-    share = -(-config.global_batch_size // sampler.num_processes)  # type: ignore[operator]
-    micro = min(share, sampler.micro_batch_size)
-    accumulation = -(-share // micro)
-    lines.append(
-        f"updates: {total_updates:,} ({sampler.updates_per_epoch:,} an epoch); global batch "
-        f"{config.global_batch_size} "
-        f"= {sampler.num_processes} process{'es' if sampler.num_processes > 1 else ''} x {micro} rows "
-        f"x {accumulation} "
-        f"accumulation step{'s' if accumulation > 1 else ''}"
-    )
+    assert config.global_batch_size is not None
+    update = described_update(config.global_batch_size, sampler.num_processes, sampler.micro_batch_size)
+    lines.append(f"updates: {total_updates:,} ({sampler.updates_per_epoch:,} an epoch); {update}")
+    if config.eval_strategy != "no":
+        end = "highest" if config.higher_is_better else "lowest"
+        lines.append(f"best: the model with the {end} {config.best_metric} on the validation rows")
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
@@ -124,6 +120,18 @@ def start_summary(
     )
     lines.append(f"device: {device_name(accelerator.device)}, {precision}")
     return "\n".join(lines)
+
+
+def described_update(rows: int, processes: int, most: int) -> str:
+    """How the rows of an update come to the processes, in micro-batches of at most `most` rows. (Shares need
+    not be equal, and where one is larger, all have as many micro-batches as it needs.)"""
+    text, share = f"global batch {rows}", -(-rows // processes)
+    if processes > 1:
+        text += f" over {processes} processes, about {share} row{'s' * (share > 1)} each"
+    if most < share:
+        steps = f"{-(-share // most)}{' or more' * (processes > 1)}"
+        text += f", in micro-batches of at most {most} (accumulation steps: {steps})"
+    return text
 
 
 def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir: Path) -> str:

@@ -73,23 +73,30 @@ class Run:
         self.hosts.from_main(lambda: check_slice_columns(config))
         if config.lora_rank is not None:
             check_peft()
-        self._check_metrics()
+        if not config.metric_names:  # what these give is known when they are loaded
+            self._check_best_metric([])
         self.hosts.from_main(lambda: check_hub(config))
 
-    def _check_metrics(self) -> None:
-        """Raise `UserError` for a metric that the task does not give; once what the task learns is known,
-        load those that the user named."""
-        config, task = self.config, self.task
-        named = config.metric_names
-        if task.has_targets:
-            self.named = load_named_metrics(named, task, self.accelerator)
-            named = self.named.keys() if self.named else named
-            config.metric_for_best_model = config.best_metric or task.default_metric
-        known = [*task.metric_names(), "loss", *named]
-        if config.best_metric and config.best_metric not in known:
-            raise UserError(
-                f"metric_for_best_model: found {config.best_metric!r}, expected one of {', '.join(known)}."
-            )
+    def _load_metrics(self) -> list[str]:
+        """Once it is known what the task learns: load the metrics that the user named, on the main process,
+        which computes them, and settle which one chooses the best model. Returns what to tell the user."""
+        config = self.config
+
+        def load() -> tuple[list[str], list[str]]:
+            self.named = load_named_metrics(config.metric_names, self.task, self.accelerator)
+            return (self.named.keys(), self.named.notes) if self.named else ([], [])
+
+        self.named = None
+        keys, notes = self.hosts.from_main(load)
+        config.metric_for_best_model = config.best_metric or self.task.default_metric
+        self._check_best_metric(keys)
+        return notes
+
+    def _check_best_metric(self, named: list[str]) -> None:
+        """Raise `UserError` where nothing gives the metric that is to choose the best model."""
+        best, known = self.config.best_metric, [*self.task.metric_names(), "loss", *named]
+        if best and best not in known:
+            raise UserError(f"metric_for_best_model: found {best!r}, expected one of {', '.join(known)}.")
 
     def bar(self, **options: Any) -> Any:
         """A progress bar, shown by the main process on a terminal."""
@@ -107,12 +114,12 @@ class Run:
         config, accelerator = self.config, self.accelerator
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
-        self._check_metrics()
+        notes += self._load_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
             none = "no validation rows (validation_split_percentage: 0)"
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
-            config.eval_strategy = "no"
+            config.eval_strategy, config.eval_steps = "no", None
         self.checkpoint = self.hosts.from_main(self._hold)
         self.progress = Progress()
         if is_sharded(model):
@@ -389,12 +396,13 @@ class Run:
     def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
         """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the
         card; the one that was there is kept as `keep`, or goes."""
+        chosen = name == "best" and self.progress.best_metric is not None
         with averaged(self.optimizer):
             model = self.accelerator.unwrap_model(self.model)
             state = whole_state(model, self.accelerator.is_main_process)
             if self.accelerator.is_main_process:
                 card = model_card(
-                    self.config, self.task, self.data, self.max_length, self.progress.step, scored
+                    self.config, self.task, self.data, self.max_length, self.progress.step, scored, chosen
                 )
                 state = self.task.export_weights(state, model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)

@@ -139,7 +139,8 @@ def build_accelerator(config: Config) -> Accelerator:
         handlers.append(InitProcessGroupKwargs(init_method=rendezvous.init_method()))
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
-        log_with=choose_trackers(config.tracker_names) or None,
+        # An evaluation tells no tracker; what the config of its run names need not be installed.
+        log_with=None if isinstance(config, EvalConfig) else choose_trackers(config.tracker_names) or None,
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,  # one scheduler step a call, not one for each process
         gradient_accumulation_plugin=GradientAccumulationPlugin(

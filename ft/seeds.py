@@ -191,7 +191,9 @@ def table(results: dict[str, Any]) -> str:
     runs = results["runs"]
     first, *_ = runs.values()
     split = "test" if "test/loss" in first else "eval"
-    names = [name for name in first.get("headline", []) if f"{split}/{name}_std" in results] + ["loss"]
+    names = [name for name in (*first.get("headline", []), "loss") if f"{split}/{name}_std" in results]
+    if not names:
+        return "no rows were scored, so there is nothing to compare; a test split or validation rows would be"
     lines = [["", *(f"{split}/{name}" for name in names)]]
     lines += [[run, *(f"{values[f'{split}/{name}']:.4f}" for name in names)] for run, values in runs.items()]
     for title, ending in (("mean", ""), ("std", "_std")):

@@ -92,6 +92,14 @@ def test_the_table_shows_each_run_its_mean_and_its_deviation(whole):
     assert "test/loss" in shown[0] and f"{results_of(whole)['test/loss']:.4f}" in shown[-2]
 
 
+def test_seeds_that_nothing_scored_end_with_a_word(three, reviews, tmp_path, capsys):
+    del three["dataset_name"]
+    three |= {"train_file": reviews / "train.csv", "num_seeds": 2, "max_train_steps": 1}
+    assert train_here(**three, eval_strategy="no") == EXIT_DONE
+    assert "no rows were scored" in capsys.readouterr().out
+    assert results_of(tmp_path / "run")["seeds"] == [7, 8]
+
+
 def test_what_is_left_in_the_folder(whole):
     assert sorted(path.name for path in whole.iterdir()) == [
         "config.yaml", "results.json", "seed-7", "seed-8", "seed-9", "seeds.json",
@@ -253,7 +261,7 @@ def test_verify_tries_one_seed(three, tmp_path):
     from ft.runtime import resolve_batch_size
     from ft.verify import _Matrix
 
-    config = parse(Config, flags(**three))
+    config = parse(Config, flags(**three, early_stopping_patience=2, early_stopping_threshold=0.1))
     resolve_batch_size(config, 1)
     _Matrix(config, tmp_path)
     assert parse(Config, [str(tmp_path / "config.yaml")]).num_seeds == 1

@@ -8,8 +8,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import flags, launch, make_rows, metrics_of, series, train_here, two_processes, write_csv
+from conftest import (
+    FORKS,
+    flags,
+    launch,
+    make_rows,
+    metrics_of,
+    series,
+    train_here,
+    two_processes,
+    write_csv,
+)
 
+from ft.cli import parse
+from ft.config import Config
 from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
 
@@ -216,6 +228,70 @@ def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags,
     assert results["best/step"] == min(losses, key=losses.get) and results["best/loss"] == min(
         losses.values()
     )
+
+
+ERRORS = """
+import datasets
+import evaluate
+import numpy as np
+
+
+class Errors(evaluate.Metric):
+    def _info(self):
+        number = datasets.Value("int32")
+        features = datasets.Features({"predictions": number, "references": number})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"error_rate": np.float32(np.mean(np.array(predictions) != references))}
+"""
+
+
+@pytest.mark.parametrize("command", [None, FORKS], ids=["one", "two processes"])
+def test_a_metric_of_a_folder_chooses_the_best_model(base_flags, tmp_path, capsys, command):
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "errors.py").write_text(ERRORS)
+    words = {**base_flags, "learning_rate": 3e-3, "metric_for_best_model": "error_rate"}
+    words["metrics"] = f"{tmp_path / 'errors'},f1"
+    if command is None:
+        assert train_here(**words) == 0
+        said = capsys.readouterr().out
+    else:
+        done = launch(command, flags(**words))
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    assert "note: metric f1 is f1_macro" in said
+    assert "best: the model with the lowest error_rate on the validation rows" in said
+    rates, accuracy = (series(tmp_path / "run", f"eval/{name}") for name in ("error_rate", "accuracy"))
+    assert rates == pytest.approx({step: 1 - value for step, value in accuracy.items()}, abs=1e-6)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/error_rate"] == min(rates.values())
+    assert results["eval/f1"] == results["eval/f1_macro"]
+
+
+def test_the_number_that_chooses_is_one_that_a_metric_gives(base_flags, tmp_path):
+    (tmp_path / "errors").mkdir()
+    (tmp_path / "errors" / "errors.py").write_text(ERRORS)
+    with pytest.raises(
+        UserError, match=r"metric_for_best_model: found 'errors', expected one of .*error_rate"
+    ):
+        train_here(**base_flags, metrics=tmp_path / "errors", metric_for_best_model="errors")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_card_says_that_validation_rows_chose_the_best_model_and_not_the_last(base_flags, tmp_path):
+    assert train_here(**base_flags) == 0
+    best, final = ((tmp_path / "run" / name / "README.md").read_text() for name in ("best", "final"))
+    assert "The validation rows chose this model among those of other updates, and its temperature" in best
+    assert "chose this model" not in final and "The validation rows chose its temperature" in final
+
+
+def test_a_config_whose_evaluations_fell_away_is_read_back(base_flags, reviews, tmp_path):
+    words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
+    words |= {"train_file": reviews / "train.csv", "validation_split_percentage": 0, "max_train_steps": 1}
+    assert train_here(**words, eval_strategy="steps", eval_steps=5) == 0
+    config = parse(Config, [str(tmp_path / "run" / "config.yaml")])
+    assert (config.eval_strategy, config.eval_steps) == ("no", None)
 
 
 def test_without_evaluation_best_is_final_and_it_is_said(base_flags, tmp_path, capsys):

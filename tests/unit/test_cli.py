@@ -92,12 +92,13 @@ def test_a_flag_alone_is_true_and_a_dash_is_as_good_as_an_underscore():
 def test_lists_are_typed_as_one_likes(words):
     config = config_of(*NEEDED, "--text_column_names", *words, "--metrics", *words, "--report_to", *words)
     assert config.text_columns == config.metric_names == config.tracker_names == ["a", "b"]
+    assert config.text_column_names == config.metrics == ["a", "b"]  # what encodings are known again by
 
 
 @pytest.mark.parametrize("value", ["a,b", "[a, b]", "\n- a\n- b", "'a, b'"])
 def test_lists_in_yaml(tmp_path, value):
-    (tmp_path / "c.yaml").write_text(f"metrics: {value}\n")
-    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).metric_names == ["a", "b"]
+    (tmp_path / "c.yaml").write_text(f"text_column_names: {value}\n")
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).text_column_names == ["a", "b"]
 
 
 def test_numbers_may_be_names(tmp_path):
@@ -165,6 +166,11 @@ def test_no_is_a_strategy_in_yaml_too(tmp_path):
         ("--on_bad_rows dorp", "did you mean 'drop'"),
         ("--seed 1.5", "seed: found '1.5'"),
         ("--overwrite_output_dir stray", "'stray'"),
+        ("--save_steps 200", "save_steps: found 200, which does nothing without save_strategy: steps"),
+        ("--eval_steps 200", "eval_steps: found 200, which does nothing without eval_strategy: steps"),
+        ("--eval_strategy no --eval_steps 200", "eval_steps: found 200, which does nothing"),
+        ("--early_stopping_threshold 0.1", "found 0.1, which does nothing without early_stopping_patience"),
+        ("--verify --preflight", "verify and preflight are both set"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, words, said):
@@ -220,6 +226,22 @@ def test_print_config_is_read_back_as_the_same_config(capsys, tmp_path, config_c
     (tmp_path / "c.yaml").write_text(printed)
     assert parse(config_class, [str(tmp_path / "c.yaml")]) == expected
     assert list(yaml.safe_load(printed)) == list(yaml.safe_load(dump(expected)))
+
+
+def test_an_evaluation_takes_the_config_of_a_run_with_what_does_nothing_in_it():
+    words = [*NEEDED, "--save_steps", "200", "--eval_steps", "200", "--early_stopping_threshold", "0.1"]
+    assert parse(EvalConfig, words).save_steps == 200
+
+
+@pytest.mark.parametrize(
+    "metric, is_higher",
+    [("mape", False), ("smape", False), ("mase", False), ("my_loss", False), ("error_rate", False),
+     ("mean_squared_error", False), ("loss", False), ("accuracy", True), ("r2", True)],
+)  # fmt: skip
+def test_a_loss_or_an_error_is_better_the_lower_it_is(metric, is_higher):
+    assert config_of(*NEEDED, "--metric_for_best_model", metric).higher_is_better is is_higher
+    config = config_of(*NEEDED, "--metric_for_best_model", metric, "--greater_is_better")
+    assert config.higher_is_better
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Metrics: a hand-worked example, scikit-learn's own numbers, and the metrics that a user names."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -184,15 +186,28 @@ OURS = list(CLASSIFICATION_METRICS)
 LABELS, PREDICTED = np.array([0, 1, 2, 2, 1]), np.array([0, 1, 2, 1, 1])
 
 
-def test_without_a_network_a_known_name_is_computed_here_and_that_is_said():
+def test_a_known_name_is_computed_here_and_another_name_for_it_is_said():
     named = NamedMetrics(["accuracy", "f1", "roc_auc", "recall_macro"], OURS)
-    assert named.keys() == ["accuracy", "f1", "roc_auc", "recall_macro"] and len(named.notes) == 4
-    assert "'accuracy': computed here" in named.notes[0]
+    assert named.keys() == ["accuracy", "f1", "roc_auc", "recall_macro"]
+    assert named.notes == ["metric f1 is f1_macro", "metric roc_auc is auroc"]
     ours = classification_metrics(certain(PREDICTED, 3), LABELS, ["a", "b", "c"])
     assert named.compute(PREDICTED, LABELS, ours, 3) == {
         "accuracy": ours["accuracy"], "f1": ours["f1_macro"], "roc_auc": ours["auroc"],
         "recall_macro": ours["recall_macro"],
     }  # fmt: skip
+
+
+def test_a_name_means_the_same_with_a_network(monkeypatch):
+    """F1 of two classes is binary in `evaluate`, where nothing is said of an average."""
+    loaded = []
+    monkeypatch.setattr("evaluate.load", lambda name, *_, **__: loaded.append(name))
+    named = NamedMetrics(["f1", "precision", "recall"], OURS)
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    ours = classification_metrics(certain(predicted, 2), labels, ["a", "b"])
+    assert named.compute(predicted, labels, ours, 2) == {
+        name: ours[f"{name}_macro"] for name in ("f1", "precision", "recall")
+    }
+    assert loaded == []
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known():
@@ -226,6 +241,36 @@ def test_a_metric_of_evaluate_in_a_folder(tmp_path):
     assert named.compute(LABELS, LABELS, {}, 3) == {"errors": 0}  # and again
 
 
+def metric_in(folder, values):
+    """A folder with a metric that gives `values`, an expression."""
+    folder.mkdir()
+    given = '{"errors": sum(p != r for p, r in zip(predictions, references))}'
+    (folder / f"{folder.name}.py").write_text("import numpy as np\n" + METRIC.replace(given, values))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "values, found, keys",
+    [
+        ('{"error_rate": np.float32(0.5)}', {"error_rate": 0.5}, ["error_rate"]),
+        ('{"count": np.int64(3), "each": np.arange(2)}', {"count": 3, "each": [0, 1]}, ["count"]),
+        ("np.array(2.5)", {"odd": 2.5}, ["odd"]),
+    ],
+)
+def test_a_metric_of_a_folder_names_its_own_numbers_of_any_type(tmp_path, values, found, keys):
+    named = NamedMetrics([metric_in(tmp_path / "odd", values)], OURS)
+    assert named.keys() == keys
+    got = named.compute(PREDICTED, LABELS, {}, 3)
+    assert got == found and json.loads(json.dumps(got)) == found
+
+
+@pytest.mark.parametrize("values", ["1 / 0", '{"odd": {1, 2}}', "[][3]"])
+def test_a_metric_that_fails_or_gives_no_numbers_is_refused_before_training(tmp_path, values):
+    with pytest.raises(UserError, match=r"metrics: 'odd' fails .*Error: .*leave it out") as error:
+        NamedMetrics([metric_in(tmp_path / "odd", values)], OURS)
+    assert "\n" not in str(error.value)
+
+
 def test_the_names_of_evaluate_stand_for_ours_of_the_kind():
     labels, scores = np.eye(3, dtype=int), np.full((3, 3), 0.6)
     ours = multilabel_metrics(scores, labels, list("abc"))
@@ -250,7 +295,7 @@ def test_a_metric_of_another_kind_of_label_is_refused(name, style):
 def test_a_folder_whose_metric_cannot_take_the_labels_is_refused_before_training(tmp_path):
     (tmp_path / "errors").mkdir()
     (tmp_path / "errors" / "errors.py").write_text(METRIC)
-    with pytest.raises(UserError, match=r"metrics: .*errors' does not take the predictions of this kind"):
+    with pytest.raises(UserError, match=r"metrics: 'errors' fails on the predictions of this kind"):
         NamedMetrics([str(tmp_path / "errors")], [], "labels")
     floats = METRIC.replace('"int32"', '"float32"').replace(
         '{"errors": sum(p != r for p, r in zip(', "abs(sum("

@@ -7,10 +7,12 @@ import pytest
 import torch
 from prepared import Prepared
 
-from ft.config import Config
+from ft import tracking
+from ft.config import Config, EvalConfig
 from ft.data.loader import EvaluationSampler, MicroBatch, RowDataset, build_loader
 from ft.errors import UserError
 from ft.optim import build_optimizer, build_scheduler
+from ft.report import described_update
 from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
 
 
@@ -49,6 +51,32 @@ def test_three_numbers_that_contradict_each_other_are_refused():
         resolved(2, global_batch_size=32, per_device_train_batch_size=8, gradient_accumulation_steps=2)[0]
         == 32
     )
+
+
+@pytest.mark.parametrize(
+    "rows, processes, most, said",
+    [
+        (32, 1, 32, "global batch 32"),
+        (10, 1, 4, "global batch 10, in micro-batches of at most 4 (accumulation steps: 3)"),
+        (32, 3, 32, "global batch 32 over 3 processes, about 11 rows each"),
+        (10, 2, 2, "global batch 10 over 2 processes, about 5 rows each, in micro-batches of at most 2 "
+                   "(accumulation steps: 3 or more)"),
+        (2, 4, 2, "global batch 2 over 4 processes, about 1 row each"),
+    ],
+)  # fmt: skip
+def test_the_summary_says_no_more_of_an_update_than_is_true(rows, processes, most, said):
+    assert described_update(rows, processes, most) == said
+
+
+def test_an_evaluation_needs_no_tracker_of_its_run(monkeypatch):
+    from accelerate.state import AcceleratorState, GradientState
+
+    monkeypatch.setitem(tracking.MODULES, "wandb", "not_installed_here")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    assert build_accelerator(EvalConfig(report_to="wandb")).log_with == []
+    with pytest.raises(UserError, match="report_to: wandb is not installed"):
+        build_accelerator(Config(report_to="wandb"))
 
 
 @pytest.mark.parametrize("tf32", [True, False])
