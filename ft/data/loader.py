@@ -76,9 +76,9 @@ class MicroBatch:
     """Tensors of some rows, and what the host knows of their update.
 
     inputs: input_ids, attention_mask (and token_type_ids), each (pieces, tokens) int64. A row is one piece,
-    and `pieces` None, unless long texts are cut into windows. labels: (rows,) int64; (rows, labels) uint8;
-    (rows, 2) float32, of which the target is the sum; or (rows, 0) where there are none. row_ids (the numbers
-    of the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
+    and `pieces` None, unless long texts are cut into windows. labels: (rows,) int64 or float64, or (rows,
+    labels) uint8, or (rows, 0) where there are none. row_ids (the numbers of the rows in the encoded split):
+    (rows,) int64. weights: (rows,) float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -135,16 +135,8 @@ class MicroBatch:
         return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights, pieces=pieces)
 
 
-LABEL_TYPES = {"i": np.int64, "u": np.uint8}
-
-
-def batch_labels(labels: np.ndarray) -> np.ndarray:
-    """Encoded labels as `MicroBatch` has them. One float32 holds seconds since 1970 to two minutes only, and
-    not every device has float64 (MPS), so a number becomes two float32: the nearest one, and the rest."""
-    if labels.dtype.kind != "f":
-        return labels.astype(LABEL_TYPES[labels.dtype.kind])
-    near = labels.astype(np.float32)
-    return np.stack([near, (labels - near).astype(np.float32)], axis=1)
+# In float32, seconds since 1970 would be of two minutes each.
+LABEL_TYPES = {"i": np.int64, "u": np.uint8, "f": np.float64}
 
 
 class RowDataset(Dataset):
@@ -166,7 +158,7 @@ class RowDataset(Dataset):
         labels = np.zeros((len(rows), 0), np.uint8) if self.rows.labels is None else self.rows.labels[rows]
         return MicroBatch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
-            labels=torch.from_numpy(batch_labels(labels)),
+            labels=torch.from_numpy(labels.astype(LABEL_TYPES[labels.dtype.kind])),
             row_ids=torch.from_numpy(rows.astype(np.int64)),
             weights=torch.from_numpy(weights.astype(np.float32)),
             slot=slot,

@@ -124,12 +124,9 @@ class Regression(Kind):
     # --- loss
 
     def training_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Squared error in units of the training rows' variance; `labels` is (rows, 2), whose sum is the
-        target."""
-        # Part by part: large numbers that are near each other have an exact difference.
-        near = float(np.float32(self.offset))
-        centred = (labels[:, 0] - near) + (labels[:, 1] - (self.offset - near))
-        return squared_error(logits[:, 0], centred / self.scale) * (self.scale / self.std) ** 2
+        """Squared error in units of the training rows' variance."""
+        targets = ((labels - self.offset) / self.scale).float()
+        return squared_error(logits[:, 0], targets) * (self.scale / self.std) ** 2
 
     def plain_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The same."""
