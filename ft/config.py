@@ -99,7 +99,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             return
         needs = {
             "eval_steps": ("eval_strategy: steps", self.eval_strategy == "steps"),
-            "save_steps": ("save_strategy: steps", self.save_strategy == "steps"),
+            # "no" says itself that nothing is saved, and is how to turn a recipe's checkpoints off.
+            "save_steps": ("save_strategy: steps", self.save_strategy != "epoch"),
             "early_stopping_threshold": ("early_stopping_patience", self.early_stopping_patience is not None),
         }
         for name, (other, is_there) in needs.items():

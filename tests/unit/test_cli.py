@@ -228,6 +228,11 @@ def test_print_config_is_read_back_as_the_same_config(capsys, tmp_path, config_c
     assert list(yaml.safe_load(printed)) == list(yaml.safe_load(dump(expected)))
 
 
+def test_no_turns_the_checkpoints_of_a_config_off(tmp_path):
+    (tmp_path / "c.yaml").write_text("save_strategy: steps\nsave_steps: 200\n")
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml"), "--save_strategy", "no").save_steps == 200
+
+
 def test_an_evaluation_takes_the_config_of_a_run_with_what_does_nothing_in_it():
     words = [*NEEDED, "--save_steps", "200", "--eval_steps", "200", "--early_stopping_threshold", "0.1"]
     assert parse(EvalConfig, words).save_steps == 200
