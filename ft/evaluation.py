@@ -79,7 +79,7 @@ def evaluate(
         ours = task.metrics(scores_all, rows.labels)
         metrics = {"rows": len(rows), "loss": float(losses_all.astype(np.float64).mean()), **ours}
         if named is not None:
-            metrics |= named.compute(task.predictions(scores_all), rows.labels, ours, scores_all.shape[1])
+            metrics |= named.compute(task.predictions(scores_all), rows.labels, ours)
         found = [metrics, task.calibration]
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(found, src=0)

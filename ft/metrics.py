@@ -221,11 +221,9 @@ class NamedMetrics:
         """The names of the numbers that `compute` gives; a metric of `evaluate` names its own."""
         return self._numbers
 
-    def compute(
-        self, predictions: np.ndarray, labels: np.ndarray, ours: dict[str, Any], classes: int
-    ) -> dict[str, Any]:
+    def compute(self, predictions: np.ndarray, labels: np.ndarray, ours: dict[str, Any]) -> dict[str, Any]:
         """The named metrics of predictions and labels in the style that was named; `ours` are those computed
-        here, `classes` is the number of scores a row."""
+        here."""
         found: dict[str, Any] = {}
         for key, metric in self.metrics.items():
             if isinstance(metric, str):

@@ -123,14 +123,12 @@ def start_summary(
 
 
 def described_update(rows: int, processes: int, most: int) -> str:
-    """How the rows of an update come to the processes, in micro-batches of at most `most` rows. (Shares need
-    not be equal, and where one is larger, all have as many micro-batches as it needs.)"""
+    """How the rows of an update come to the processes, in micro-batches of at most `most` rows."""
     text, share = f"global batch {rows}", -(-rows // processes)
     if processes > 1:
         text += f" over {processes} processes, about {share} row{'s' * (share > 1)} each"
     if most < share:
-        steps = f"{-(-share // most)}{' or more' * (processes > 1)}"
-        text += f", in micro-batches of at most {most} (accumulation steps: {steps})"
+        text += f", in micro-batches of at most {most} (accumulation steps: {-(-share // most)})"
     return text
 
 

@@ -219,7 +219,7 @@ class Probe(Run):
             self.task.calibrate(scores, whole.labels)
         found = self.task.metrics(scores, whole.labels)
         if self.named is not None:
-            self.named.compute(self.task.predictions(scores), whole.labels, found, scores.shape[1])
+            self.named.compute(self.task.predictions(scores), whole.labels, found)
         return Evaluation(scored.metrics, scores, whole.labels)
 
     def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:

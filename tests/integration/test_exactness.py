@@ -25,9 +25,9 @@ LAUNCHES = [
     ("batch 32", 1, 8, "global batch 32, in micro-batches of at most 8 (accumulation steps: 4)"),
     ("batch 32", 1, 4, "global batch 32, in micro-batches of at most 4 (accumulation steps: 8)"),
     ("batch 32", 2, 16, "global batch 32 over 2 processes, about 16 rows each\n"),
-    ("batch 32", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4 or more)"),
-    ("batch 32, no dropout", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4 or more)"),
-    ("batch 31", 2, 5, "each, in micro-batches of at most 5 (accumulation steps: 4 or more)"),
+    ("batch 32", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4)"),
+    ("batch 32, no dropout", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4)"),
+    ("batch 31", 2, 5, "each, in micro-batches of at most 5 (accumulation steps: 4)"),
     ("batch 31", 3, 31, "global batch 31 over 3 processes, about 11 rows each\n"),
 ]
 

@@ -191,7 +191,7 @@ def test_a_known_name_is_computed_here_and_another_name_for_it_is_said():
     assert named.keys() == ["accuracy", "f1", "roc_auc", "recall_macro"]
     assert named.notes == ["metric f1 is f1_macro", "metric roc_auc is auroc"]
     ours = classification_metrics(certain(PREDICTED, 3), LABELS, ["a", "b", "c"])
-    assert named.compute(PREDICTED, LABELS, ours, 3) == {
+    assert named.compute(PREDICTED, LABELS, ours) == {
         "accuracy": ours["accuracy"], "f1": ours["f1_macro"], "roc_auc": ours["auroc"],
         "recall_macro": ours["recall_macro"],
     }  # fmt: skip
@@ -204,7 +204,7 @@ def test_a_name_means_the_same_with_a_network(monkeypatch):
     named = NamedMetrics(["f1", "precision", "recall"], OURS)
     labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     ours = classification_metrics(certain(predicted, 2), labels, ["a", "b"])
-    assert named.compute(predicted, labels, ours, 2) == {
+    assert named.compute(predicted, labels, ours) == {
         name: ours[f"{name}_macro"] for name in ("f1", "precision", "recall")
     }
     assert loaded == []
@@ -237,8 +237,8 @@ def test_a_metric_of_evaluate_in_a_folder(tmp_path):
     (tmp_path / "errors" / "errors.py").write_text(METRIC)
     named = NamedMetrics([str(tmp_path / "errors")], OURS)
     assert named.keys() == ["errors"] and named.notes == []
-    assert named.compute(PREDICTED, LABELS, {}, 3) == {"errors": 1}
-    assert named.compute(LABELS, LABELS, {}, 3) == {"errors": 0}  # and again
+    assert named.compute(PREDICTED, LABELS, {}) == {"errors": 1}
+    assert named.compute(LABELS, LABELS, {}) == {"errors": 0}  # and again
 
 
 def metric_in(folder, values):
@@ -260,7 +260,7 @@ def metric_in(folder, values):
 def test_a_metric_of_a_folder_names_its_own_numbers_of_any_type(tmp_path, values, found, keys):
     named = NamedMetrics([metric_in(tmp_path / "odd", values)], OURS)
     assert named.keys() == keys
-    got = named.compute(PREDICTED, LABELS, {}, 3)
+    got = named.compute(PREDICTED, LABELS, {})
     assert got == found and json.loads(json.dumps(got)) == found
 
 
@@ -275,12 +275,12 @@ def test_the_names_of_evaluate_stand_for_ours_of_the_kind():
     labels, scores = np.eye(3, dtype=int), np.full((3, 3), 0.6)
     ours = multilabel_metrics(scores, labels, list("abc"))
     named = NamedMetrics(["f1", "accuracy", "roc_auc"], list(MULTILABEL_METRICS), "labels")
-    assert named.compute(scores > 0.5, labels, ours, 3) == {
+    assert named.compute(scores > 0.5, labels, ours) == {
         "f1": ours["f1_micro"], "accuracy": ours["subset_accuracy"], "roc_auc": ours["auroc"],
     }  # fmt: skip
     ours = regression_metrics(np.arange(3.0), np.arange(3.0) + 1)
     named = NamedMetrics(["mse", "r_squared", "spearmanr"], list(REGRESSION_METRICS), "numbers")
-    found = named.compute(np.arange(3.0), np.arange(3.0) + 1, ours, 1)
+    found = named.compute(np.arange(3.0), np.arange(3.0) + 1, ours)
     assert found == {"mse": ours["mse"], "r_squared": ours["r2"], "spearmanr": ours["spearmanr"]}
 
 
@@ -304,7 +304,7 @@ def test_a_folder_whose_metric_cannot_take_the_labels_is_refused_before_training
     (tmp_path / "bias").mkdir()
     (tmp_path / "bias" / "bias.py").write_text(floats)  # gives a bare number, as r_squared does
     named = NamedMetrics([str(tmp_path / "bias")], [], "numbers")
-    assert named.compute(np.array([1.5, 2.0]), np.array([1.0, 1.0]), {}, 1) == {"bias": 1.5}
+    assert named.compute(np.array([1.5, 2.0]), np.array([1.0, 1.0]), {}) == {"bias": 1.5}
 
 
 STATES = {

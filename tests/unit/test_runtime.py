@@ -60,7 +60,7 @@ def test_three_numbers_that_contradict_each_other_are_refused():
         (10, 1, 4, "global batch 10, in micro-batches of at most 4 (accumulation steps: 3)"),
         (32, 3, 32, "global batch 32 over 3 processes, about 11 rows each"),
         (10, 2, 2, "global batch 10 over 2 processes, about 5 rows each, in micro-batches of at most 2 "
-                   "(accumulation steps: 3 or more)"),
+                   "(accumulation steps: 3)"),
         (2, 4, 2, "global batch 2 over 4 processes, about 1 row each"),
     ],
 )  # fmt: skip
