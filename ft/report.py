@@ -123,13 +123,16 @@ def start_summary(
 
 
 def described_update(rows: int, processes: int, most: int) -> str:
-    """How the rows of an update come to the processes, in micro-batches of at most `most` rows."""
-    text, share = f"global batch {rows}", -(-rows // processes)
-    if processes > 1:
-        text += f" over {processes} processes, about {share} row{'s' * (share > 1)} each"
-    if most < share:
-        text += f", in micro-batches of at most {most} (accumulation steps: {-(-share // most)})"
-    return text
+    """The rows of an update as processes x rows x accumulation steps, in micro-batches of at most `most`
+    rows; where they do not divide, no more than that."""
+    share = -(-rows // processes)
+    micro = min(share, most)
+    steps = -(-share // micro)
+    return (
+        f"global batch {rows} {'=' if processes * micro * steps == rows else '<='} {processes} "
+        f"process{'es' if processes > 1 else ''} x {micro} row{'s' if micro > 1 else ''} x {steps} "
+        f"accumulation step{'s' if steps > 1 else ''}"
+    )
 
 
 def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir: Path) -> str:

@@ -22,13 +22,13 @@ DATA = {
 }
 LAUNCHES = [
     # data, processes, most rows in a micro-batch, what the summary says
-    ("batch 32", 1, 8, "global batch 32, in micro-batches of at most 8 (accumulation steps: 4)"),
-    ("batch 32", 1, 4, "global batch 32, in micro-batches of at most 4 (accumulation steps: 8)"),
-    ("batch 32", 2, 16, "global batch 32 over 2 processes, about 16 rows each\n"),
-    ("batch 32", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4)"),
-    ("batch 32, no dropout", 2, 4, "each, in micro-batches of at most 4 (accumulation steps: 4)"),
-    ("batch 31", 2, 5, "each, in micro-batches of at most 5 (accumulation steps: 4)"),
-    ("batch 31", 3, 31, "global batch 31 over 3 processes, about 11 rows each\n"),
+    ("batch 32", 1, 8, "global batch 32 = 1 process x 8 rows x 4 accumulation steps"),
+    ("batch 32", 1, 4, "global batch 32 = 1 process x 4 rows x 8 accumulation steps"),
+    ("batch 32", 2, 16, "global batch 32 = 2 processes x 16 rows x 1 accumulation step"),
+    ("batch 32", 2, 4, "global batch 32 = 2 processes x 4 rows x 4 accumulation steps"),
+    ("batch 32, no dropout", 2, 4, "global batch 32 = 2 processes x 4 rows x 4 accumulation steps"),
+    ("batch 31", 2, 5, "global batch 31 <= 2 processes x 5 rows x 4 accumulation steps"),
+    ("batch 31", 3, 31, "global batch 31 <= 3 processes x 11 rows x 1 accumulation step"),
 ]
 
 

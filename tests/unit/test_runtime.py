@@ -56,14 +56,12 @@ def test_three_numbers_that_contradict_each_other_are_refused():
 @pytest.mark.parametrize(
     "rows, processes, most, said",
     [
-        (32, 1, 32, "global batch 32"),
-        (10, 1, 4, "global batch 10, in micro-batches of at most 4 (accumulation steps: 3)"),
-        (32, 3, 32, "global batch 32 over 3 processes, about 11 rows each"),
-        (10, 2, 2, "global batch 10 over 2 processes, about 5 rows each, in micro-batches of at most 2 "
-                   "(accumulation steps: 3)"),
-        (2, 4, 2, "global batch 2 over 4 processes, about 1 row each"),
+        (32, 1, 32, "global batch 32 = 1 process x 32 rows x 1 accumulation step"),
+        (10, 1, 4, "global batch 10 <= 1 process x 4 rows x 3 accumulation steps"),
+        (32, 3, 32, "global batch 32 <= 3 processes x 11 rows x 1 accumulation step"),
+        (2, 4, 2, "global batch 2 <= 4 processes x 1 row x 1 accumulation step"),
     ],
-)  # fmt: skip
+)
 def test_the_summary_says_no_more_of_an_update_than_is_true(rows, processes, most, said):
     assert described_update(rows, processes, most) == said
 
