@@ -170,19 +170,20 @@ TRIAL = {
     "labels": (np.array([[0, 1], [1, 1], [1, 0]]), np.array([[0, 1], [1, 0], [0, 1]])),
     "numbers": (np.array([0.5, 2.0, 1.5]), np.array([1.0, 2.5, 0.0])),
 }
-# Of the metrics of `evaluate` that want to be told how to average.
+# Ours are computed instead: one of `evaluate` wants scores, not classes, the other rounds to three digits.
+LEFT_OUT = ("roc_auc", "r_squared")
+# Of the metrics of `evaluate` that want to be told how to average, also of two classes.
 AVERAGED = ("f1", "precision", "recall")
 AVERAGES = {"classes": "macro", "labels": "micro"}
 
 
 class NamedMetrics:
-    """Metrics that the user named: ours where one is meant, so that a name is the same number with and
-    without a network, else those of the `evaluate` library.
+    """Metrics that the user named: from the `evaluate` library where it has them, else ours of the same name;
+    a name is the same number either way.
 
     F1, precision and recall are macro for classes and micro for labels. Raises `UserError`, before any
     training, for a name that neither knows, for one that is for another style of predictions (a key of
-    `STYLES`), and for one that fails on a few made-up rows of this style. `notes` says which number a name
-    stands for, where that has another name here.
+    `STYLES`), and for one that fails on a few made-up rows of this style. `notes` says what is computed here.
     """
 
     def __init__(self, names: list[str], ours: list[str], style: str = "classes") -> None:
@@ -194,18 +195,20 @@ class NamedMetrics:
         elsewhere = {name for each in STYLES.values() for name in (*each, *each.values())}
         for name in names:
             key, own = name.rstrip("/").split("/")[-1], same.get(name, name)
-            if own in ours:
-                self.metrics[key] = own
-                self._numbers.append(key)
-                if own != name:
-                    self.notes.append(f"metric {name} is {own}")
-                continue
-            if name in elsewhere and name not in same:
+            if name in elsewhere and name not in same and name not in ours:
                 raise UserError(
                     f"metrics: {name!r} is not for this kind of label; expected one of "
                     f"{', '.join([*same, *ours])}."
                 )
-            metric, reason = _load(name, style)
+            is_ours = name in LEFT_OUT or (name in ours and name not in same)
+            metric, reason = (None, "") if is_ours else _load(name, style)
+            if metric is None and own in ours:
+                self.metrics[key] = own
+                self._numbers.append(key)
+                why = f" (`evaluate` cannot load it: {reason})" if reason else ""
+                if why or own != name:
+                    self.notes.append(f"metric {name}: {own}, computed here{why}")
+                continue
             if metric is None:
                 raise UserError(
                     f"metrics: {name!r} is not known here and `evaluate` cannot load it ({reason}); "

@@ -262,8 +262,8 @@ class RunOptions:
     early_stopping_threshold: float = 0.0
     """By how much the metric must improve to count as better for early stopping."""
     metrics: list[str] | str | None = None
-    """Further validation metrics, by a name of the `evaluate` library or a folder with one ("f1,./mine").
-    F1, precision and recall are ours: macro for classes, micro for any number of labels a row."""
+    """Further validation metrics from the `evaluate` library, by name or folder ("f1,./mine"). F1, precision
+    and recall are macro for classes, micro for any number of labels a row."""
     slice_columns: list[str] | str | None = None
     """Columns of the data by whose values the results on validation and test rows are broken down, beside the
     length of the texts ("department,country")."""

@@ -260,7 +260,7 @@ def test_a_metric_of_a_folder_chooses_the_best_model(base_flags, tmp_path, capsy
         done = launch(command, flags(**words))
         assert done.returncode == 0, done.stderr
         said = done.stdout
-    assert "note: metric f1 is f1_macro" in said
+    assert "note: metric f1: f1_macro, computed here" in said
     assert "best: the model with the lowest error_rate on the validation rows" in said
     rates, accuracy = (series(tmp_path / "run", f"eval/{name}") for name in ("error_rate", "accuracy"))
     assert rates == pytest.approx({step: 1 - value for step, value in accuracy.items()}, abs=1e-6)
