@@ -100,7 +100,9 @@ def held_in(folder: Path) -> list[str]:
 
 
 def standing(folder: Path) -> list[str]:
-    """The same, with each checkpoint: what changes when another run writes there."""
+    """The same, with each checkpoint: what changes when another run writes there. Raises `UserError` for what
+    cannot be a folder."""
+    _check_place(folder)
     return [*held_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
 
 

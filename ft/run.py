@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,7 @@ class Run:
         self.watchdog = Watchdog(
             parse_duration("hang_timeout", config.hang_timeout), accelerator.process_index
         )
+        weakref.finalize(self, self.watchdog.end)  # of a run that failed in a process that lives on
         self.signals = StopSignals()
         self.signals.listen()
         self.throughput = Throughput(sampler, self.progress.step, self.clock)

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -348,8 +349,13 @@ def test_a_disk_that_stays_full_ends_the_run_and_leaves_the_earlier_checkpoint_u
 ):
     words = {**config, "output_dir": tmp_path / "full"}
     fail_to_write(monkeypatch, 8, 12, 16, 20, 24, 28, 30)
+    before = threading.enumerate()
     with pytest.raises(UserError, match=r"3 checkpoints in a row failed.*No space left"):
         train_here(**words)
+    for thread in set(threading.enumerate()) - set(before):
+        if thread.name == "watchdog":  # it would end this process, half an hour later
+            thread.join(timeout=10)
+            assert not thread.is_alive()
     assert [p.name for p in (tmp_path / "full/checkpoints").glob("step*")] == ["step-00000004"]
     monkeypatch.undo()
     assert train_here(**words, resume_from_checkpoint="latest") == 0
