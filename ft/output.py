@@ -142,6 +142,37 @@ def lock_output_dir(folder: Path) -> FileLock:
         raise UserError(f"output_dir: {str(folder)!r} cannot be written: {error.strerror}.") from None
 
 
+class OutputDir:
+    """The output folder of one run, on its main process, which from `hold` to `release` has it for itself."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options, self.folder = options, Path(options.output_dir)
+        self._found: Path | None = None
+        self._seen: list[str] = []
+
+    def look(self) -> tuple[Path | None, list[str]]:
+        """See `check_output_dir`."""
+        self._seen = standing(self.folder)
+        self._found, warnings = check_output_dir(self.options)
+        return self._found, warnings
+
+    def hold(self) -> Path | None:
+        """Keep other runs out. Returns the checkpoint to resume from, which is looked for again if another
+        run has written there since `look`; raises `UserError` as that does, and as `lock_output_dir`."""
+        self._lock = lock_output_dir(self.folder)
+        if standing(self.folder) != self._seen:
+            try:
+                self.look()
+            except UserError:
+                self.release()
+                raise
+        return self._found
+
+    def release(self) -> None:
+        """Let other runs in."""
+        release_output_dir(self._lock)
+
+
 def release_output_dir(lock: FileLock) -> None:
     """Let a folder go that `lock_output_dir` took; one that holds nothing else goes, too."""
     lock.release()

@@ -29,14 +29,7 @@ from ft.health import HealthWatch
 from ft.hosts import HostGroup
 from ft.lora import check_peft
 from ft.model import export
-from ft.output import (
-    check_output_dir,
-    clear_output_dir,
-    lock_output_dir,
-    release_output_dir,
-    standing,
-    write_whole,
-)
+from ft.output import OutputDir, clear_output_dir, write_whole
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
 from ft.resume import identity, resume, weights_mark
@@ -67,8 +60,9 @@ class Run:
         self.say = partial(_say, accelerator)
         self.began = run_began()
         self.output_dir = Path(config.output_dir)
+        self.folder = OutputDir(config)
         self.hosts = HostGroup(accelerator)
-        self.checkpoint, warnings = self.hosts.from_main(self._look)
+        self.checkpoint, warnings = self.hosts.from_main(self.folder.look)
         for warning in warnings:
             self.say(f"warning: {warning}")
         self.hosts.from_main(lambda: check_slice_columns(config))
@@ -121,7 +115,7 @@ class Run:
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy, config.eval_steps = "no", None
-        self.checkpoint = self.hosts.from_main(self._hold)
+        self.checkpoint = self.hosts.from_main(self.folder.hold)
         self.progress = Progress()
         if is_sharded(model):
             from ft.fsdp import finish_sharding
@@ -133,7 +127,7 @@ class Run:
                 self.progress = resume(self, self.checkpoint, notes)
             except UserError:
                 if accelerator.is_main_process:
-                    release_output_dir(self._lock)
+                    self.folder.release()
                 raise
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
@@ -372,28 +366,12 @@ class Run:
         self.tracker.finish(summary, *shown)
         self.watchdog.end()
         if self.accelerator.is_main_process:
-            release_output_dir(self._lock)
+            self.folder.release()
 
     def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
         """All that results.json has of a scored split. To be called on the main process, which has the
         scores."""
         return assess(self.config, self.task, self.data, split, result, resamples)
-
-    def _look(self) -> tuple[Path | None, list[str]]:
-        self._seen = standing(self.output_dir)
-        return check_output_dir(self.config)
-
-    def _hold(self) -> Path | None:
-        """Keep other runs out of the folder, and find again what to resume from, if one has written there
-        since `_look`."""
-        self._lock = lock_output_dir(self.output_dir)  # of the main process, until it ends
-        if standing(self.output_dir) == self._seen:
-            return self.checkpoint
-        try:
-            return self._look()[0]
-        except UserError:
-            release_output_dir(self._lock)
-            raise
 
     def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
         """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the

@@ -218,6 +218,31 @@ def _forget_accelerator() -> None:
     GradientState._reset_state()
 
 
+# A metric of the `evaluate` library, of a folder of its own.
+METRIC = """
+import datasets
+import evaluate
+
+
+class Errors(evaluate.Metric):
+    def _info(self):
+        number = datasets.Value("int32")
+        features = datasets.Features({"predictions": number, "references": number})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        return {"errors": sum(p != r for p, r in zip(predictions, references))}
+"""
+
+
+def metric_in(folder: Path, values: str) -> str:
+    """A folder with a metric that gives `values`, an expression."""
+    folder.mkdir()
+    given = '{"errors": sum(p != r for p, r in zip(predictions, references))}'
+    (folder / f"{folder.name}.py").write_text("import numpy as np\n" + METRIC.replace(given, values))
+    return str(folder)
+
+
 # A fork of a process that has imported all, and two likewise: for what a run does, not for how it is started.
 FORK = ["fork", "1"]
 FORKS = ["fork", "2"]

@@ -13,6 +13,7 @@ from conftest import (
     flags,
     launch,
     make_rows,
+    metric_in,
     metrics_of,
     series,
     train_here,
@@ -230,29 +231,14 @@ def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags,
     )
 
 
-ERRORS = """
-import datasets
-import evaluate
-import numpy as np
-
-
-class Errors(evaluate.Metric):
-    def _info(self):
-        number = datasets.Value("int32")
-        features = datasets.Features({"predictions": number, "references": number})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"error_rate": np.float32(np.mean(np.array(predictions) != references))}
-"""
+ERROR_RATE = '{"error_rate": np.float32(np.mean(np.array(predictions) != references))}'
 
 
 @pytest.mark.parametrize("command", [None, FORKS], ids=["one", "two processes"])
 def test_a_metric_of_a_folder_chooses_the_best_model(base_flags, tmp_path, capsys, command):
-    (tmp_path / "errors").mkdir()
-    (tmp_path / "errors" / "errors.py").write_text(ERRORS)
+    metric = metric_in(tmp_path / "errors", ERROR_RATE)
     words = {**base_flags, "learning_rate": 3e-3, "metric_for_best_model": "error_rate"}
-    words["metrics"] = f"{tmp_path / 'errors'},f1"
+    words["metrics"] = f"{metric},f1"
     if command is None:
         assert train_here(**words) == 0
         said = capsys.readouterr().out
@@ -270,12 +256,11 @@ def test_a_metric_of_a_folder_chooses_the_best_model(base_flags, tmp_path, capsy
 
 
 def test_the_number_that_chooses_is_one_that_a_metric_gives(base_flags, tmp_path):
-    (tmp_path / "errors").mkdir()
-    (tmp_path / "errors" / "errors.py").write_text(ERRORS)
+    metric = metric_in(tmp_path / "errors", ERROR_RATE)
     with pytest.raises(
         UserError, match=r"metric_for_best_model: found 'errors', expected one of .*error_rate"
     ):
-        train_here(**base_flags, metrics=tmp_path / "errors", metric_for_best_model="errors")
+        train_here(**base_flags, metrics=metric, metric_for_best_model="errors")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from conftest import METRIC, metric_in
 from sklearn import metrics as sk
 
 from ft.errors import UserError
@@ -219,22 +220,6 @@ def test_an_unknown_name_is_refused_with_those_that_are_known():
     assert "\n" not in str(error.value)
 
 
-METRIC = """
-import datasets
-import evaluate
-
-
-class Errors(evaluate.Metric):
-    def _info(self):
-        number = datasets.Value("int32")
-        features = datasets.Features({"predictions": number, "references": number})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
-
-    def _compute(self, predictions, references):
-        return {"errors": sum(p != r for p, r in zip(predictions, references))}
-"""
-
-
 def test_a_metric_of_evaluate_in_a_folder(tmp_path):
     (tmp_path / "errors").mkdir()
     (tmp_path / "errors" / "errors.py").write_text(METRIC)
@@ -242,14 +227,6 @@ def test_a_metric_of_evaluate_in_a_folder(tmp_path):
     assert named.keys() == ["errors"] and named.notes == []
     assert named.compute(PREDICTED, LABELS, {}) == {"errors": 1}
     assert named.compute(LABELS, LABELS, {}) == {"errors": 0}  # and again
-
-
-def metric_in(folder, values):
-    """A folder with a metric that gives `values`, an expression."""
-    folder.mkdir()
-    given = '{"errors": sum(p != r for p, r in zip(predictions, references))}'
-    (folder / f"{folder.name}.py").write_text("import numpy as np\n" + METRIC.replace(given, values))
-    return str(folder)
 
 
 @pytest.mark.parametrize(
