@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 TUNABLES = "GLIBC_TUNABLES"
 SETTINGS = {
@@ -47,6 +49,21 @@ def start_again() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextmanager
+def plain_heap() -> Iterator[None]:
+    """Processes that are started meanwhile have the heap as the C library and the user set it."""
+    kept = os.environ.get(TUNABLES)
+    if kept is None:
+        yield
+        return
+    ours = {f"{name}={value}" for name, value in SETTINGS.items()}
+    os.environ[TUNABLES] = ":".join(word for word in kept.split(":") if word not in ours)
+    try:
+        yield
+    finally:
+        os.environ[TUNABLES] = kept
 
 
 def _is_glibc() -> bool:

@@ -89,8 +89,8 @@ class DataOptions:
     """Training rows whose text is in the validation or test split, too, and validation rows whose text is in
     the test split: count them, or drop them."""
     preprocessing_num_workers: int | None = None
-    """Processes that encode the texts. Default: one for a fast tokenizer, which has threads of its own, else
-    every core."""
+    """Processes that encode the texts. Default: for a fast tokenizer, which has threads of its own, the run
+    itself, or two beside it where the texts are many (20 MB); else one for every core."""
     overwrite_cache: bool = False
     """Encode the texts again, even where a cached encoding fits."""
     dataloader_num_workers: int = 0

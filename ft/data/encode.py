@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from itertools import chain
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import Columns
-from ft.data.pieces import Cut, special_tokens
+from ft.data.encoder import Encoder
+from ft.data.pieces import Cut
+from ft.errors import UserError
+from ft.heap import plain_heap
+from ft.signals import STOP_SIGNALS
 
 # While it is encoded, a text takes 100 bytes a token. 4,096 rows at a time are 0.94 times as fast.
 ROWS_PER_BATCH = 1024
@@ -29,16 +36,15 @@ def encode(
     workers: int | None,
     bar: Any,
 ) -> None:
-    """Write `table` with more columns to the Arrow file `path`: input_ids; token_type_ids (for pairs, where
-    the tokenizer has them); full_length, the tokens that the text has before it is cut; cut, whether the
-    model does not see all of it; and, for windows, pieces: into how many of one length input_ids is to be
-    taken apart."""
+    """Write `table`, with the columns that `Encoder` adds, to the Arrow file `path`."""
+    encoder = Encoder(tokenizer, len(columns.texts), cut)
+    size = sum(table[name].nbytes for name in columns.texts)
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
     texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
-    workers = min(workers or (1 if tokenizer.is_fast else _cores()), len(batches))
+    workers = min(workers or encoder.best_workers(size), len(batches))
     writer = None
     with pa.OSFile(str(path), "wb") as file:
-        for batch, encoded in zip(batches, _encoded(texts, tokenizer, cut, workers), strict=True):
+        for batch, encoded in zip(batches, _encoded(texts, encoder, workers), strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
             out = pa.record_batch(arrays)
             writer = writer or pa.ipc.new_file(file, out.schema)
@@ -48,92 +54,52 @@ def encode(
             writer.close()
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _encoded(
-    texts: Iterable[list[list[str]]], tokenizer: Any, cut: Cut, workers: int
+    texts: Iterable[list[list[str]]], encoder: Encoder, workers: int
 ) -> Iterator[dict[str, pa.Array]]:
-    """Encode batch after batch, with few of them in memory: a fast tokenizer with its own threads, a slow one
-    in worker processes."""
+    """Encode batch after batch, with few of them in memory: in this process, or in worker processes."""
     if workers <= 1:
-        yield from (_encode_batch(tokenizer, batch, cut) for batch in texts)
+        yield from map(encoder, texts)
         return
-    with ProcessPoolExecutor(workers, initializer=_keep, initargs=(tokenizer,)) as pool:
-        waiting: deque[Future] = deque()
-        for batch in texts:
-            waiting.append(pool.submit(_encode_in_worker, batch, cut))
-            if len(waiting) > 2 * workers:
+    # Rust's threads do not outlive a fork. Python's tokenizers may have code of their own from the Hub, which
+    # a fork alone knows.
+    context = get_context("spawn") if encoder.in_rust else None
+    waiting: deque[Future] = deque()
+    try:
+        with plain_heap(), ProcessPoolExecutor(workers, context, _begin_worker, (encoder,)) as pool:
+            for batch in texts:
+                waiting.append(pool.submit(_encode_in_worker, batch))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that encodes the texts was ended from outside, as it is where memory is short; set "
+            "preprocessing_num_workers to 1 to encode them in the process of the run."
+        ) from None
 
 
-_kept: list[Any] = []  # in a worker process: the tokenizer, which is sent once
+_encoder: list[Encoder] = []  # in a worker process, which gets it once
 
 
-def _keep(tokenizer: Any) -> None:
-    _kept[:] = [tokenizer]
+def _begin_worker(encoder: Encoder) -> None:
+    _encoder[:] = [encoder]
+    for number in STOP_SIGNALS:  # sent to all processes of a terminal or a job: the parent's to answer
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _encode_in_worker(texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
-    return _encode_batch(_kept[0], texts, cut)
+def _end_with_parent() -> None:
+    """A worker waits for texts, also where the parent was killed and sends no more."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
-def _encode_batch(tokenizer: Any, texts: list[list[str]], cut: Cut) -> dict[str, pa.Array]:
-    ids, types = _token_ids(tokenizer, texts)
-    full = np.fromiter(map(len, ids), np.int32, len(ids))
-    pieces, lost = np.ones(len(ids), np.int32), np.zeros(len(ids), np.int8)
-    long = np.flatnonzero(full > cut.max_length)
-    from_left = cut.long_text == "truncate" and tokenizer.truncation_side == "left"
-    if len(long) and (len(texts) == 2 or from_left):  # the tokenizer's own way to cut; pairs have no other
-        columns = [[column[row] for row in long] for column in texts]
-        short_ids, short_types = _token_ids(tokenizer, columns, cut.max_length)
-        for place, row in enumerate(long):
-            ids[row], lost[row] = short_ids[place], True
-            if types and short_types:
-                types[row] = short_types[place]
-    elif len(long):
-        prefix, suffix = special_tokens(tokenizer)
-        for row in long:
-            parts = cut.pieces(ids[row], prefix, suffix)
-            ids[row], pieces[row] = list(chain.from_iterable(parts)), len(parts)
-            lost[row] = cut.loses(full[row], len(prefix) + len(suffix))
-    arrays = {"input_ids": pa.array(ids, pa.list_(pa.int32()))}
-    arrays |= {"full_length": pa.array(full), "cut": pa.array(lost)}
-    if types:
-        arrays["token_type_ids"] = pa.array(types, pa.list_(pa.int8()))
-    if cut.long_text == "windows":
-        arrays["pieces"] = pa.array(pieces)
-    return arrays
-
-
-def _token_ids(
-    tokenizer: Any, texts: list[list[str]], max_length: int | None = None
-) -> tuple[list, list | None]:
-    """Token ids, of whole texts or truncated, and, of pairs where the model takes them, token types: each a
-    list of numbers for a row.
-
-    As `tokenizer(*texts)` gives them, but from the tokenizers library itself, which leaves the offsets out:
-    1.15 times as fast. Not for tokenizers with a way of their own (LUKE)."""
-    from transformers import PreTrainedTokenizerFast
-
-    typed = len(texts) == 2 and "token_type_ids" in tokenizer.model_input_names
-    if getattr(type(tokenizer), "_encode_plus", None) is not PreTrainedTokenizerFast._encode_plus:
-        encoded = tokenizer(
-            *texts, return_attention_mask=False, return_token_type_ids=len(texts) == 2, verbose=False,
-            truncation=max_length is not None, max_length=max_length,
-        )  # fmt: skip
-        return encoded["input_ids"], encoded.get("token_type_ids") if typed else None
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    if max_length is not None:
-        backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
-    backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    rows = backend.encode_batch_fast(texts[0] if len(texts) == 1 else list(zip(*texts, strict=True)))
-    return [row.ids for row in rows], [row.type_ids for row in rows] if typed else None
+def _encode_in_worker(texts: list[list[str]]) -> dict[str, pa.Array]:
+    return _encoder[0](texts)
 
 
 class EncodedRows:

@@ -18,9 +18,9 @@ FLOORS = [
         "ft.last_layer ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
         "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
         "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
-        "ft.attention ft.config ft.data.files ft.metrics ft.train_loss ft.checkpoint ft.analysis.intervals "
-        "ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates ft.preflight.labels "
-        "ft.preflight.lengths",
+        "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
+        "ft.analysis.intervals ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates "
+        "ft.preflight.labels ft.preflight.lengths",
         "ft.wandb_run",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
         "ft.analysis.predictions ft.preflight.near ft.fsdp",

@@ -2,16 +2,22 @@
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 from conftest import make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared, jsonl
 
-from ft.data import encode
+from ft import heap
+from ft.data import encode, encoder
+from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.split import sample, stratified
 from ft.errors import UserError
@@ -76,7 +82,7 @@ def test_texts_are_truncated_as_the_tokenizer_itself_does_it(tokenizer, kind, is
     columns = [texts, texts[::-1]] if is_pair else [texts]
     for max_length in (5, 12, 40):
         expected = made(*columns, truncation=True, max_length=max_length)["input_ids"]
-        found = encode._encode_batch(copy.deepcopy(made), columns, Cut(max_length))
+        found = Encoder(copy.deepcopy(made), len(columns), Cut(max_length))(columns)
         assert found["input_ids"].to_pylist() == expected
         whole = [len(ids) for ids in made(*columns)["input_ids"]]
         assert found["full_length"].to_pylist() == whole and max(whole) > max_length
@@ -87,7 +93,7 @@ def test_texts_are_truncated_as_the_tokenizer_itself_does_it(tokenizer, kind, is
 def test_where_a_tokenizer_truncates_matters_to_truncation_alone(tokenizer, long_text):
     texts = [[row["text"] * 3 for row in make_rows(30)]]
     right, left = (
-        encode._encode_batch(of_kind(kind, tokenizer), texts, Cut(12, long_text, 9))
+        Encoder(of_kind(kind, tokenizer), 1, Cut(12, long_text, 9))(texts)
         for kind in ("around", "around, cut at the left")
     )
     assert right == left and max(right["full_length"].to_pylist()) > 12
@@ -124,21 +130,91 @@ def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long
         assert rows.table.equals(many.splits[split].table.combine_chunks())
 
 
-def test_a_tokenizer_in_python_gives_the_same_in_two_processes_as_in_one(reviews, monkeypatch):
-    from transformers import ByT5Tokenizer
-
+@pytest.mark.parametrize("kind", ["around", "around, cut at the left", "python"])
+def test_two_processes_give_the_same_as_one(tokenizer, reviews, monkeypatch, kind):
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
-    slow = ByT5Tokenizer()
-    assert not slow.is_fast
+    made = of_kind(kind, tokenizer)
     one, two = (
-        Prepared(slow, 40, dataset_name=reviews, preprocessing_num_workers=count, overwrite_cache=True)
+        Prepared(made, 12, dataset_name=reviews, preprocessing_num_workers=count, overwrite_cache=True)
         for count in (1, 2)
     )
     assert two.encoded == one.encoded == 203 + 61 + 47
     for split, rows in one.splits.items():
         assert rows.table.equals(two.splits[split].table)
-    first = slow(make_rows(1)[0]["text"], truncation=True, max_length=40)["input_ids"]
+    first = made(make_rows(1)[0]["text"], truncation=True, max_length=12)["input_ids"]
     assert one.splits["train"].padded(np.array([0]), 0)["input_ids"][0].tolist() == first
+
+
+def test_many_texts_are_encoded_by_two_processes_with_a_plain_heap(tokenizer, reviews, monkeypatch):
+    started = []
+
+    class Pool(encode.ProcessPoolExecutor):
+        def __init__(self, workers, *others):
+            super().__init__(workers, *others)
+            started.append((workers, self.submit(os.getenv, heap.TUNABLES).result()))
+
+    monkeypatch.setattr(encode, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
+    settings = ":".join(
+        ["glibc.malloc.perturb=0"] + [f"{name}={value}" for name, value in heap.SETTINGS.items()]
+    )
+    monkeypatch.setenv(heap.TUNABLES, settings)
+    few = Prepared(tokenizer, 12, dataset_name=reviews)
+    assert not started
+    monkeypatch.setattr(encoder, "MANY_BYTES", 10_000)
+    many = Prepared(tokenizer, 12, dataset_name=reviews, overwrite_cache=True)
+    assert started == [(2, "glibc.malloc.perturb=0")]  # the training rows; the others are few
+    assert os.environ[heap.TUNABLES] == settings
+    for split, rows in few.splits.items():
+        assert rows.table.equals(many.splits[split].table)
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+
+import pyarrow as pa
+from transformers import AutoTokenizer
+
+from ft.data.audit import Columns
+from ft.data.encode import encode
+from ft.data.pieces import Cut
+
+class Bar:
+    def update(self, rows):
+        print("a batch", flush=True)
+        time.sleep(3600)
+
+if __name__ == "__main__":
+    model, path = sys.argv[1:]
+    table = pa.table({"text": ["a text"] * 9000})
+    encode(table, Columns(("text",), ""), AutoTokenizer.from_pretrained(model), Cut(12), Path(path), 2, Bar())
+"""
+
+
+def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_path):
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    words = [sys.executable, tmp_path / "slowly.py", tiny_model, tmp_path / "rows.arrow"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}
+    ) as run:
+        assert run.stdout.readline() == b"a batch\n"
+        workers = psutil.Process(run.pid).children(recursive=True)
+        assert len(workers) >= 2
+        run.kill()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+
+
+def end(_texts):
+    os._exit(1)
+
+
+def test_a_process_that_encodes_and_is_ended_from_outside_is_said(tokenizer, reviews, monkeypatch):
+    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
+    monkeypatch.setattr(encode, "_encode_in_worker", end)
+    with pytest.raises(UserError, match="preprocessing_num_workers"):
+        Prepared(tokenizer, 12, dataset_name=reviews, preprocessing_num_workers=2)
 
 
 # --- the cache
