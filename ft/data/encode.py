@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import Columns
-from ft.data.encoder import Encoder
+from ft.data.encoder import Encoder, cores
 from ft.data.pieces import Cut
 from ft.errors import UserError
 from ft.heap import plain_heap
@@ -66,7 +66,7 @@ def _encoded(
     context = get_context("spawn") if encoder.in_rust else None
     waiting: deque[Future] = deque()
     try:
-        with plain_heap(), ProcessPoolExecutor(workers, context, _begin_worker, (encoder,)) as pool:
+        with plain_heap(), ProcessPoolExecutor(workers, context, _begin_worker, (encoder, workers)) as pool:
             for batch in texts:
                 waiting.append(pool.submit(_encode_in_worker, batch))
                 if len(waiting) > 2 * workers:
@@ -83,8 +83,9 @@ def _encoded(
 _encoder: list[Encoder] = []  # in a worker process, which gets it once
 
 
-def _begin_worker(encoder: Encoder) -> None:
+def _begin_worker(encoder: Encoder, workers: int) -> None:
     _encoder[:] = [encoder]
+    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // workers)))  # of a tokenizer in Rust
     for number in STOP_SIGNALS:  # sent to all processes of a terminal or a job: the parent's to answer
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -15,6 +15,11 @@ from ft.data.pieces import Cut, special_tokens
 MANY_BYTES = 20 * 2**20
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Encoder:
     """A function from texts to columns of encoded rows, which can be sent to another process.
 
@@ -39,12 +44,12 @@ class Encoder:
     def best_workers(self, size: int) -> int:
         """How many processes encode texts of so many bytes soonest.
 
-        Rust's tokenizers have threads of their own. With two such processes, the cores are busy also while
-        one makes arrays of what its threads gave it; and both have the heap as the C library sets it, not
-        as a run does (`ft/heap.py`), which costs a tokenizer a fifth of its time."""
+        Rust's tokenizers have threads of their own. Two such processes, with half of the threads each, keep
+        the cores busy also while one makes arrays of what its threads gave it; and they have the heap as the
+        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a fifth of its time."""
         if self.in_rust:
             return 2 if size >= MANY_BYTES else 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
 
     def __call__(self, texts: list[list[str]]) -> dict[str, pa.Array]:
         """The columns of some rows, of which `texts` has the one text or the two of a pair: input_ids;
