@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from ft.data.pieces import Cut, special_tokens
 
-# From so many bytes of text on (some ten seconds), a process more is worth its start.
+# From so many bytes of text on (on two cores, some fifteen seconds of work), two processes are worth their
+# start, which is most of a second.
 MANY_BYTES = 20 * 2**20
 
 
@@ -46,7 +47,7 @@ class Encoder:
 
         Rust's tokenizers have threads of their own. Two such processes, with half of the threads each, keep
         the cores busy also while one makes arrays of what its threads gave it; and they have the heap as the
-        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a fifth of its time."""
+        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a seventh of its time."""
         if self.in_rust:
             return 2 if size >= MANY_BYTES else 1
         return cores()
