@@ -177,8 +177,9 @@ def _build(
     tokenizer = copy.deepcopy(
         tokenizer
     )  # encoding sets its truncation, which would be exported with the model
+    for left in folder.parent.glob(f"{folder.name}.*.tmp"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:

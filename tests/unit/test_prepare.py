@@ -19,6 +19,7 @@ from ft import heap
 from ft.data import encode, encoder
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
+from ft.data.prepare import cache_root
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -227,6 +228,13 @@ def test_the_second_run_encodes_nothing_and_knows_the_same(tokenizer, reviews):
     assert second.data.fingerprint == first.data.fingerprint
     for split, rows in first.splits.items():
         assert rows.table.equals(second.splits[split].table)
+
+
+def test_what_a_killed_run_had_encoded_is_cleared_away(tokenizer, reviews):
+    folder = cache_root() / Prepared(tokenizer, dataset_name=reviews).data.fingerprint
+    half = folder.rename(folder.with_name(f"{folder.name}.1.tmp"))
+    assert Prepared(tokenizer, dataset_name=reviews).encoded == 203 + 61 + 47
+    assert folder.exists() and not half.exists()
 
 
 def test_overwrite_cache_encodes_again(tokenizer, reviews):
