@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 TUNABLES = "GLIBC_TUNABLES"
 SETTINGS = {
@@ -51,19 +49,11 @@ def start_again() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-@contextmanager
-def plain_heap() -> Iterator[None]:
-    """Processes that are started meanwhile have the heap as the C library and the user set it."""
-    kept = os.environ.get(TUNABLES)
-    if kept is None:
-        yield
-        return
+def plain_environment() -> dict[str, str]:
+    """The environment for a process that is to have the heap as the C library and the user set it."""
     ours = {f"{name}={value}" for name, value in SETTINGS.items()}
-    os.environ[TUNABLES] = ":".join(word for word in kept.split(":") if word not in ours)
-    try:
-        yield
-    finally:
-        os.environ[TUNABLES] = kept
+    words = os.environ.get(TUNABLES, "").split(":")
+    return {**os.environ, TUNABLES: ":".join(word for word in words if word not in ours)}
 
 
 def _is_glibc() -> bool:

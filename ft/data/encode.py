@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import Columns
-from ft.data.encoder import Encoder, cores
+from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
-from ft.errors import UserError
-from ft.heap import plain_heap
-from ft.signals import STOP_SIGNALS
+from ft.data.workers import encode_apart
 
 # While it is encoded, a text takes 100 bytes a token. 4,096 rows at a time are 0.94 times as fast.
 ROWS_PER_BATCH = 1024
@@ -42,9 +32,10 @@ def encode(
     batches = table.to_batches(max_chunksize=ROWS_PER_BATCH)
     texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or encoder.best_workers(size), len(batches))
+    encoded_batches = encode_apart(texts, encoder, workers) if workers > 1 else map(encoder, texts)
     writer = None
     with pa.OSFile(str(path), "wb") as file:
-        for batch, encoded in zip(batches, _encoded(texts, encoder, workers), strict=True):
+        for batch, encoded in zip(batches, encoded_batches, strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
             out = pa.record_batch(arrays)
             writer = writer or pa.ipc.new_file(file, out.schema)
@@ -52,55 +43,6 @@ def encode(
             bar.update(out.num_rows)
         if writer:
             writer.close()
-
-
-def _encoded(
-    texts: Iterable[list[list[str]]], encoder: Encoder, workers: int
-) -> Iterator[dict[str, pa.Array]]:
-    """Encode batch after batch, with few of them in memory: in this process, or in worker processes."""
-    if workers <= 1:
-        yield from map(encoder, texts)
-        return
-    # Rust's threads do not outlive a fork. Python's tokenizers may have code of their own from the Hub, which
-    # a fork alone knows.
-    context = get_context("spawn") if encoder.in_rust else None
-    waiting: deque[Future] = deque()
-    try:
-        with plain_heap(), ProcessPoolExecutor(workers, context, _begin_worker, (encoder, workers)) as pool:
-            for batch in texts:
-                waiting.append(pool.submit(_encode_in_worker, batch))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that encodes the texts was ended from outside, as it is where memory is short; set "
-            "preprocessing_num_workers to 1 to encode them in the process of the run."
-        ) from None
-
-
-_encoder: list[Encoder] = []  # in a worker process, which gets it once
-
-
-def _begin_worker(encoder: Encoder, workers: int) -> None:
-    _encoder[:] = [encoder]
-    os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // workers)))  # of a tokenizer in Rust
-    for number in STOP_SIGNALS:  # sent to all processes of a terminal or a job: the parent's to answer
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker waits for texts, also where the parent was killed and sends no more."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(texts: list[list[str]]) -> dict[str, pa.Array]:
-    return _encoder[0](texts)
 
 
 class EncodedRows:

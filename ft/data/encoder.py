@@ -33,24 +33,26 @@ class Encoder:
 
         self.cut = cut
         self.truncation_side = tokenizer.truncation_side
+        self.split_special_tokens = tokenizer.split_special_tokens
         self.typed = columns == 2 and "token_type_ids" in tokenizer.model_input_names
         self.around = special_tokens(tokenizer) if columns == 1 else ([], [])
         self.in_rust = getattr(type(tokenizer), "_encode_plus", None) is PreTrainedTokenizerFast._encode_plus
+        self.has_threads = tokenizer.is_fast
         self.tokenizer = tokenizer
         if self.in_rust:
             self.tokenizer = tokenizer.backend_tokenizer
             self.tokenizer.no_padding()
-            self.tokenizer.encode_special_tokens = tokenizer.split_special_tokens
 
     def best_workers(self, size: int) -> int:
         """How many processes encode texts of so many bytes soonest.
 
         Rust's tokenizers have threads of their own. Two such processes, with half of the threads each, keep
         the cores busy also while one makes arrays of what its threads gave it; and they have the heap as the
-        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a seventh of its time."""
-        if self.in_rust:
-            return 2 if size >= MANY_BYTES else 1
-        return cores()
+        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a seventh of its time.
+        One in Python takes ten times as long, and has no threads."""
+        if size * (1 if self.has_threads else 10) < MANY_BYTES:
+            return 1
+        return min(2, cores()) if self.has_threads else cores()
 
     def __call__(self, texts: list[list[str]]) -> dict[str, pa.Array]:
         """The columns of some rows, of which `texts` has the one text or the two of a pair: input_ids;
@@ -95,6 +97,7 @@ class Encoder:
                 truncation=max_length is not None, max_length=max_length,
             )  # fmt: skip
             return encoded["input_ids"], encoded.get("token_type_ids") if self.typed else None
+        self.tokenizer.encode_special_tokens = self.split_special_tokens  # which is not sent with it
         self.tokenizer.no_truncation()
         if max_length is not None:
             self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,9 +178,10 @@ def _build(
     tokenizer = copy.deepcopy(
         tokenizer
     )  # encoding sets its truncation, which would be exported with the model
-    for left in folder.parent.glob(f"{folder.name}.*.tmp"):  # by a run that was killed
+    host = platform.node()
+    for left in folder.parent.glob(f"{folder.name}.{host}.*.tmp"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:

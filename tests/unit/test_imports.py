@@ -21,7 +21,7 @@ FLOORS = [
         "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
         "ft.analysis.intervals ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates "
         "ft.preflight.labels ft.preflight.lengths",
-        "ft.wandb_run",
+        "ft.wandb_run ft.data.workers",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
         "ft.analysis.predictions ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "

@@ -1,8 +1,10 @@
 """From rows to encoded splits: encoded once, with the right labels, split in proportion, nothing unsaid."""
 
 import copy
+import errno
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from conftest import make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared, jsonl
+from transformers import BertTokenizer
 
 from ft import heap
-from ft.data import encode, encoder
+from ft.data import encode, encoder, workers
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.prepare import cache_root
@@ -54,14 +57,30 @@ def test_what_is_cut_is_known(tokenizer, reviews):
     assert cut.padded(np.array([longest]), 0)["input_ids"][0].tolist() == expected
 
 
+KINDS = ["around", "around, cut at the left", "behind", "nowhere", "python"]
+
+
+class ItsOwnWay(BertTokenizer):
+    """Fast, but not asked as the others are."""
+
+    def _encode_plus(self, *args, **kwargs):
+        return super()._encode_plus(*args, **kwargs)
+
+
 def of_kind(kind, tokenizer):
     """A tokenizer that puts special tokens around a text (`tokenizer`, cut at either end), behind it or
-    nowhere, or one in Python."""
+    nowhere, or one in Python; or `tokenizer` with something of its own."""
     from tokenizers import ByteLevelBPETokenizer, processors
     from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
     if kind == "python":
         return ByT5Tokenizer()
+    if kind == "its own way":
+        return ItsOwnWay(tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer))
+    if kind == "special tokens are text":
+        made = copy.deepcopy(tokenizer)
+        made.split_special_tokens = True
+        return made
     if kind in ("around", "around, cut at the left"):
         made = copy.deepcopy(tokenizer)
         made.truncation_side = "right" if kind == "around" else "left"
@@ -75,7 +94,7 @@ def of_kind(kind, tokenizer):
     return PreTrainedTokenizerFast(tokenizer_object=bytes_of_text._tokenizer, eos_token="</s>")
 
 
-@pytest.mark.parametrize("kind", ["around", "around, cut at the left", "behind", "nowhere", "python"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_pair", [False, True])
 def test_texts_are_truncated_as_the_tokenizer_itself_does_it(tokenizer, kind, is_pair):
     made = of_kind(kind, tokenizer)
@@ -131,41 +150,55 @@ def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long
         assert rows.table.equals(many.splits[split].table.combine_chunks())
 
 
-@pytest.mark.parametrize("kind", ["around", "around, cut at the left", "python"])
-def test_two_processes_give_the_same_as_one(tokenizer, reviews, monkeypatch, kind):
+@pytest.mark.parametrize("kind", [*KINDS, "its own way", "special tokens are text"])
+@pytest.mark.parametrize("how", ["texts", "windows", "pairs"])
+def test_two_processes_give_the_same_as_one(tokenizer, tmp_path, monkeypatch, kind, how):
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
     made = of_kind(kind, tokenizer)
+    rows = [row | {"text": row["text"] + " [SEP] good", "other": "a [SEP] b"} for row in make_rows(60)]
+    options = {"train_file": write_csv(tmp_path / "t.csv", rows), "validation_split_percentage": 0}
+    if how == "pairs":
+        options["text_column_names"] = "text,other"
+    else:
+        options |= {"text_column_names": "text", "long_text": "windows" if how == "windows" else "truncate"}
     one, two = (
-        Prepared(made, 12, dataset_name=reviews, preprocessing_num_workers=count, overwrite_cache=True)
+        Prepared(made, 12, **options, preprocessing_num_workers=count, overwrite_cache=True).splits["train"]
         for count in (1, 2)
     )
-    assert two.encoded == one.encoded == 203 + 61 + 47
-    for split, rows in one.splits.items():
-        assert rows.table.equals(two.splits[split].table)
-    first = made(make_rows(1)[0]["text"], truncation=True, max_length=12)["input_ids"]
-    assert one.splits["train"].padded(np.array([0]), 0)["input_ids"][0].tolist() == first
+    assert one.table.equals(two.table) and len(one) == 60 and one.cut.any()
+    if how == "texts":
+        expected = made(rows[0]["text"], truncation=True, max_length=12)["input_ids"]
+        assert two.padded(np.array([0]), 0)["input_ids"][0].tolist() == expected
 
 
-def test_many_texts_are_encoded_by_two_processes_with_a_plain_heap(tokenizer, reviews, monkeypatch):
+@pytest.fixture
+def processes(monkeypatch):
+    """The processes that encode, each with its environment, as they are started."""
     started = []
 
-    class Pool(encode.ProcessPoolExecutor):
-        def __init__(self, workers, *others):
-            super().__init__(workers, *others)
-            started.append((workers, self.submit(os.getenv, heap.TUNABLES).result()))
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, env, **kwargs):
+            super().__init__(*args, env=env, **kwargs)
+            self.env = env
+            started.append(self)
 
-    monkeypatch.setattr(encode, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers.subprocess, "Popen", Popen)
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
-    settings = ":".join(
-        ["glibc.malloc.perturb=0"] + [f"{name}={value}" for name, value in heap.SETTINGS.items()]
-    )
-    monkeypatch.setenv(heap.TUNABLES, settings)
+    return started
+
+
+def test_many_texts_are_encoded_by_two_processes_with_a_plain_heap(
+    tokenizer, reviews, monkeypatch, processes
+):
+    settings = [f"{name}={value}" for name, value in heap.SETTINGS.items()]
+    monkeypatch.setenv(heap.TUNABLES, ":".join(["glibc.malloc.perturb=0", *settings]))
+    monkeypatch.setattr(encoder, "cores", lambda: 8)
     few = Prepared(tokenizer, 12, dataset_name=reviews)
-    assert not started
+    assert not processes
     monkeypatch.setattr(encoder, "MANY_BYTES", 10_000)
     many = Prepared(tokenizer, 12, dataset_name=reviews, overwrite_cache=True)
-    assert started == [(2, "glibc.malloc.perturb=0")]  # the training rows; the others are few
-    assert os.environ[heap.TUNABLES] == settings
+    assert [one.env[heap.TUNABLES] for one in processes] == ["glibc.malloc.perturb=0"] * 2  # train; rest: few
+    assert all(one.poll() is not None for one in processes)
     for split, rows in few.splits.items():
         assert rows.table.equals(many.splits[split].table)
 
@@ -186,36 +219,49 @@ class Bar:
         print("a batch", flush=True)
         time.sleep(3600)
 
-if __name__ == "__main__":
-    model, path = sys.argv[1:]
-    table = pa.table({"text": ["a text"] * 9000})
-    encode(table, Columns(("text",), ""), AutoTokenizer.from_pretrained(model), Cut(12), Path(path), 2, Bar())
+model, path = sys.argv[1:]
+table = pa.table({"text": ["a text"] * 9000})
+encode(table, Columns(("text",), ""), AutoTokenizer.from_pretrained(model), Cut(12), Path(path), 2, Bar())
 """
 
 
 def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_path):
+    """Nor do they run its script, which has no guard."""
     (tmp_path / "slowly.py").write_text(SLOWLY)
     words = [sys.executable, tmp_path / "slowly.py", tiny_model, tmp_path / "rows.arrow"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}
     ) as run:
         assert run.stdout.readline() == b"a batch\n"
-        workers = psutil.Process(run.pid).children(recursive=True)
-        assert len(workers) >= 2
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert len(children) == 2
         run.kill()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
 
 
-def end(_texts):
-    os._exit(1)
+def test_a_process_that_encodes_and_is_ended_from_outside_is_said(tokenizer, reviews, monkeypatch, processes):
+    send = workers._send
 
+    def end_one(process, *things):
+        send(process, *things)
+        if process is processes[1] and len(things) == 1:
+            process.kill()
 
-def test_a_process_that_encodes_and_is_ended_from_outside_is_said(tokenizer, reviews, monkeypatch):
-    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
-    monkeypatch.setattr(encode, "_encode_in_worker", end)
-    with pytest.raises(UserError, match="preprocessing_num_workers"):
+    monkeypatch.setattr(workers, "_send", end_one)
+    with pytest.raises(UserError, match=r"exit code -9.* set preprocessing_num_workers to 1"):
         Prepared(tokenizer, 12, dataset_name=reviews, preprocessing_num_workers=2)
+    assert len(processes) == 2 and all(one.poll() is not None for one in processes)
+
+
+def test_a_disk_that_is_full_ends_the_processes_that_encode(tokenizer, reviews, monkeypatch, processes):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(encode.pa, "record_batch", full)
+    with pytest.raises(UserError, match="No space left"):
+        Prepared(tokenizer, 12, dataset_name=reviews, preprocessing_num_workers=2)
+    assert len(processes) == 2 and all(one.poll() is not None for one in processes)
 
 
 # --- the cache
@@ -232,7 +278,7 @@ def test_the_second_run_encodes_nothing_and_knows_the_same(tokenizer, reviews):
 
 def test_what_a_killed_run_had_encoded_is_cleared_away(tokenizer, reviews):
     folder = cache_root() / Prepared(tokenizer, dataset_name=reviews).data.fingerprint
-    half = folder.rename(folder.with_name(f"{folder.name}.1.tmp"))
+    half = folder.rename(folder.with_name(f"{folder.name}.{platform.node()}.1.tmp"))
     assert Prepared(tokenizer, dataset_name=reviews).encoded == 203 + 61 + 47
     assert folder.exists() and not half.exists()
 
