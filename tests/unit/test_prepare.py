@@ -203,6 +203,15 @@ def test_many_texts_are_encoded_by_two_processes_with_a_plain_heap(
         assert rows.table.equals(many.splits[split].table)
 
 
+@pytest.mark.parametrize("kind, many", [("around", 2), ("its own way", 2), ("python", 8)])
+def test_a_tokenizer_with_threads_has_two_processes_and_one_without_has_all_cores(
+    tokenizer, monkeypatch, kind, many
+):
+    monkeypatch.setattr(encoder, "cores", lambda: 8)
+    best = Encoder(of_kind(kind, tokenizer), 1, Cut(12)).best_workers
+    assert (best(1000), best(encoder.MANY_BYTES)) == (1, many)
+
+
 SLOWLY = """
 import sys, time
 from pathlib import Path
