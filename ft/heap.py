@@ -52,8 +52,9 @@ def start_again() -> None:
 def plain_environment() -> dict[str, str]:
     """The environment for a process that is to have the heap as the C library and the user set it."""
     ours = {f"{name}={value}" for name, value in SETTINGS.items()}
-    words = os.environ.get(TUNABLES, "").split(":")
-    return {**os.environ, TUNABLES: ":".join(word for word in words if word not in ours)}
+    words = [word for word in os.environ.get(TUNABLES, "").split(":") if word and word not in ours]
+    others = {name: value for name, value in os.environ.items() if name != TUNABLES}
+    return others | ({TUNABLES: ":".join(words)} if words else {})
 
 
 def _is_glibc() -> bool:

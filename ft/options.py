@@ -90,7 +90,7 @@ class DataOptions:
     the test split: count them, or drop them."""
     preprocessing_num_workers: int | None = None
     """Processes that encode the texts. Default: for a fast tokenizer, which has threads of its own, the run
-    itself, or two beside it where the texts are many (20 MB); else, from 2 MB on, one for every core."""
+    itself, or two beside it where the texts are many (20 MB); else, from 5 MB on, one for every core."""
     overwrite_cache: bool = False
     """Encode the texts again, even where a cached encoding fits."""
     dataloader_num_workers: int = 0

@@ -14,6 +14,7 @@ from ft.data.pieces import Cut, special_tokens
 # From so many bytes of text on (on two cores, some fifteen seconds of work), two processes are worth their
 # start, which is most of a second.
 MANY_BYTES = 20 * 2**20
+MANY_BYTES_IN_PYTHON = 5 * 2**20  # some five seconds, of which a second process saves half, and costs two
 
 
 def cores() -> int:
@@ -33,7 +34,6 @@ class Encoder:
 
         self.cut = cut
         self.truncation_side = tokenizer.truncation_side
-        self.split_special_tokens = tokenizer.split_special_tokens
         self.typed = columns == 2 and "token_type_ids" in tokenizer.model_input_names
         self.around = special_tokens(tokenizer) if columns == 1 else ([], [])
         self.in_rust = getattr(type(tokenizer), "_encode_plus", None) is PreTrainedTokenizerFast._encode_plus
@@ -42,6 +42,7 @@ class Encoder:
         if self.in_rust:
             self.tokenizer = tokenizer.backend_tokenizer
             self.tokenizer.no_padding()
+            self.split_special_tokens = tokenizer.split_special_tokens
 
     def best_workers(self, size: int) -> int:
         """How many processes encode texts of so many bytes soonest.
@@ -49,8 +50,8 @@ class Encoder:
         Rust's tokenizers have threads of their own. Two such processes, with half of the threads each, keep
         the cores busy also while one makes arrays of what its threads gave it; and they have the heap as the
         C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a seventh of its time.
-        One in Python takes ten times as long, and has no threads."""
-        if size * (1 if self.has_threads else 10) < MANY_BYTES:
+        One in Python has none, and takes twice as long on two cores (ByT5; most are slower)."""
+        if size < (MANY_BYTES if self.has_threads else MANY_BYTES_IN_PYTHON):
             return 1
         return min(2, cores()) if self.has_threads else cores()
 
@@ -65,9 +66,8 @@ class Encoder:
         pieces, lost = np.ones(len(ids), np.int32), np.zeros(len(ids), np.int8)
         long = np.flatnonzero(full > cut.max_length)
         from_left = cut.long_text == "truncate" and self.truncation_side == "left"
-        if len(long) and (
-            len(texts) == 2 or from_left
-        ):  # the tokenizer's own way to cut; pairs have no other
+        if len(long) and (len(texts) == 2 or from_left):
+            # The tokenizer's own way to cut; pairs have no other.
             columns = [[column[row] for row in long] for column in texts]
             short_ids, short_types = self._token_ids(columns, cut.max_length)
             for place, row in enumerate(long):
