@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ft import attention, dropout
+from ft.dropout import threshold_of
 from ft.errors import UserError
 from ft.invariance import key_dropout
 from ft.model import checkpoint_activations
@@ -120,35 +121,53 @@ def test_gradients_do_not_depend_on_the_cut_the_order_or_the_padding(kind):
     assert apart(whole, gradient(model, keys, [rows])) > 0.02  # the masks matter
 
 
-TILED = [kind for kind in KEYED if kind not in ("mpnet", "deberta", "deberta-v2", "t5")]
+WITH_ITS_OWN_BACKWARD = [kind for kind in KEYED if kind not in ("mpnet", "deberta", "deberta-v2", "t5")]
 
 
-@pytest.mark.parametrize("kind", TILED)
-def test_attending_to_a_few_rows_at_a_time_changes_no_mask_and_no_gradient(kind, monkeypatch):
-    """As is done with many long texts on a CPU: here with five rows at a time, of 24. Other kinds have an
-    attention of their own, or learn a bias of it."""
+@pytest.mark.parametrize("kind", WITH_ITS_OWN_BACKWARD)
+def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, monkeypatch):
+    """Its backward pass is one of its own, which holds the probabilities of all rows or, as with many long
+    texts, computes them again: here for five rows at a time, of 24. Other kinds have an attention of their
+    own, or learn a bias of it."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
     rows, done, tiles = np.arange(24), [], attention._tiles
-    whole = gradient(model, keys, [rows])
     monkeypatch.setattr(attention, "_tiles", lambda *sides: done.append(tiles(*sides)) or done[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "_on_cpu", lambda query: False)
+        by_autograd = gradient(model, keys, [rows])
+    assert done == []
+    held = gradient(model, keys, [rows])
+    assert len(done) >= 2 and len(done[0]) == 1
+    assert apart(by_autograd, held) < 2e-6
     monkeypatch.setattr(attention, "HELD", 0)
     monkeypatch.setattr(attention, "TILE", 5 * 2 * 17 * 17 * 4)
+    done.clear()
     tiled = gradient(model, keys, [rows])
     assert len(done) >= 2 and len(done[0]) == 5
-    assert apart(whole, tiled) < 2e-6
+    assert apart(by_autograd, tiled) < 2e-6
     assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("kind", KEYED)
-def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, monkeypatch):
+def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, on_cpu, monkeypatch):
     """The attention function leaves nothing out: masks, causality, windows, biases of positions."""
     model = build(kind, KEYED[kind])
     ids, mask, rows = texts(model)
     own = model.eval()(input_ids=ids, attention_mask=mask).logits
     keys, _ = key_dropout(model, "row_keyed", 42)
+    drawn = attention._drawn
+
+    def nothing_drawn(tile, p, *tensors):
+        probabilities, _dropped = drawn(tile, p, *tensors)
+        return probabilities, probabilities * (1 - p)  # the values are divided by it
+
     monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
     monkeypatch.setattr(attention, "drop_and_scale", lambda x, y, *rest: (x, y))
+    monkeypatch.setattr(attention, "_drawn", nothing_drawn)
+    if not on_cpu:
+        monkeypatch.setattr(attention, "_on_cpu", lambda query: False)
     keys.set(0, rows)
     assert apart(own, model.train()(input_ids=ids, attention_mask=mask).logits) < 1e-5
 
@@ -158,11 +177,11 @@ def test_no_two_dropouts_of_a_pass_have_the_same_mask(kind):
     """ALBERT uses one layer at every depth, RoBERTa's head one dropout twice."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
-    masks, original = [], keys.mask
-    keys.mask = lambda *args: masks.append(original(*args)) or masks[-1]
+    factors, original = [], keys.factors
+    keys.factors = lambda *args: factors.append(original(*args)) or factors[-1]
     gradient(model, keys, [np.arange(24)])
-    assert len(masks) >= 2
-    corners = [mask.expand(mask.shape).flatten()[:500] for mask in masks]
+    assert len(factors) >= 2
+    corners = [(row * table >= threshold_of(0.1)).flatten()[:500] for row, table in factors]
     for number, corner in enumerate(corners):
         for other in corners[:number]:
             size = min(len(corner), len(other))
