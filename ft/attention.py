@@ -76,7 +76,7 @@ def attend(
         attention_mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
     place: Any = module.dropout_place
     learned = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
-    if _on_cpu(query) and not learned and rows.come_first(place, shape[0]):
+    if _in_fp32_on_cpu(query, key, value) and not learned and rows.come_first(place, shape[0]):
         keys, table = rows.factors(place, shape)
         value = value * (1 / (1 - dropout))
         return _OnCpu.apply(dropout, query, key, value, attention_mask, keys, table).transpose(1, 2), None
@@ -110,9 +110,12 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return scores.add_(torch.where(mask, 0.0, lowest).to(scores.dtype))
 
 
-def _on_cpu(query: torch.Tensor) -> bool:
-    """Whether `_OnCpu` may attend. (A GPU has compiled layers or flash attention.)"""
-    return query.device.type == "cpu" and query.dtype == torch.float32 and not torch.compiler.is_compiling()
+def _in_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether `_OnCpu` may attend. (A GPU has compiled layers or flash attention.) Under autocast, queries
+    and keys may be fp32 where the values are not."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
 
 
 class _OnCpu(torch.autograd.Function):

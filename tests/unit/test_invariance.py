@@ -134,7 +134,7 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
     rows, done, tiles = np.arange(24), [], attention._tiles
     monkeypatch.setattr(attention, "_tiles", lambda *sides: done.append(tiles(*sides)) or done[-1])
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "_on_cpu", lambda query: False)
+        patch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
         by_autograd = gradient(model, keys, [rows])
     assert done == []
     held = gradient(model, keys, [rows])
@@ -147,6 +147,17 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
     assert len(done) >= 2 and len(done[0]) == 5
     assert apart(by_autograd, tiled) < 2e-6
     assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "llama", "qwen3"])
+def test_in_bf16_on_a_cpu_attention_is_left_to_autograd(kind, monkeypatch):
+    """Qwen's queries and keys are fp32 under autocast, its values are not."""
+    model = build(kind, KEYED[kind])
+    keys, _ = key_dropout(model, "row_keyed", 42)
+    exact = gradient(model, keys, [np.arange(24)])
+    monkeypatch.setattr(attention, "_tiles", lambda *sides: pytest.fail("not in fp32"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert apart(exact, gradient(model, keys, [np.arange(24)])) < 0.02
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -167,7 +178,7 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, o
     monkeypatch.setattr(attention, "drop_and_scale", lambda x, y, *rest: (x, y))
     monkeypatch.setattr(attention, "_drawn", nothing_drawn)
     if not on_cpu:
-        monkeypatch.setattr(attention, "_on_cpu", lambda query: False)
+        monkeypatch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
     keys.set(0, rows)
     assert apart(own, model.train()(input_ids=ids, attention_mask=mask).logits) < 1e-5
 
