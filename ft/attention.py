@@ -120,7 +120,7 @@ def _in_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
 
 class _OnCpu(torch.autograd.Function):
     """Attention in fp32: scaled queries, keys and values (rows, heads, tokens, size), a mask, and what makes
-    that of the dropout (`RowKeys.factors`), to (rows, heads, queries, size).
+    that of the dropout (`RowKeys.factors`), to (rows, heads, queries, value size).
 
     Where the scores of a layer are many, it takes a few rows at a time, and computes their probabilities
     again in the backward pass: with 32 rows of 512 tokens, a third of the memory and 1.05 to 1.2 times the
@@ -134,14 +134,16 @@ class _OnCpu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dropout: float, *tensors: Any) -> torch.Tensor:
         query, key, value, *_ = tensors
-        # In memory as the layer goes on with it: (rows, queries, heads, size).
-        found = query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
-        ctx.dropout, ctx.tiles = dropout, _tiles(query, key)
-        held: tuple[torch.Tensor, ...] = ()
+        rows, heads, queries, _ = query.shape
+        of_row = 4 * heads * queries * key.shape[2]  # bytes of scores
+        ctx.dropout, ctx.tiles = dropout, _tiles(rows, of_row)
+        # In memory as the layer goes on with it.
+        found = query.new_empty(rows, queries, heads, value.shape[3]).transpose(1, 2)
+        drawn: tuple[torch.Tensor, ...] = ()
         for tile in ctx.tiles:
-            held = _drawn(tile, dropout, *tensors)
-            found[tile] = torch.matmul(held[1], value[tile])
-        ctx.save_for_backward(*tensors, found, *(held if len(ctx.tiles) == 1 else ()))
+            drawn = _drawn(tile, dropout, *tensors)
+            found[tile] = torch.matmul(drawn[1], value[tile])
+        ctx.save_for_backward(*tensors, found, *(drawn if rows * of_row <= HELD else ()))
         return found
 
     @staticmethod
@@ -162,13 +164,9 @@ class _OnCpu(torch.autograd.Function):
         return None, by_query, by_key, by_value, None, None, None
 
 
-def _tiles(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
-    """Rows that are attended to at once: all of them, where their scores may be held."""
-    rows, heads, queries, _ = query.shape
-    of_row = 4 * heads * queries * key.shape[2]
-    if rows * of_row <= HELD:
-        return [slice(0, rows)]
-    size = max(1, TILE // of_row)
+def _tiles(rows: int, of_row: int) -> list[slice]:
+    """Rows that are attended to at once, of so many bytes of scores each: all, where those are few."""
+    size = rows if rows * of_row <= HELD else max(1, TILE // of_row)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ft import attention, dropout
-from ft.dropout import threshold_of
+from ft.dropout import RowKeys, threshold_of
 from ft.errors import UserError
 from ft.invariance import key_dropout
 from ft.model import checkpoint_activations
@@ -147,6 +147,35 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
     assert len(done) >= 2 and len(done[0]) == 5
     assert apart(by_autograd, tiled) < 2e-6
     assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
+
+
+def test_the_scores_of_one_very_long_text_are_not_held_either(monkeypatch):
+    model = build("bert", SIZES)
+    keys, _ = key_dropout(model, "row_keyed", 42)
+    drawn, original = [], attention._drawn
+    monkeypatch.setattr(attention, "_drawn", lambda *args: drawn.append(0) or original(*args))
+    one = gradient(model, keys, [[3]])
+    assert len(drawn) == 2  # a layer each
+    monkeypatch.setattr(attention, "HELD", 0)
+    assert apart(one, gradient(model, keys, [[3]])) < 2e-6
+    assert len(drawn) == 2 + 4  # and again in the backward pass
+
+
+def test_values_may_have_another_size_than_queries_and_keys(monkeypatch):
+    sides = [torch.randn(3, 2, 7, size, requires_grad=True) for size in (16, 16, 8)]
+    module, keys = nn.Module(), RowKeys(42)
+    module.row_keys, module.dropout_place, module.is_causal = keys, keys.place(-1), False
+    module.longest = None
+
+    def attended():
+        keys.set(0, torch.arange(3))
+        found, _ = attention.attend(module, *sides, None, dropout=0.1)
+        return found, *torch.autograd.grad(found.square().sum(), sides)
+
+    own = attended()
+    monkeypatch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
+    for one, other in zip(own, attended(), strict=True):
+        assert one.shape == other.shape and apart(other, one) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "llama", "qwen3"])
