@@ -180,7 +180,7 @@ def test_values_may_have_another_size_than_queries_and_keys(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "llama", "qwen3"])
 def test_in_bf16_on_a_cpu_attention_is_left_to_autograd(kind, monkeypatch):
-    """Qwen's queries and keys are fp32 under autocast, its values are not."""
+    """The queries and keys of Llama and Qwen are fp32 under autocast, their values are not."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
     exact = gradient(model, keys, [np.arange(24)])

@@ -153,8 +153,8 @@ def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long
 @pytest.mark.parametrize("kind", [*KINDS, "its own way", "special tokens are text"])
 @pytest.mark.parametrize("how", ["texts", "windows", "pairs"])
 def test_two_processes_give_the_same_as_one(tokenizer, tmp_path, monkeypatch, kind, how):
-    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
     """Also where special tokens in a text are split, which a tokenizer does not tell when it is sent."""
+    monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
     made = of_kind(kind, tokenizer)
     rows = [row | {"text": row["text"] + " [SEP] good", "other": "a [SEP] b"} for row in make_rows(60)]
     options = {"train_file": write_csv(tmp_path / "t.csv", rows), "validation_split_percentage": 0}
