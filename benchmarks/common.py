@@ -307,8 +307,8 @@ def say(text: str) -> None:
 
 
 def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float]]:
-    """Seconds, tokens, positions (tokens and padding) and rows of every update, from the rows of a
-    metrics.jsonl with logging_steps 1.
+    """Seconds, those of them in which a batch was made, tokens, positions (tokens and padding) and rows of
+    every update, from the rows of a metrics.jsonl with logging_steps 1.
 
     Every update must have the full batch."""
     steps = []
@@ -316,7 +316,10 @@ def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float
         seconds = batch / row["perf/examples_per_second"]
         tokens = round(row["perf/tokens_per_second"] * seconds)
         positions = round(tokens / (1 - row["perf/padding_share"]))
-        steps.append({"seconds": seconds, "tokens": tokens, "positions": positions, "rows": batch})
+        waited = seconds * row["perf/data_wait_share"]
+        steps.append(
+            {"seconds": seconds, "waited": waited, "tokens": tokens, "positions": positions, "rows": batch}
+        )
     return steps
 
 

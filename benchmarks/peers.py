@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.common import read_csv
 
@@ -87,12 +88,19 @@ def counting(collator: Any, counts: list[Step]) -> Any:
 
 
 class MixedTrainer(Trainer):
-    """Groups by length, but takes the batches in random order: the sampler's own order begins with the
-    longest texts, so that a short run would measure these alone. What stands in a batch stays the same."""
+    """Groups by length as in an epoch of `rows_of_epoch` rows, but takes the batches in random order.
+
+    The Trainer sorts rows within a fourth of an epoch, or within 50 batches, if that is less. The few rows of
+    a benchmark would be sorted in parts too small, and padded more than a user's. And its own order
+    begins with the longest texts, so that a short run would measure these alone."""
+
+    rows_of_epoch: int
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        order = list(super()._get_train_sampler(train_dataset))
         size = self.args.train_batch_size
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        within = min(max(1, self.rows_of_epoch // (4 * size)), 50)
+        order = get_length_grouped_indices(lengths, size, mega_batch_mult=within)
         whole = len(order) // size * size
         batches = [order[begin : begin + size] for begin in range(0, whole, size)]
         random.Random(self.args.seed).shuffle(batches)
@@ -119,17 +127,18 @@ def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> Traini
 
 def trainer(
     model: str, train: str, max_length: int, batch: int, updates: int, seed: int, learning_rate: float,
-    defaults: bool = False, wait_every: int = 1, **options: Any,
+    defaults: bool = False, wait_every: int = 1, rows_of_epoch: int | None = None, **options: Any,
 ) -> dict[str, list[Step]]:  # fmt: skip
     """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its defaults;
-    for `wait_every`, see Stopwatch; `options` are more of its arguments."""
+    for `wait_every` and `rows_of_epoch`, see Stopwatch and MixedTrainer; `options` are more of its
+    arguments."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
     watch = Stopwatch(wait_every)
     counts: list[Step] = []
-    (Trainer if defaults else MixedTrainer)(
+    run = (Trainer if defaults else MixedTrainer)(
         load_model(model, len(names)),
         trainer_arguments(
             seed,
@@ -144,7 +153,9 @@ def trainer(
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
         processing_class=tokenizer,
         callbacks=[watch],
-    ).train()
+    )
+    run.rows_of_epoch = rows_of_epoch or len(rows)
+    run.train()
     seconds = [after - before for before, after in zip(watch.times, watch.times[1:], strict=False)]
     return {"steps": [{"seconds": s, **count} for s, count in zip(seconds, counts, strict=False)]}
 

@@ -44,7 +44,8 @@ ARMS = {
     "tutorial": "tutorial: padding to the tokenizer's limit",
 }
 SAME_ROWS = (
-    "In a round, all arms train one epoch of the same rows, drawn anew for each. The first round begins "
+    "In a round, all arms train one epoch of the same rows, drawn anew for each; the Trainer groups them "
+    "as it would in an epoch of all rows. The first round begins "
     "with the first arm, the next with the second: none has the same place in all of them."
 )
 QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
@@ -79,14 +80,17 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, d
     """Every arm in turn, in a fresh process each, over one epoch of the same rows: its updates as "steps",
     and "peak_bytes". Each round, counted from 0, has a seed and rows of its own."""
     train, seed = class_file(options.data, "train"), 42 + number
-    check_updates(options.updates, len(read_csv(train)[1]), GLOBAL_BATCH)
+    in_all = len(read_csv(train)[1])
+    check_updates(options.updates, in_all, GLOBAL_BATCH)
     with tempfile.TemporaryDirectory() as folder:
         drawn = draw_rows(train, options.updates * GLOBAL_BATCH, seed, Path(folder))
         for arm in in_turn(options.arms, number):
-            yield arm, _measure(options, arm, drawn, seed)
+            yield arm, _measure(options, arm, drawn, in_all, seed)
 
 
-def _measure(options: argparse.Namespace, arm: str, train: Path, seed: int) -> dict[str, Any]:
+def _measure(
+    options: argparse.Namespace, arm: str, train: Path, rows_of_epoch: int, seed: int
+) -> dict[str, Any]:
     if arm in ("ours", "ours_two"):
         return _ours(options, train, seed, processes=2 if arm == "ours_two" else 1)
     shared = {
@@ -97,8 +101,8 @@ def _measure(options: argparse.Namespace, arm: str, train: Path, seed: int) -> d
         rows = options.updates * GLOBAL_BATCH
         return peer(arm, batch=GLOBAL_BATCH, epochs=1, rows=rows, padding="max_length", **shared)
     name, _, defaults = arm.partition("_")
-    if defaults:
-        shared["defaults"] = True
+    if name == "trainer":
+        shared |= {"defaults": bool(defaults), "rows_of_epoch": rows_of_epoch}
     return peer(name, max_length=options.max_length, batch=GLOBAL_BATCH, **shared)
 
 
@@ -151,6 +155,8 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
                 median_and_spread(ratios, 2) if arm != "ours" else "",
             ]
         )
+    waited = [one["waited"] / one["seconds"] for one in measured.get("ours", [])]
+    waits = f" Making its batches takes {median(waited):.2%} of the time of train.py." if waited else ""
     header = ["", "real tokens/s, median", "min to max", "examples/s", "padding", "% of the GEMM peak"]
     header += ["peak memory, MB", "ours / this one"]
     return (
@@ -160,4 +166,5 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
         f"{SAME_ROWS} Medians of the rounds, and in brackets the lowest and highest of them; the last column "
         "is of the ratios of each round. The share of the GEMM peak is the model FLOP utilisation, see "
         "`model_flops` in common.py; the peak of a round is the higher of the samples before and after it."
+        f"{waits}"
     )

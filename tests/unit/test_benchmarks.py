@@ -1,6 +1,7 @@
 """The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,10 +129,11 @@ def test_steps_and_rates_of_a_log():
         "perf/examples_per_second": 16.0,
         "perf/tokens_per_second": 500.0,
         "perf/padding_share": 0.2,
+        "perf/data_wait_share": 0.01,
     }
-    step = {"seconds": 2.0, "tokens": 1000, "positions": 1250, "rows": 32}
+    step = {"seconds": 2.0, "waited": 0.02, "tokens": 1000, "positions": 1250, "rows": 32}
     assert logged_steps([row], 32) == [step]
-    slow = {"seconds": 99.0, "tokens": 1, "positions": 1, "rows": 32}
+    slow = {"seconds": 99.0, "waited": 9.0, "tokens": 1, "positions": 1, "rows": 32}
     found = rates([slow] * WARM_UP + [step, step | {"tokens": 500}])
     assert (found["seconds"], found["tokens"], found["positions"]) == (4, 1500, 2500)
     assert (found["tokens_per_second"], found["examples_per_second"]) == (375, 16)
@@ -148,6 +150,28 @@ def test_what_the_collator_counts(tokenizer):
     batch = collate([{"input_ids": [2, 5, 3]}, {"input_ids": [2, 5, 6, 7, 3]}])
     assert batch["input_ids"].shape == (2, 5)
     assert counts == [{"tokens": 8, "squares": 9 + 25, "positions": 10, "rows": 2}]
+
+
+def test_the_trainer_groups_as_in_an_epoch_of_all_rows():
+    from benchmarks.peers import MixedTrainer
+
+    lengths = [(7 * number) % 320 for number in range(320)]  # each once
+    run = SimpleNamespace(
+        args=SimpleNamespace(train_batch_size=32, seed=3),
+        train_dataset={"input_ids": [[0] * length for length in lengths]},
+    )
+
+    def spread_in_batches(rows_of_epoch):
+        run.rows_of_epoch = rows_of_epoch
+        order = MixedTrainer._get_train_sampler(run)
+        assert sorted(order) == list(range(320))
+        parts = [[lengths[row] for row in order[begin : begin + 32]] for begin in range(0, 320, 32)]
+        return max(max(part) - min(part) for part in parts)
+
+    # Of ten batches of 32, the Trainer sorts two at a time; of two hundred, it would sort 50.
+    assert spread_in_batches(320) > 100
+    # (The longest row changes places with that of the first batch, which is the longest then, too.)
+    assert spread_in_batches(6400) == 31
 
 
 def test_all_arms_of_a_round_train_the_same_rows(tiny_model, reviews, tmp_path, monkeypatch):
