@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -99,6 +100,14 @@ def data_folder(name: str) -> Path:
         texts = [path.read_text(encoding="utf-8", errors="replace") for path in part]
         write_csv(made / f"{split}.csv", texts, [path.parent.name for path in part])
     return made
+
+
+def own_cache(folder: str | Path) -> AbstractContextManager:
+    """Inside, encodings go to this folder, those of child processes, too; models are still found in the cache
+    of the Hub."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return patch.dict(os.environ, HF_HOME=str(folder), HF_HUB_CACHE=HF_HUB_CACHE)
 
 
 def _temporary_folder() -> Path:

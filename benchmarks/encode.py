@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from benchmarks.common import (
     median,
     median_and_spread,
     model_folder,
+    own_cache,
     read_csv,
     save,
     say,
@@ -97,7 +97,6 @@ def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]
     from ft.heap import start_again
 
     start_again()  # with train.py's heap, which it has by then
-    os.environ["HF_HOME"] = cache
     from transformers import AutoTokenizer
 
     from ft.config import Config
@@ -121,7 +120,8 @@ def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model)
     begin = time.perf_counter()
-    prepare_data(config, build_task(config), tokenizer, max_length, progress)
+    with own_cache(cache):
+        prepare_data(config, build_task(config), tokenizer, max_length, progress)
     whole = time.perf_counter() - begin
     return {"seconds": times[-1] - times[0], "whole": whole} if times else {"seconds": whole}
 

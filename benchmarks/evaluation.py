@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from benchmarks.common import (
     median,
     median_and_spread,
     model_folder,
+    own_cache,
     peer,
     save,
     say,
@@ -118,6 +118,5 @@ if __name__ == "__main__":
     from ft.heap import start_again
 
     start_again()  # with train.py's heap
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["HF_HOME"] = cache
+    with tempfile.TemporaryDirectory() as cache, own_cache(cache):
         print(json.dumps({"rows_per_second": ours(**json.loads(sys.argv[1]))}))

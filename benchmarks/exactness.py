@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
 def _compare(whole: list, steps: list, reference: Path, place: Path) -> dict[str, Any]:
     from ft.verify import weights_difference
 
-    pairs = list(zip(whole, steps, strict=False))
+    pairs = list(zip(whole, steps, strict=True))
     return {
         "updates": len(steps),
         "loss_ratio": median([b["loss"] / a["loss"] for a, b in pairs]),

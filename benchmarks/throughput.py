@@ -21,6 +21,7 @@ from benchmarks.common import (
     median_and_spread,
     model_flops,
     model_folder,
+    own_cache,
     peer,
     rates,
     read_csv,
@@ -82,7 +83,7 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, d
     train, seed = class_file(options.data, "train"), 42 + number
     in_all = len(read_csv(train)[1])
     check_updates(options.updates, in_all, GLOBAL_BATCH)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, own_cache(folder):
         drawn = draw_rows(train, options.updates * GLOBAL_BATCH, seed, Path(folder))
         for arm in in_turn(options.arms, number):
             yield arm, _measure(options, arm, drawn, in_all, seed)

@@ -92,22 +92,24 @@ class RowKeys:
         """Whether the next use of a dropout has these rows in its first dimension, of `size`."""
         return place.axes.get(place.uses, 0) == 0 and self.keys is not None and len(self.keys) == size
 
-    def factors(self, place: Place, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The keys of the rows and the table, int32, whose product a threshold cuts in `mask`.
-
-        A dropout may be used several times in a pass (ALBERT's is, at every depth), with another mask each
-        time."""
-        assert self.keys is not None, "RowKeys.set must name the rows of this pass"
-        use, shape = place.uses, tuple(shape)
-        place.uses = use + 1
+    def next_use(self, place: Place, shape: Sequence[int]) -> int:
+        """Count a use of a dropout, on a tensor of `shape`, and say how many there were before it in this
+        pass: ALBERT's is used at every depth, with another mask each time."""
+        use, place.uses = place.uses, place.uses + 1
         if not torch.compiler.is_compiling():
-            place.shapes[use] = shape
-        axis = place.axes.get(use, 0)
+            place.shapes[use] = tuple(shape)
+        return use
+
+    def factors(self, place: Place, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The keys of the rows and the table, int32, whose product a threshold cuts in `mask`."""
+        assert self.keys is not None, "RowKeys.set must name the rows of this pass"
+        use, shape = self.next_use(place, shape), tuple(shape)
+        axis, salt = place.axes.get(use, 0), self.salt(place, use)
         if axis == ROWLESS:
-            return self.keys.new_ones(()), self._table(place, use, shape)
+            return self.keys.new_ones(()), self.table(salt, shape)
         if axis == UNKEYED or shape[axis] != len(self.keys):
             return None
-        table = self._table(place, use, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
+        table = self.table(salt, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
         return self.keys.view(-1, *[1] * (len(shape) - axis - 1)), table
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -125,10 +127,14 @@ class RowKeys:
             for place, use in zip(self.places, after, strict=True):
                 place.uses = use
 
-    def _table(self, place: Place, use: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Odd int32 numbers of `shape`, fresh for every layer, each of its uses, and update."""
+    def salt(self, place: Place, use: int) -> torch.Tensor:
+        """What tells the table of a layer, of one of its uses and of the update from all others: (2,)
+        int32."""
         salt = self._salts.index_select(0, place.number)[0]
-        salt = (salt if use == 0 else _salted(_step(salt[0] ^ use))).to(torch.int32)
+        return (salt if use == 0 else _salted(_step(salt[0] ^ use))).to(torch.int32)
+
+    def table(self, salt: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Odd int32 numbers of `shape`."""
         table = self.reserve(shape)[tuple(slice(size) for size in shape)] ^ salt[0]
         table *= salt[1]
         table ^= table >> 15

@@ -58,7 +58,8 @@ def spread_nonfinite(loss: torch.Tensor) -> None:
 
 
 class LateReader:
-    """Hands numbers of the device to the host one update late, when they lie there without a wait."""
+    """Hands numbers of the device to the host one update late: the host may wait for the update before, never
+    for the one that it has just given to the device, which so has work."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Any, torch.Tensor, Any]] = deque()

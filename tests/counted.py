@@ -12,7 +12,11 @@ from ft.cli import parse
 from ft.config import Config
 from ft.runtime import run_script
 
-COLLECTIVES = "all_reduce broadcast all_gather all_gather_into_tensor reduce gather barrier".split()
+COLLECTIVES = (
+    "all_reduce broadcast all_gather all_gather_into_tensor reduce gather barrier scatter reduce_scatter "
+    "reduce_scatter_tensor all_to_all all_to_all_single send recv isend irecv all_gather_object "
+    "broadcast_object_list gather_object scatter_object_list"
+).split()
 
 
 def counted_run(config: Config) -> int:

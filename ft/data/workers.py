@@ -32,7 +32,8 @@ def encode_apart(
 ) -> Iterator[dict[str, pa.Array]]:
     """What `encoder` makes of one batch after another, by so many processes, with few batches in memory.
 
-    Raises `UserError` where a process cannot be started, or ends before its time."""
+    Raises `UserError` where a process cannot be started, or is killed, `RuntimeError` where its code fails;
+    then it has printed why."""
     environment = plain_environment()
     environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // count)))  # of a tokenizer in Rust
     processes: list[subprocess.Popen] = []
@@ -44,7 +45,11 @@ def encode_apart(
             _send(process, batch)
             return pickle.load(process.stdout)  # type: ignore[arg-type]
         except (OSError, EOFError, pickle.UnpicklingError):
-            raise _unusable(f"ended with exit code {process.wait()}, before its time") from None
+            code = process.wait()
+            if code > 0:
+                message = f"a process that encodes the texts failed, exit code {code}; see above"
+                raise RuntimeError(message) from None
+            raise _unusable(f"ended with exit code {code}, before its time") from None
         finally:
             free.put(process)
 

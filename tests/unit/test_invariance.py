@@ -149,16 +149,26 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
     assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
 
 
-def test_the_scores_of_one_very_long_text_are_not_held_either(monkeypatch):
+def test_nothing_of_the_size_of_the_scores_is_held_of_one_very_long_text(monkeypatch):
     model = build("bert", SIZES)
     keys, _ = key_dropout(model, "row_keyed", 42)
-    drawn, original = [], attention._drawn
-    monkeypatch.setattr(attention, "_drawn", lambda *args: drawn.append(0) or original(*args))
-    one = gradient(model, keys, [[3]])
-    assert len(drawn) == 2  # a layer each
-    monkeypatch.setattr(attention, "HELD", 0)
-    assert apart(one, gradient(model, keys, [[3]])) < 2e-6
-    assert len(drawn) == 2 + 4  # and again in the backward pass
+    sizes = []
+
+    def held(**patched):
+        for name, value in patched.items():
+            monkeypatch.setattr(attention, name, value)
+        tokens = int(texts(model)[1][3].sum())
+        of_scores = 2 * tokens * tokens  # heads, queries and keys of one row
+        sizes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            found = gradient(model, keys, [[3]])
+        return found, sizes.count(of_scores)
+
+    one, of_scores = held()
+    assert of_scores == 2 * 2  # in each layer: probabilities, and the same after the dropout
+    again, of_scores = held(HELD=0)
+    assert apart(one, again) < 2e-6
+    assert of_scores == 0
 
 
 def test_values_may_have_another_size_than_queries_and_keys(monkeypatch):
@@ -199,9 +209,9 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, o
     keys, _ = key_dropout(model, "row_keyed", 42)
     drawn = attention._drawn
 
-    def nothing_drawn(tile, p, *tensors):
-        probabilities, _dropped = drawn(tile, p, *tensors)
-        return probabilities, probabilities * (1 - p)  # the values are divided by it
+    def nothing_drawn(tiles, p, *rest):
+        for tile, (probabilities, _dropped) in drawn(tiles, p, *rest):
+            yield tile, (probabilities, probabilities * (1 - p))  # the values are divided by it
 
     monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
     monkeypatch.setattr(attention, "drop_and_scale", lambda x, y, *rest: (x, y))
@@ -217,11 +227,11 @@ def test_no_two_dropouts_of_a_pass_have_the_same_mask(kind):
     """ALBERT uses one layer at every depth, RoBERTa's head one dropout twice."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
-    factors, original = [], keys.factors
-    keys.factors = lambda *args: factors.append(original(*args)) or factors[-1]
+    tables, original = [], keys.table
+    keys.table = lambda *args: tables.append(original(*args)) or tables[-1]
     gradient(model, keys, [np.arange(24)])
-    assert len(factors) >= 2
-    corners = [(row * table >= threshold_of(0.1)).flatten()[:500] for row, table in factors]
+    assert len(tables) >= 2
+    corners = [(keys.keys[0] * table >= threshold_of(0.1)).flatten()[:500] for table in tables]
     for number, corner in enumerate(corners):
         for other in corners[:number]:
             size = min(len(corner), len(other))

@@ -250,6 +250,13 @@ def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_pat
     assert not alive
 
 
+@pytest.mark.usefixtures("processes")
+def test_a_fault_in_the_code_of_a_process_that_encodes_is_no_users_mistake(tokenizer, reviews, monkeypatch):
+    monkeypatch.setattr(workers, "PROGRAM", "raise ValueError('of a tokenizer')")
+    with pytest.raises(RuntimeError, match="a process that encodes the texts failed, exit code 1"):
+        Prepared(tokenizer, 12, dataset_name=reviews, preprocessing_num_workers=2, overwrite_cache=True)
+
+
 def test_a_process_that_encodes_and_is_ended_from_outside_is_said(tokenizer, reviews, monkeypatch, processes):
     send = workers._send
 
