@@ -166,6 +166,6 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
         f"a run; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}. "
         f"{SAME_ROWS} Medians of the rounds, and in brackets the lowest and highest of them; the last column "
         "is of the ratios of each round. The share of the GEMM peak is the model FLOP utilisation, see "
-        "`model_flops` in common.py; the peak of a round is the higher of the samples before and after it."
-        f"{waits}"
+        "`model_flops` in common.py; the peak of a round is the higher of the samples before and after "
+        f"it.{waits}"
     )
