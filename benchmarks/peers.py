@@ -154,7 +154,8 @@ def trainer(
         processing_class=tokenizer,
         callbacks=[watch],
     )
-    run.rows_of_epoch = rows_of_epoch or len(rows)
+    if not defaults:
+        run.rows_of_epoch = rows_of_epoch or len(rows)
     run.train()
     seconds = [after - before for before, after in zip(watch.times, watch.times[1:], strict=False)]
     return {"steps": [{"seconds": s, **count} for s, count in zip(seconds, counts, strict=False)]}

@@ -141,11 +141,10 @@ class _OnCpu(torch.autograd.Function):
         ctx.dropout, ctx.rows, ctx.tiles = dropout, rows, _tiles(count, of_row)
         # In memory as the layer goes on with it.
         found = query.new_empty(count, queries, heads, value.shape[3]).transpose(1, 2)
-        held: tuple[torch.Tensor, ...] = ()
+        drawn: tuple[torch.Tensor, ...] = ()
         for tile, drawn in _drawn(ctx.tiles, dropout, rows, *tensors):
             found[tile] = torch.matmul(drawn[1], value[tile])
-            held = drawn if count * of_row <= HELD else ()
-        ctx.save_for_backward(*tensors, found, *held)
+        ctx.save_for_backward(*tensors, found, *(drawn if count * of_row <= HELD else ()))
         return found
 
     @staticmethod
