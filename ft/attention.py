@@ -1,12 +1,13 @@
 """Attention with row-keyed dropout on its probabilities, as one of Transformers' attention functions.
 
 On a CPU, the backward pass is one of its own, and many long texts are attended to a few rows at a time, as in
-FlashAttention (Dao et al., 2022): the scores, which grow with the square of the length, are then never held
-for all rows at once."""
+FlashAttention (Dao et al., 2022): of the scores, which grow with the square of the length, the probabilities
+alone are then held for all rows, and not these if they are too many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from torch.autograd.function import once_differentiable
 from ft.dropout import RowKeys, drop_and_scale, threshold_of
 
 ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
-HELD = 2**27  # bytes of a layer's scores that are held whole: tiles would save little, and cost some time
-TILE = 2**24  # bytes of scores at a time, where there are more
+WHOLE = (
+    2**24
+)  # bytes of a layer's scores that are computed at once, and held for the backward pass as they are
+TILE = 2**22  # bytes of scores at a time, where there are more: several passes over them find them in a cache
+HELD = 2**29  # bytes of probabilities that are held, where there are more scores than `WHOLE`
 
 
 def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
@@ -70,19 +74,18 @@ def attend(
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     shape = (*query.shape[:3], key.shape[2])  # of the scores
-    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place (1.03 to
-    # 1.09 times as fast at 256 tokens).
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         attention_mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
     place: Any = module.dropout_place
     learned = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
     if _in_fp32_on_cpu(query, key, value) and not learned and rows.come_first(place, shape[0]):
         salt = rows.salt(place, rows.next_use(place, shape))
-        value = value * (1 / (1 - dropout))
-        found = _OnCpu.apply(dropout, rows, query, key, value, attention_mask, rows.keys, salt)
+        found = _OnCpu.apply(dropout, scaling, rows, query, key, value, attention_mask, rows.keys, salt)
         return found.transpose(1, 2), None
-    scores = torch.matmul(query, key.transpose(2, 3))
+    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place (1.03 to
+    # 1.09 times as fast at 256 tokens).
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
@@ -121,68 +124,103 @@ def _in_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
 
 
 class _OnCpu(torch.autograd.Function):
-    """Attention in fp32: scaled queries, keys and values (rows, heads, tokens, size), a mask, the keys of the
-    rows and the salt of the table that make the dropout's (`RowKeys`), to (rows, heads, queries, value size).
+    """Attention in fp32: queries, keys and values (rows, heads, tokens, size), a mask, the keys of the rows
+    and the salt of the table that make the dropout's (`RowKeys`), to (rows, heads, queries, value size).
 
-    Where the scores of a layer are many, it takes a few rows at a time, and computes their probabilities
-    again in the backward pass: with 32 rows of 512 tokens, a third of the memory and 1.05 to 1.2 times the
-    speed.
+    Where the scores of a layer are many, it takes a few rows at a time, and draws their dropout again in the
+    backward pass; where they are very many, it computes their probabilities again, too.
 
     The backward pass does without that of the softmax, and without the dropout's mask: what softmax takes off
-    each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4). That,
-    and masking in whole numbers (`_drawn`), make attention 1.1 to 1.17 times as fast at 24 to 480 tokens, an
-    update 0.99 times at 24, 1.02 at 80 and 1.14 at 440."""
+    each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4)."""
 
     @staticmethod
-    def forward(ctx: Any, dropout: float, rows: RowKeys, *tensors: Any) -> torch.Tensor:
-        query, key, value, *_ = tensors
+    def forward(ctx: Any, dropout: float, scaling: float, rows: RowKeys, *tensors: Any) -> torch.Tensor:
+        # As products of many heads want them in memory: matmul would copy them for each.
+        query, key, value = (tensor.contiguous() for tensor in tensors[:3])
+        tensors = (query, key, value, *tensors[3:])
         count, heads, queries, _ = query.shape
         of_row = 4 * heads * queries * key.shape[2]  # bytes of scores
-        ctx.dropout, ctx.rows, ctx.tiles = dropout, rows, _tiles(count, of_row)
+        ctx.options, ctx.tiles = (dropout, scaling, rows), _tiles(count, of_row)
+        scores = _Scores(*ctx.options, *tensors)
         # In memory as the layer goes on with it.
         found = query.new_empty(count, queries, heads, value.shape[3]).transpose(1, 2)
-        drawn: tuple[torch.Tensor, ...] = ()
-        for tile, drawn in _drawn(ctx.tiles, dropout, rows, *tensors):
-            found[tile] = torch.matmul(drawn[1], value[tile])
-        ctx.save_for_backward(*tensors, found, *(drawn if count * of_row <= HELD else ()))
+        whole, many = count * of_row <= WHOLE, count * of_row > HELD
+        held = None if whole or many else query.new_empty(count, heads, queries, key.shape[2])
+        for tile in ctx.tiles:
+            probabilities = scores.probabilities(tile, None if held is None else held[tile])
+            dropped = scores.dropped(tile, probabilities)
+            found[tile] = _product(dropped, value[tile], 1 / (1 - dropout))
+        ctx.save_for_backward(*tensors, found, *((probabilities, dropped) if whole else (held, None)))
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = ctx.saved_tensors  # asked for once: torch.utils.checkpoint gives them once
-        tensors, found, held = saved[:6], saved[6], saved[7:]
+        *tensors, found, held, held_dropped = ctx.saved_tensors  # torch.utils.checkpoint gives them once
         query, key, value, *_ = tensors
+        scores = _Scores(*ctx.options, *tensors)
+        scaling, kept = scores.scaling, 1 / (1 - scores.dropout)
         by_query, by_key, by_value = (torch.empty_like(one) for one in (query, key, value))
         taken_off = (gradient * found).sum(dim=-1, keepdim=True).neg_()
-        again = [(ctx.tiles[0], held)] if held else _drawn(ctx.tiles, ctx.dropout, ctx.rows, *tensors)
-        for tile, (probabilities, dropped) in again:
-            by_value[tile] = torch.matmul(dropped.transpose(2, 3), gradient[tile])
-            by_scores = torch.matmul(gradient[tile], value[tile].transpose(2, 3)).mul_(dropped)
+        gradient = gradient.contiguous()
+        for tile in ctx.tiles:
+            probabilities = scores.probabilities(tile) if held is None else held[tile]
+            dropped = scores.dropped(tile, probabilities) if held_dropped is None else held_dropped
+            _product(dropped.transpose(2, 3), gradient[tile], kept, by_value[tile])
+            by_scores = _product(gradient[tile], value[tile].transpose(2, 3), kept).mul_(dropped)
             by_scores.addcmul_(probabilities, taken_off[tile])
-            by_query[tile] = torch.matmul(by_scores, key[tile])
-            by_key[tile] = torch.matmul(by_scores.transpose(2, 3), query[tile])
-        return None, None, by_query, by_key, by_value, None, None, None
+            _product(by_scores, key[tile], scaling, by_query[tile])
+            _product(by_scores.transpose(2, 3), query[tile], scaling, by_key[tile])
+        return None, None, None, by_query, by_key, by_value, None, None, None
 
 
 def _tiles(rows: int, of_row: int) -> list[slice]:
     """Rows that are attended to at once, of so many bytes of scores each: all, where those are few."""
-    size = rows if rows * of_row <= HELD else max(1, TILE // of_row)
+    size = rows if rows * of_row <= WHOLE else max(1, TILE // of_row)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-def _drawn(
-    tiles: list[slice], dropout: float, rows: RowKeys, query: torch.Tensor, key: torch.Tensor,
-    _value: torch.Tensor, mask: torch.Tensor | None, row_keys: torch.Tensor, salt: torch.Tensor,
-) -> Iterator[tuple[slice, tuple[torch.Tensor, torch.Tensor]]]:  # fmt: skip
-    """Of one tile after another, the probabilities, and the same with zeros where the dropout has drawn."""
-    table = rows.table(salt, (*query.shape[1:3], key.shape[2]))  # as large as the scores of a row
-    for tile in tiles:
-        scores = torch.matmul(query[tile], key[tile].transpose(2, 3))
-        if mask is not None:
-            scores = _masked(scores, mask[tile] if mask.dim() == 4 and len(mask) > 1 else mask)
-        probabilities = torch.softmax(scores, dim=-1)
+@dataclass
+class _Scores:
+    """What becomes of the scores of a tile of rows, (tile, heads, queries, keys)."""
+
+    dropout: float
+    scaling: float
+    rows: RowKeys
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    row_keys: torch.Tensor
+    salt: torch.Tensor
+
+    def probabilities(self, tile: slice, to: torch.Tensor | None = None) -> torch.Tensor:
+        """The softmax of the scores, written to `to`."""
+        scores = _product(self.query[tile], self.key[tile].transpose(2, 3), self.scaling)
+        if self.mask is not None:
+            of_rows = self.mask.dim() == 4 and len(self.mask) > 1
+            scores = _masked(scores, self.mask[tile] if of_rows else self.mask)
+        return torch.softmax(scores, dim=-1, out=to)
+
+    @cached_property
+    def _table(self) -> torch.Tensor:
+        """The dropout's (heads, queries, keys), as large as the scores of a row."""
+        return self.rows.table(self.salt, (*self.query.shape[1:3], self.key.shape[2]))
+
+    def dropped(self, tile: slice, probabilities: torch.Tensor) -> torch.Tensor:
+        """The same with zeros where the dropout has drawn."""
         # One or nought times the bits of a float. A mask of bytes, which torch must first make floats of,
         # takes 1.5 times as long.
-        kept = (row_keys[tile].view(-1, 1, 1, 1) * table).ge_(threshold_of(dropout))
-        yield tile, (probabilities, kept.mul_(probabilities.view(torch.int32)).view(torch.float32))
+        kept = (self.row_keys[tile].view(-1, 1, 1, 1) * self._table).ge_(threshold_of(self.dropout))
+        return kept.mul_(probabilities.view(torch.int32)).view(torch.float32)
+
+
+def _product(
+    left: torch.Tensor, right: torch.Tensor, factor: float, to: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`factor` times the matrix product of each head of each row, (rows, heads, m, k) by (rows, heads, k, n),
+    written to `to`. The factor costs nothing there; by itself it would be a pass over memory."""
+    if to is None:
+        to = left.new_empty(*left.shape[:3], right.shape[3])
+    to.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
+    return to

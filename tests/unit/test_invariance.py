@@ -126,9 +126,9 @@ WITH_ITS_OWN_BACKWARD = [kind for kind in KEYED if kind not in ("mpnet", "debert
 
 @pytest.mark.parametrize("kind", WITH_ITS_OWN_BACKWARD)
 def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, monkeypatch):
-    """Its backward pass is one of its own, which holds the probabilities of all rows or, as with many long
-    texts, computes them again: here for five rows at a time, of 24. Other kinds have an attention of their
-    own, or learn a bias of it."""
+    """Its backward pass is one of its own. Of few scores, what was made of them is held for it; of many, here
+    for five rows at a time, of 24, the probabilities; of very many, nothing. Other kinds have an attention of
+    their own, or learn a bias of it."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
     rows, done, tiles = np.arange(24), [], attention._tiles
@@ -137,19 +137,23 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
         patch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
         by_autograd = gradient(model, keys, [rows])
     assert done == []
-    held = gradient(model, keys, [rows])
+    whole = gradient(model, keys, [rows])
     assert len(done) >= 2 and len(done[0]) == 1
-    assert apart(by_autograd, held) < 2e-6
-    monkeypatch.setattr(attention, "HELD", 0)
+    assert apart(by_autograd, whole) < 2e-6
+    monkeypatch.setattr(attention, "WHOLE", 0)
     monkeypatch.setattr(attention, "TILE", 5 * 2 * 17 * 17 * 4)
-    done.clear()
-    tiled = gradient(model, keys, [rows])
-    assert len(done) >= 2 and len(done[0]) == 5
-    assert apart(by_autograd, tiled) < 2e-6
-    assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
+    for most_held in (attention.HELD, 0):
+        monkeypatch.setattr(attention, "HELD", most_held)
+        done.clear()
+        tiled = gradient(model, keys, [rows])
+        assert len(done) >= 2 and len(done[0]) == 5
+        assert apart(by_autograd, tiled) < 2e-6
+        assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
 
 
-def test_nothing_of_the_size_of_the_scores_is_held_of_one_very_long_text(monkeypatch):
+def test_of_many_scores_the_probabilities_are_held_and_of_one_very_long_text_nothing_of_their_size(
+    monkeypatch,
+):
     model = build("bert", SIZES)
     keys, _ = key_dropout(model, "row_keyed", 42)
     sizes = []
@@ -164,10 +168,13 @@ def test_nothing_of_the_size_of_the_scores_is_held_of_one_very_long_text(monkeyp
             found = gradient(model, keys, [[3]])
         return found, sizes.count(of_scores)
 
-    one, of_scores = held()
+    few, of_scores = held()
     assert of_scores == 2 * 2  # in each layer: probabilities, and the same after the dropout
+    many, of_scores = held(WHOLE=0)
+    assert apart(few, many) < 2e-6
+    assert of_scores == 2
     again, of_scores = held(HELD=0)
-    assert apart(one, again) < 2e-6
+    assert apart(few, again) < 2e-6
     assert of_scores == 0
 
 
@@ -207,15 +214,13 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, o
     ids, mask, rows = texts(model)
     own = model.eval()(input_ids=ids, attention_mask=mask).logits
     keys, _ = key_dropout(model, "row_keyed", 42)
-    drawn = attention._drawn
 
-    def nothing_drawn(tiles, p, *rest):
-        for tile, (probabilities, _dropped) in drawn(tiles, p, *rest):
-            yield tile, (probabilities, probabilities * (1 - p))  # the values are divided by it
+    def nothing_dropped(scores, tile, probabilities):
+        return probabilities * (1 - scores.dropout)  # the values are divided by it
 
     monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
     monkeypatch.setattr(attention, "drop_and_scale", lambda x, y, *rest: (x, y))
-    monkeypatch.setattr(attention, "_drawn", nothing_drawn)
+    monkeypatch.setattr(attention._Scores, "dropped", nothing_dropped)
     if not on_cpu:
         monkeypatch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
     keys.set(0, rows)
