@@ -1,11 +1,12 @@
 """Attention with row-keyed dropout on its probabilities, as one of Transformers' attention functions.
 
 On a CPU, the backward pass is one of its own, and many long texts are attended to a few rows at a time, as in
-FlashAttention (Dao et al., 2022): of the scores, which grow with the square of the length, the probabilities
-alone are then held for all rows, and not these if they are too many."""
+FlashAttention (Dao et al., 2022): of what is made of the scores, which grow with the square of the length,
+the probabilities alone are then held, and of no more rows than a bound allows."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,11 +18,12 @@ from torch.autograd.function import once_differentiable
 from ft.dropout import RowKeys, drop_and_scale, threshold_of
 
 ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
+# Bytes of a layer's scores:
 WHOLE = (
     2**24
-)  # bytes of a layer's scores that are computed at once, and held for the backward pass as they are
-TILE = 2**22  # bytes of scores at a time, where there are more: several passes over them find them in a cache
-HELD = 2**29  # bytes of probabilities that are held, where there are more scores than `WHOLE`
+)  # up to so many are computed at once, and all that is made of them is held for the backward pass
+TILE = 2**22  # of more, so many at a time, which the passes over them then find in a cache
+HELD = 2**29  # of the probabilities of these, so many are held, and the others computed again
 
 
 def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
@@ -81,7 +83,7 @@ def attend(
     learned = position_bias is not None or (attention_mask is not None and attention_mask.requires_grad)
     if _in_fp32_on_cpu(query, key, value) and not learned and rows.come_first(place, shape[0]):
         salt = rows.salt(place, rows.next_use(place, shape))
-        found = _OnCpu.apply(dropout, scaling, rows, query, key, value, attention_mask, rows.keys, salt)
+        found = _OnCpu.apply(value, dropout, scaling, rows, query, key, attention_mask, rows.keys, salt)
         return found.transpose(1, 2), None
     # Passes over the scores are what this costs: they are scaled as the queries, and masked in place (1.03 to
     # 1.09 times as fast at 256 tokens).
@@ -124,75 +126,86 @@ def _in_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
 
 
 class _OnCpu(torch.autograd.Function):
-    """Attention in fp32: queries, keys and values (rows, heads, tokens, size), a mask, the keys of the rows
-    and the salt of the table that make the dropout's (`RowKeys`), to (rows, heads, queries, value size).
+    """Attention in fp32: values (rows, heads, keys, value size) and what `_Scores` is made of, to (rows,
+    heads, queries, value size).
 
     Where the scores of a layer are many, it takes a few rows at a time, and draws their dropout again in the
-    backward pass; where they are very many, it computes their probabilities again, too.
+    backward pass. The probabilities of the first rows are held, those of the others computed again: so more
+    rows, or longer ones, never need less memory, on which the preflight relies.
 
     The backward pass does without that of the softmax, and without the dropout's mask: what softmax takes off
     each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4)."""
 
     @staticmethod
-    def forward(ctx: Any, dropout: float, scaling: float, rows: RowKeys, *tensors: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, value: torch.Tensor, dropout: float, scaling: float, rows: RowKeys, query: torch.Tensor,
+        key: torch.Tensor, *others: Any,
+    ) -> torch.Tensor:  # fmt: skip
         # As products of many heads want them in memory: matmul would copy them for each.
-        query, key, value = (tensor.contiguous() for tensor in tensors[:3])
-        tensors = (query, key, value, *tensors[3:])
-        count, heads, queries, _ = query.shape
-        of_row = 4 * heads * queries * key.shape[2]  # bytes of scores
-        ctx.options, ctx.tiles = (dropout, scaling, rows), _tiles(count, of_row)
-        scores = _Scores(*ctx.options, *tensors)
+        value, query, key = value.contiguous(), query.contiguous(), key.contiguous()
+        scores = _Scores(dropout, scaling, rows, query, key, *others)
+        count, *of_row = scores.shape
+        size = 4 * math.prod(of_row)  # bytes of scores of a row
+        ctx.tiles, whole = _tiles(count, size), count * size <= WHOLE
+        most_held = 0 if whole or not any(ctx.needs_input_grad) else HELD // size
+        held, held_dropped = query.new_empty(min(count, most_held), *of_row), None
         # In memory as the layer goes on with it.
-        found = query.new_empty(count, queries, heads, value.shape[3]).transpose(1, 2)
-        whole, many = count * of_row <= WHOLE, count * of_row > HELD
-        held = None if whole or many else query.new_empty(count, heads, queries, key.shape[2])
+        found = query.new_empty(count, of_row[1], of_row[0], value.shape[3]).transpose(1, 2)
         for tile in ctx.tiles:
-            probabilities = scores.probabilities(tile, None if held is None else held[tile])
+            probabilities = scores.probabilities(tile, held[tile] if tile.stop <= len(held) else None)
             dropped = scores.dropped(tile, probabilities)
             found[tile] = _product(dropped, value[tile], 1 / (1 - dropout))
-        ctx.save_for_backward(*tensors, found, *((probabilities, dropped) if whole else (held, None)))
+        if whole:  # in one tile
+            held, held_dropped = probabilities, dropped
+        ctx.options = dropout, scaling, rows
+        ctx.save_for_backward(query, key, *others, value, found, held, held_dropped)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        *tensors, found, held, held_dropped = ctx.saved_tensors  # torch.utils.checkpoint gives them once
-        query, key, value, *_ = tensors
-        scores = _Scores(*ctx.options, *tensors)
-        scaling, kept = scores.scaling, 1 / (1 - scores.dropout)
+        # Asked for once: torch.utils.checkpoint gives them once.
+        *of_scores, value, found, held, held_dropped = ctx.saved_tensors
+        scores = _Scores(*ctx.options, *of_scores)
+        query, key, scaling, upscaling = scores.query, scores.key, scores.scaling, 1 / (1 - scores.dropout)
         by_query, by_key, by_value = (torch.empty_like(one) for one in (query, key, value))
-        taken_off = (gradient * found).sum(dim=-1, keepdim=True).neg_()
+        taken_off = (gradient * found).sum(dim=-1, keepdim=True)
         gradient = gradient.contiguous()
         for tile in ctx.tiles:
-            probabilities = scores.probabilities(tile) if held is None else held[tile]
+            probabilities = held[tile] if tile.stop <= len(held) else scores.probabilities(tile)
             dropped = scores.dropped(tile, probabilities) if held_dropped is None else held_dropped
-            _product(dropped.transpose(2, 3), gradient[tile], kept, by_value[tile])
-            by_scores = _product(gradient[tile], value[tile].transpose(2, 3), kept).mul_(dropped)
-            by_scores.addcmul_(probabilities, taken_off[tile])
+            _product(dropped.transpose(2, 3), gradient[tile], upscaling, by_value[tile])
+            by_scores = _product(gradient[tile], value[tile].transpose(2, 3), upscaling).mul_(dropped)
+            by_scores.addcmul_(probabilities, taken_off[tile], value=-1)
             _product(by_scores, key[tile], scaling, by_query[tile])
             _product(by_scores.transpose(2, 3), query[tile], scaling, by_key[tile])
-        return None, None, None, by_query, by_key, by_value, None, None, None
+        return by_value, None, None, None, by_query, by_key, None, None, None
 
 
-def _tiles(rows: int, of_row: int) -> list[slice]:
+def _tiles(rows: int, size: int) -> list[slice]:
     """Rows that are attended to at once, of so many bytes of scores each: all, where those are few."""
-    size = rows if rows * of_row <= WHOLE else max(1, TILE // of_row)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+    step = rows if rows * size <= WHOLE else max(1, TILE // size)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @dataclass
 class _Scores:
-    """What becomes of the scores of a tile of rows, (tile, heads, queries, keys)."""
+    """Scores of queries and keys (rows, heads, tokens, size), and what is made of those of a tile of rows:
+    with a mask, and with the dropout that the keys of the rows and the salt of its table make (`RowKeys`)."""
 
     dropout: float
     scaling: float
     rows: RowKeys
     query: torch.Tensor
     key: torch.Tensor
-    value: torch.Tensor
     mask: torch.Tensor | None
     row_keys: torch.Tensor
     salt: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, heads, queries, keys)."""
+        return (*self.query.shape[:3], self.key.shape[2])
 
     def probabilities(self, tile: slice, to: torch.Tensor | None = None) -> torch.Tensor:
         """The softmax of the scores, written to `to`."""
@@ -205,10 +218,10 @@ class _Scores:
     @cached_property
     def _table(self) -> torch.Tensor:
         """The dropout's (heads, queries, keys), as large as the scores of a row."""
-        return self.rows.table(self.salt, (*self.query.shape[1:3], self.key.shape[2]))
+        return self.rows.table(self.salt, self.shape[1:])
 
     def dropped(self, tile: slice, probabilities: torch.Tensor) -> torch.Tensor:
-        """The same with zeros where the dropout has drawn."""
+        """The probabilities of a tile, with zeros where the dropout has drawn."""
         # One or nought times the bits of a float. A mask of bytes, which torch must first make floats of,
         # takes 1.5 times as long.
         kept = (self.row_keys[tile].view(-1, 1, 1, 1) * self._table).ge_(threshold_of(self.dropout))
@@ -219,8 +232,9 @@ def _product(
     left: torch.Tensor, right: torch.Tensor, factor: float, to: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`factor` times the matrix product of each head of each row, (rows, heads, m, k) by (rows, heads, k, n),
-    written to `to`. The factor costs nothing there; by itself it would be a pass over memory."""
+    written to `to`, which is contiguous. The factor costs nothing there; by itself it would be a pass over
+    memory."""
     if to is None:
         to = left.new_empty(*left.shape[:3], right.shape[3])
-    to.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
+    to.view(-1, *to.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
     return to

@@ -126,9 +126,9 @@ WITH_ITS_OWN_BACKWARD = [kind for kind in KEYED if kind not in ("mpnet", "debert
 
 @pytest.mark.parametrize("kind", WITH_ITS_OWN_BACKWARD)
 def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, monkeypatch):
-    """Its backward pass is one of its own. Of few scores, what was made of them is held for it; of many, here
-    for five rows at a time, of 24, the probabilities; of very many, nothing. Other kinds have an attention of
-    their own, or learn a bias of it."""
+    """Its backward pass is one of its own. Of few scores, all that was made of them is held for it; of many,
+    here for five rows at a time, of 24, the probabilities, of all rows, ten, or none. Other kinds have an
+    attention of their own, or learn a bias of it."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
     rows, done, tiles = np.arange(24), [], attention._tiles
@@ -141,8 +141,9 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
     assert len(done) >= 2 and len(done[0]) == 1
     assert apart(by_autograd, whole) < 2e-6
     monkeypatch.setattr(attention, "WHOLE", 0)
-    monkeypatch.setattr(attention, "TILE", 5 * 2 * 17 * 17 * 4)
-    for most_held in (attention.HELD, 0):
+    of_row = 2 * 17 * 17 * 4
+    monkeypatch.setattr(attention, "TILE", 5 * of_row)
+    for most_held in (24 * of_row, 10 * of_row, 0):
         monkeypatch.setattr(attention, "HELD", most_held)
         done.clear()
         tiled = gradient(model, keys, [rows])
@@ -151,31 +152,72 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
         assert apart(tiled, gradient(model, keys, np.array_split(rows, 6))) < 5e-6
 
 
-def test_of_many_scores_the_probabilities_are_held_and_of_one_very_long_text_nothing_of_their_size(
-    monkeypatch,
-):
+def scores_held(monkeypatch, rows, **patched):
+    """The gradient of rows of 17 tokens, and how many numbers are held that were made of a layer's scores."""
+    for name, value in patched.items():
+        monkeypatch.setattr(attention, name, value)
     model = build("bert", SIZES)
     keys, _ = key_dropout(model, "row_keyed", 42)
-    sizes = []
+    held = []
 
-    def held(**patched):
-        for name, value in patched.items():
-            monkeypatch.setattr(attention, name, value)
-        tokens = int(texts(model)[1][3].sum())
-        of_scores = 2 * tokens * tokens  # heads, queries and keys of one row
-        sizes.clear()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            found = gradient(model, keys, [[3]])
-        return found, sizes.count(of_scores)
+    def note(tensor):
+        if tensor.dim() == 4 and tensor.shape[2:] == (17, 17) and tensor.shape[1] == 2:  # heads
+            held.append(tensor.numel())
+        return tensor
 
-    few, of_scores = held()
-    assert of_scores == 2 * 2  # in each layer: probabilities, and the same after the dropout
-    many, of_scores = held(WHOLE=0)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        found = gradient(model, keys, [np.arange(rows)])
+    return found, sum(held) / 2  # layers
+
+
+def test_of_many_scores_only_the_probabilities_are_held_and_no_more_than_a_bound_of_them(monkeypatch):
+    of_row = 2 * 17 * 17
+    few, held = scores_held(monkeypatch, 24)
+    assert held == 2 * 24 * of_row  # the probabilities, and the same after the dropout
+    many, held = scores_held(monkeypatch, 24, WHOLE=0)
+    assert held == 24 * of_row
     assert apart(few, many) < 2e-6
-    assert of_scores == 2
-    again, of_scores = held(HELD=0)
-    assert apart(few, again) < 2e-6
-    assert of_scores == 0
+    bounded, held = scores_held(monkeypatch, 24, HELD=10 * of_row * 4)
+    assert held == 10 * of_row
+    assert apart(few, bounded) < 2e-6
+    nothing, held = scores_held(monkeypatch, 24, HELD=of_row * 4 - 1)  # as with one very long text
+    assert held == 0
+    assert apart(few, nothing) < 2e-6
+
+
+def test_more_rows_never_hold_less(monkeypatch):
+    """The preflight tries the largest updates, and halves of a batch are the remedy for too little memory."""
+    bounds = {"WHOLE": 0, "HELD": 10 * 2 * 17 * 17 * 4}
+    held = [scores_held(monkeypatch, rows, **bounds)[1] for rows in (4, 9, 10, 11, 12, 24)]
+    assert held == sorted(held) and held[0] < held[-1]
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "of all rows", "of each row", "a bias"])
+@pytest.mark.parametrize("bounds", [{}, {"WHOLE": 0, "TILE": 1}, {"WHOLE": 0, "TILE": 1, "HELD": 0}])
+def test_attention_on_a_cpu_takes_the_masks_and_the_scaling_of_any_model(mask, bounds, monkeypatch):
+    """Five queries look at seven keys: nothing takes the one for the other."""
+    torch.manual_seed(0)
+    sides = [torch.randn(3, 2, size, 16, requires_grad=True) for size in (5, 7, 7)]
+    module, keys = nn.Module(), RowKeys(42)
+    module.row_keys, module.dropout_place, module.is_causal = keys, keys.place(-1), mask == "causal"
+    module.longest = None
+    seen = {
+        "of all rows": torch.rand(1, 1, 5, 7) > 0.3,
+        "of each row": (torch.arange(7) < torch.tensor([[7], [3], [5]])).view(3, 1, 1, 7),
+        "a bias": torch.randn(3, 1, 5, 7),
+    }.get(mask)
+
+    def attended():
+        keys.set(0, torch.arange(3))
+        found, _ = attention.attend(module, *sides, seen, dropout=0.1, scaling=0.5)
+        return found, *torch.autograd.grad(found.square().sum(), sides)
+
+    for name, value in bounds.items():
+        monkeypatch.setattr(attention, name, value)
+    own = attended()
+    monkeypatch.setattr(attention, "_in_fp32_on_cpu", lambda *tensors: False)
+    for one, other in zip(own, attended(), strict=True):
+        assert one.shape == other.shape and apart(other, one) < 1e-6
 
 
 def test_values_may_have_another_size_than_queries_and_keys(monkeypatch):
