@@ -1,0 +1,41 @@
+"""train.py on a `Run` that counts what is alive at two updates: `weighed.py EARLY LATE WORDS ...` also writes
+OUTPUT_DIR.json, the number of tensors and of all objects at each."""
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+
+AT = [int(word) for word in sys.argv[1:3]]
+
+
+def weighed_run(config: Config) -> int:
+    """The run."""
+    import torch
+
+    from ft.run import Run
+
+    alive = []
+
+    class Weighed(Run):
+        def count(self, *args):
+            super().count(*args)
+            if self.progress.step in AT:
+                gc.collect()
+                objects = gc.get_objects()
+                alive.append([sum(type(one) is torch.Tensor for one in objects), len(objects)])
+
+    code = train.train(config, Weighed)
+    Path(f"{config.output_dir}.json").write_text(json.dumps(alive))
+    return code
+
+
+if __name__ == "__main__":
+    run_script(weighed_run, parse(Config, sys.argv[3:]))
