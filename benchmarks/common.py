@@ -131,6 +131,8 @@ def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Pat
     for name in names:
         if (folder / name).exists():
             return (folder / name).resolve()
+    if not folder.is_dir():
+        sys.exit(f"error: there is no folder {folder}")
     sys.exit(f"error: {folder} holds no {' or '.join(names)}")
 
 
@@ -139,11 +141,12 @@ def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
     classes here."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    try:
-        texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
-        return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
-    except KeyError as error:
-        sys.exit(f"error: {path} has no column {error}; see benchmarks/README.md for the columns")
+    columns = set(rows[0]) if rows else set()
+    if not (columns & {"label", "score"} and ("text" in columns or columns >= set(PAIR))):
+        found = f"the columns {', '.join(map(str, rows[0]))}" if rows else "no rows"
+        sys.exit(f"error: {path}: found {found}, expected text or {' and '.join(PAIR)}, and label or score")
+    texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
+    return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
 
 
 def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
@@ -483,7 +486,9 @@ def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm:
         f"commit {known['commit']}; {known['date']}.",
         f"Fastest {getattr(options, 'precision', 'fp32')} matrix product, measured between the rounds: "
         f"{median(gemm):,.0f} GFLOP/s ({spread(gemm, 0)}).",
-        "Options: " + ", ".join(f"{key} {_short(value)}" for key, value in asked.items()) + ".",
+        "Options: "
+        + ", ".join(f"{key} {_short(value)}" for key, value in asked.items() if value not in (None, []))
+        + ".",
     ]
     RESULTS.mkdir(exist_ok=True)
     whole = f"# {options.command}\n\n{text}\n\n" + "\n\n".join(about) + "\n"

@@ -79,6 +79,19 @@ def test_scores_become_classes_of_pairs(tmp_path):
     assert column_flags(path) == {"text_column_names": "sentence1,sentence2"}
 
 
+@pytest.mark.parametrize(
+    "content, found",
+    [("", "no rows"), ("text,label\n", "no rows"), ("review,stars\na,5\n", "the columns review, stars")],
+)
+def test_a_file_without_rows_or_columns_is_said(content, found, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text(content)
+    with pytest.raises(
+        SystemExit, match=f"found {found}, expected text or sentence1 and sentence2, and label"
+    ):
+        read_csv(path)
+
+
 def test_a_flag_that_the_command_sets_is_refused():
     assert command_line({"seed": 3}, ["--freeze", "all"]) == ["--seed", 3, "--freeze", "all"]
     assert command_line({"seed": 3}, ["--seed", "4"], free=["seed"]) == ["--seed", 3, "--seed", "4"]
