@@ -9,12 +9,13 @@ from benchmarks.common import (
     gemm_peak,
     median,
     median_and_spread,
+    rates,
     save,
     say,
     spread,
     table,
 )
-from benchmarks.throughput import ARMS, GLOBAL_BATCH, SAME_ROWS, one_round
+from benchmarks.throughput import ARMS, one_round, speeds
 
 QUICK = {"updates": 8, "rounds": 1}
 
@@ -31,25 +32,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Every arm, round after round."""
-    measured: dict[str, list[float]] = {arm: [] for arm in options.arms}
+    measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
         for arm, found in one_round(options, number):
-            measured[arm].append(found["peak_bytes"] / 1e6)
-            say(f"round {number + 1}, {arm}: {measured[arm][-1]:,.0f} MB")
+            measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
+            say(f"round {number + 1}, {arm}: {found['peak_bytes'] / 1e6:,.0f} MB")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured), measured, gemm)
+        save(options, _text(options, measured, gemm), measured, gemm)
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]) -> str:
+    weighed = {arm: [one["peak_bytes"] / 1e6 for one in runs] for arm, runs in measured.items()}
     rows = []
-    for arm, peaks in measured.items():
-        ratios = [ours / theirs for ours, theirs in zip(measured.get("ours", []), peaks, strict=False)]
+    for arm, peaks in weighed.items():
+        ratios = [ours / theirs for ours, theirs in zip(weighed.get("ours", []), peaks, strict=False)]
         ratio = median_and_spread(ratios, 2) if arm != "ours" else ""
         rows.append([ARMS[arm], f"{median(peaks):,.0f}", spread(peaks, 0), ratio])
     return (
         f"{table(['', 'MB, median', 'min to max', 'ours / this one'], rows)}\n\n"
         "The most memory that the process held at any time (ru_maxrss; of several, the one that held most), "
-        f"libraries and encoding included; {options.updates} updates of {GLOBAL_BATCH} rows, rounds done: "
-        f"{len(next(reversed(measured.values())))}. {SAME_ROWS}"
+        "libraries and encoding included. The same runs by their speed:\n\n"
+        f"{speeds(options, measured, gemm)}"
     )

@@ -137,7 +137,8 @@ def _text(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
             )
         parts.append(table(header, rows))
     about = (
-        f"Batch {GLOBAL_BATCH}, linear schedule, the model of the last update; ± is the standard deviation "
-        "over the seeds, and minus plain the mean difference to the plain run of the same seed."
+        f"Batch {GLOBAL_BATCH}, a linear schedule if no option names another, the model of the last update; "
+        "± is the standard deviation over the seeds, and minus plain the mean difference to the plain run of "
+        "the same seed."
     )
     return "\n\n".join([*parts, about])

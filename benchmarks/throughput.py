@@ -47,7 +47,7 @@ ARMS = {
 SAME_ROWS = (
     "In a round, all arms train one epoch of the same rows, drawn anew for each; the Trainer groups them "
     "as it would in an epoch of all rows. The first round begins "
-    "with the first arm, the next with the second: none has the same place in all of them."
+    "with the first arm, the next with the second, and so on."
 )
 QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured, gemm), measured, gemm)
+        save(options, speeds(options, measured, gemm), measured, gemm)
 
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,10 +132,13 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
     return {"steps": steps, "peak_bytes": found["peak_bytes"]}
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]) -> str:
+def speeds(
+    options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]
+) -> str:
+    """The table of what every arm did, and what its columns are."""
     rows = []
     for arm, runs in measured.items():
-        speeds = [one["tokens_per_second"] for one in runs]
+        real = [one["tokens_per_second"] for one in runs]
         ratios = [
             ours["tokens_per_second"] / theirs["tokens_per_second"]
             for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
@@ -147,8 +150,8 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
         rows.append(
             [
                 ARMS[arm],
-                f"{median(speeds):,.0f}",
-                spread(speeds, 0),
+                f"{median(real):,.0f}",
+                spread(real, 0),
                 f"{median([one['examples_per_second'] for one in runs]):.1f}",
                 f"{median([one['padding'] for one in runs]):.1%}",
                 median_and_spread(percent, 0),
