@@ -89,6 +89,6 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds, faster, memory])
     return (
         f"{table(header, rows)}\n\n"
-        f"Batch {GLOBAL_BATCH}; ± is the standard deviation over the seeds. Unless the options say otherwise, "
+        f"Batch {GLOBAL_BATCH}; ± is the standard deviation over the seeds. Unless an option says otherwise, "
         "the schedule is linear, both train on all training rows, and the model of the last update is scored."
     )
