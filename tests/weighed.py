@@ -28,6 +28,7 @@ def weighed_run(config: Config) -> int:
         def count(self, *args):
             super().count(*args)
             if self.progress.step in AT:
+                self.saver.wait()  # holds a copy of what it writes
                 gc.collect()
                 objects = gc.get_objects()
                 alive.append([sum(type(one) is torch.Tensor for one in objects), len(objects)])
