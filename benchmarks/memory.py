@@ -6,16 +6,12 @@ from benchmarks.common import (
     WARM_UP,
     add_data_options,
     at_least,
-    gemm_peak,
     median,
     median_and_spread,
-    rates,
-    save,
-    say,
     spread,
     table,
 )
-from benchmarks.throughput import ARMS, one_round, speeds
+from benchmarks.throughput import ARMS, measure, speeds
 
 QUICK = {"updates": 8, "rounds": 1}
 
@@ -32,14 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Every arm, round after round."""
-    measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
-    gemm = [gemm_peak()]
-    for number in range(options.rounds):
-        for arm, found in one_round(options, number):
-            measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
-            say(f"round {number + 1}, {arm}: {found['peak_bytes'] / 1e6:,.0f} MB")
-        gemm.append(gemm_peak())
-        save(options, _text(options, measured, gemm), measured, gemm)
+    measure(options, _text)
 
 
 def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]) -> str:

