@@ -1,6 +1,7 @@
 """Test accuracy and seconds of training of train.py and of transformers.Trainer."""
 
 import argparse
+from itertools import islice, pairwise
 from typing import Any
 
 from benchmarks.common import (
@@ -8,13 +9,19 @@ from benchmarks.common import (
     class_file,
     column_flags,
     gemm_peak,
+    in_turn,
     mean_and_deviation,
+    median,
     median_and_spread,
+    model_flops,
     model_folder,
     peer,
+    planned_lengths,
+    round_peaks,
     save,
     say,
     table,
+    text_lengths,
     train_py,
 )
 
@@ -22,6 +29,7 @@ GLOBAL_BATCH = 32
 # What train.py may have of its own, behind --: it is the seconds to an accuracy that are compared.
 RECIPE = ("num_train_epochs", "learning_rate", "warmup_ratio", "weight_decay")
 ARMS = {"ours": "train.py", "trainer": "Trainer, grouped by length, fused AdamW"}
+KEPT = ("accuracy", "seconds", "tokens", "squares", "positions", "peak_bytes")
 QUICK = {"epochs": 0.1, "seeds": [42]}
 
 
@@ -45,8 +53,9 @@ def run(options: argparse.Namespace) -> None:
     }
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
-    for seed in options.seeds:
-        for arm in options.arms:
+    lengths = text_lengths(options.model, train, options.max_length)
+    for number, seed in enumerate(options.seeds):
+        for arm in in_turn(options.arms, number):
             if arm == "ours":
                 flags = {
                     "model_name_or_path": options.model, "train_file": train, "test_file": test,
@@ -56,25 +65,45 @@ def run(options: argparse.Namespace) -> None:
                 }  # fmt: skip
                 found = train_py(flags, options.extra, free=RECIPE)
                 found |= {"accuracy": found["test/accuracy"], "seconds": found["perf/train_seconds"]}
+                found |= _counts(found["rows"], lengths, seed)
             else:
                 found = peer(
                     "trainer_accuracy", model=model_folder(options.model), train=train, test=test,
                     batch=GLOBAL_BATCH, epochs=options.epochs, seed=seed, **shared,
                 )  # fmt: skip
-            kept = {name: found[name] for name in ("accuracy", "seconds", "peak_bytes")}
+            kept = {name: found[name] for name in KEPT}
             measured[arm].append({"seed": seed} | kept)
             say(f"{arm}: {measured[arm][-1]}")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured), measured, gemm)
+        save(options, _text(options, measured, gemm), measured, gemm)
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]) -> str:
+def _counts(
+    logged: list[dict[str, Any]], lengths: list[int], seed: int, batch: int = GLOBAL_BATCH
+) -> dict[str, int]:
+    """Real tokens, the sum of the squared lengths, and positions of a run, by its logs and its plan."""
+    logs = [log for log in logged if "data/tokens" in log]
+    of_log = [after - before for before, after in pairwise([0, *(log["data/tokens"] for log in logs)])]
+    positions = sum(
+        tokens / (1 - log["perf/padding_share"]) for tokens, log in zip(of_log, logs, strict=True)
+    )
+    updates = list(islice(planned_lengths(lengths, batch, seed), logs[-1]["step"]))
+    if sum(of_log) != (planned := sum(int(update.sum()) for update in updates)):
+        raise SystemExit(f"error: {sum(of_log)} tokens logged, {planned} planned")
+    squares = sum(int((update**2).sum()) for update in updates)
+    return {"tokens": planned, "squares": squares, "positions": round(positions)}
+
+
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]], gemm: list[float]) -> str:
     header = [
         "",
         "test accuracy, mean",
         *[f"seed {seed}" for seed in options.seeds],
         "seconds of training, mean",
         "Trainer's seconds / this one's",
+        "real tokens/s, median",
+        "padding",
+        "% of the GEMM peak",
         "peak memory, MB",
     ]
     theirs = [one["seconds"] for one in measured.get("trainer", [])]
@@ -86,9 +115,18 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         ratios = [other / one["seconds"] for other, one in zip(theirs, runs, strict=False)]
         faster = median_and_spread(ratios, 2) if arm != "trainer" else ""
         memory = median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0)
-        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells, seconds, faster, memory])
+        speed = f"{median([one['tokens'] / one['seconds'] for one in runs]):,.0f}"
+        padding = f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}"
+        percent = [
+            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
+            for one, peak in zip(runs, round_peaks(gemm), strict=True)
+        ]
+        cells += [seconds, faster, speed, padding, median_and_spread(percent, 0), memory]
+        rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells])
     return (
         f"{table(header, rows)}\n\n"
         f"Batch {GLOBAL_BATCH}; ± is the standard deviation over the seeds. Unless an option says otherwise, "
-        "the schedule is linear, both train on all training rows, and the model of the last update is scored."
+        "the schedule is linear, both train on all training rows, and the model of the last update is "
+        "scored. The arms take turns in being first. Speeds are of all updates; for the share of the GEMM "
+        "peak, see `model_flops` in common.py."
     )

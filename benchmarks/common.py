@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -211,6 +211,19 @@ def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[
     longest = max_length or tokenizer.model_max_length
     encoded = tokenizer(read_csv(path)[0], truncation=True, max_length=longest)
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def planned_lengths(lengths: Sequence[int], batch: int, seed: int) -> Iterator[Any]:
+    """The lengths of the rows of every update that train.py makes, one epoch after another, from those of all
+    rows: they have the tokens that it logs, and their squares, which it does not."""
+    import numpy as np
+
+    from ft.data.plan import plan
+
+    known = np.array(lengths, dtype=np.int64)
+    for epoch in count():
+        of_epoch = plan(known, batch, seed, epoch)
+        yield from (known[of_epoch.rows(update)] for update in range(len(of_epoch)))
 
 
 # --- fresh processes

@@ -15,6 +15,7 @@ from benchmarks.common import (
     class_file,
     column_flags,
     gemm_peak,
+    in_turn,
     launch_and_weigh,
     median,
     median_and_spread,
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> None:
         places = [row % len(texts) for row in range(options.rows)]
         write_csv(path, [texts[place] for place in places], [labels[place] for place in places])
         for number in range(options.rounds):
-            for arm in ("ours", "cached", "library"):
+            first, second = in_turn(["ours cached", "library"], number)  # from the cache of the one before it
+            for arm in f"{first} {second}".split():
                 words = {
                     "model": model_folder(options.model), "path": str(path), "max_length": options.max_length,
                     "cache": str(Path(folder) / f"cache-{number}"),

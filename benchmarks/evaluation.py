@@ -14,6 +14,7 @@ from benchmarks.common import (
     class_file,
     column_flags,
     gemm_peak,
+    in_turn,
     launch,
     median,
     median_and_spread,
@@ -48,13 +49,13 @@ def run(options: argparse.Namespace) -> None:
     for number in range(options.rounds):
         shared: dict[str, Any] = {"max_length": options.max_length, "repeats": options.repeats}
         shared |= {"model": model_folder(options.model), "rows": str(rows)}
-        for arm, speeds in measured.items():
+        for arm in in_turn(list(ARMS), number):
             if arm == "ours":
                 found = json.loads(launch("-m", "benchmarks.evaluation", json.dumps(shared)).splitlines()[-1])
             else:
                 found = peer("trainer_evaluation", **shared)
-            speeds.append(median(found["rows_per_second"][1:]))
-            say(f"round {number + 1}, {arm}: {speeds[-1]:,.1f} rows/s")
+            measured[arm].append(median(found["rows_per_second"][1:]))
+            say(f"round {number + 1}, {arm}: {measured[arm][-1]:,.1f} rows/s")
         gemm.append(gemm_peak())
         save(options, _text(options, measured), measured, gemm)
 

@@ -165,7 +165,7 @@ def trainer_accuracy(
     model: str, train: str, test: str, max_length: int, batch: int, epochs: float, seed: int,
     learning_rate: float, warmup_ratio: float, weight_decay: float,
 ) -> dict[str, float]:  # fmt: skip
-    """Test accuracy of the Trainer's last model, and the seconds of training."""
+    """Test accuracy of the Trainer's last model, the seconds of training, and the sums of `batch_counts`."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
     train_rows = load_rows(train, tokenizer, names, max_length)
@@ -173,6 +173,7 @@ def trainer_accuracy(
     torch.manual_seed(seed)
     updates = -(-len(train_rows) // batch) * epochs
     watch = Stopwatch()
+    counts: list[Step] = []
     run = Trainer(
         load_model(model, len(names)),
         trainer_arguments(
@@ -181,14 +182,16 @@ def trainer_accuracy(
             weight_decay=weight_decay, output_dir="output", **TUNED,
         ),
         train_dataset=train_rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
         processing_class=tokenizer,
         callbacks=[watch],
     )  # fmt: skip
     run.train()
+    trained = counts[: len(watch.times) - 1]  # without what was fetched ahead, and the test rows below
     prediction = run.predict(test_rows)
     right = (prediction.predictions.argmax(-1) == prediction.label_ids).mean()
-    return {"accuracy": float(right), "seconds": watch.times[-1] - watch.times[0]}
+    sums = {key: sum(count[key] for count in trained) for key in trained[0]}
+    return {"accuracy": float(right), "seconds": watch.times[-1] - watch.times[0], **sums}
 
 
 def trainer_evaluation(model: str, rows: str, max_length: int, repeats: int) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ from benchmarks.common import (
     at_least,
     command_line,
     gemm_peak,
+    in_turn,
     launch,
     median,
     median_and_spread,
@@ -67,8 +68,9 @@ def run(options: argparse.Namespace) -> None:
             "first update": (lambda: _ours(options.extra), lambda: _bare(shape)),
             "help": (lambda: _whole("train.py", "--help"), lambda: _whole("-c", "import yaml")),
         }.items():
-            for name, arm in zip(PAIRS[pair], arms, strict=True):
-                seconds = arm()
+            measure = dict(zip(PAIRS[pair], arms, strict=True))
+            for name in in_turn(PAIRS[pair], number):
+                seconds = measure[name]()
                 if number:  # the first round fills the caches of the system
                     measured[pair][name].append(seconds)
                 say(f"round {number}, {name}: {seconds:.2f} s")

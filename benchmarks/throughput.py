@@ -23,6 +23,7 @@ from benchmarks.common import (
     model_folder,
     own_cache,
     peer,
+    planned_lengths,
     rates,
     read_csv,
     round_peaks,
@@ -113,10 +114,6 @@ def _measure(
 
 
 def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -> dict[str, Any]:
-    import numpy as np
-
-    from ft.data.plan import plan
-
     flags = {
         "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
@@ -127,13 +124,14 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
     found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
     # The plan of the same updates, for the squares. It must have the tokens that train.py has counted.
-    known = np.array(text_lengths(options.model, train, options.max_length))
-    planned = plan(known, GLOBAL_BATCH, seed, epoch=0)
-    for update, step in enumerate(steps):
-        rows = known[planned.rows(update)]
-        if step["tokens"] != rows.sum():
-            raise SystemExit(f"error: update {update}: {step['tokens']} tokens logged, {rows.sum()} planned")
-        step["squares"] = int((rows.astype(np.int64) ** 2).sum())
+    known = text_lengths(options.model, train, options.max_length)
+    planned = planned_lengths(known, GLOBAL_BATCH, seed)
+    for update, (step, lengths) in enumerate(zip(steps, planned, strict=False)):
+        if step["tokens"] != lengths.sum():
+            raise SystemExit(
+                f"error: update {update}: {step['tokens']} tokens logged, {lengths.sum()} planned"
+            )
+        step["squares"] = int((lengths**2).sum())
     return {"steps": steps, "peak_bytes": found["peak_bytes"]}
 
 

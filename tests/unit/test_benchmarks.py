@@ -1,11 +1,12 @@
 """The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
 
 import sys
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import common, throughput
+from benchmarks import accuracy, common, throughput
 from benchmarks.__main__ import parse
 from benchmarks.common import (
     WARM_UP,
@@ -151,6 +152,28 @@ def test_steps_and_rates_of_a_log():
     assert (found["seconds"], found["tokens"], found["positions"]) == (4, 1500, 2500)
     assert (found["tokens_per_second"], found["examples_per_second"]) == (375, 16)
     assert found["padding"] == pytest.approx(0.4)
+
+
+def test_tokens_of_a_run_are_those_of_its_plan():
+    """Seven rows in updates of four: 4 + 3, and 4 of the second epoch, logged after two updates and at the
+    end."""
+    lengths = [3, 1, 4, 1, 5, 9, 2]
+    whole = list(islice(common.planned_lengths(lengths, 4, seed=1), 4))
+    assert [len(update) for update in whole] == [4, 3, 4, 3]
+    assert sorted([*whole[0], *whole[1]]) == sorted([*whole[2], *whole[3]]) == sorted(lengths)
+
+    third = int(whole[2].sum())
+    first_log = {"step": 2, "data/tokens": 25, "perf/padding_share": 0.5}
+    logs = [first_log, {"step": 2, "eval/loss": 1.0}]
+    logs += [{"step": 3, "data/tokens": 25 + third, "perf/padding_share": 0.0}]
+    assert accuracy._counts(logs, lengths, seed=1, batch=4) == {
+        "tokens": 25 + third,
+        "squares": 9 + 1 + 16 + 1 + 25 + 81 + 4 + int((whole[2] ** 2).sum()),
+        "positions": 50 + third,
+    }
+    logs[-1]["data/tokens"] += 1
+    with pytest.raises(SystemExit, match=f"{26 + third} tokens logged, {25 + third} planned"):
+        accuracy._counts(logs, lengths, seed=1, batch=4)
 
 
 def test_what_the_collator_counts(tokenizer):
