@@ -41,13 +41,14 @@ LAUNCHES = {
 }
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
 VARIABLES = {"PYTHONPATH": str(ROOT)}
-QUICK = {"updates": 8}
+QUICK = {"updates": 8, "max_length": 32}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=22)
+    parser.add_argument("--max_length", type=int, default=128, help="longest text in tokens")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=42)
 
@@ -101,8 +102,8 @@ def _peer(
     micro: int, accumulation: int, resumed: bool,
 ) -> list[dict[str, float]]:  # fmt: skip
     words = {
-        "model": model_folder(options.model), "train": str(train), "micro": micro,
-        "accumulation": accumulation, "updates": options.updates, "seed": options.seed,
+        "model": model_folder(options.model), "train": str(train), "max_length": options.max_length,
+        "micro": micro, "accumulation": accumulation, "updates": options.updates, "seed": options.seed,
         "learning_rate": options.learning_rate, "dropout": dropout, "out": str(place), "resume": False,
         "stop_at": options.updates // 2 if resumed else None,
     }  # fmt: skip
@@ -136,10 +137,10 @@ def _ours(
 
 def _command(options: argparse.Namespace, train: Path, place: Path, micro: int, dropout: bool) -> list[Any]:
     flags = {
-        "model_name_or_path": options.model, "train_file": train, "output_dir": place, "max_length": 128,
-        "global_batch_size": BATCH, "per_device_train_batch_size": micro, "max_train_steps": options.updates,
-        "learning_rate": options.learning_rate, "seed": options.seed, "logging_steps": 1,
-        "eval_strategy": "no", "resume_from_checkpoint": "latest",
+        "model_name_or_path": options.model, "train_file": train, "output_dir": place,
+        "max_length": options.max_length, "global_batch_size": BATCH, "per_device_train_batch_size": micro,
+        "max_train_steps": options.updates, "learning_rate": options.learning_rate, "seed": options.seed,
+        "logging_steps": 1, "eval_strategy": "no", "resume_from_checkpoint": "latest",
         **({} if dropout else {"config_overrides": NO_DROPOUT}), **column_flags(train),
     }  # fmt: skip
     return ["train.py", *command_line(flags, options.extra)]

@@ -29,11 +29,11 @@ from benchmarks.peers import load_rows
 Step = dict[str, float]
 
 
-def prepare(model: str, train: str, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
+def prepare(model: str, train: str, max_length: int, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
     """Network, tokenizer and encoded rows, after the seed was set."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     names: list[str] = []
-    rows = load_rows(train, tokenizer, names, 128)
+    rows = load_rows(train, tokenizer, names, max_length)
     config = AutoConfig.from_pretrained(model, num_labels=len(names))
     if not dropout:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
@@ -60,11 +60,11 @@ class StopAt(TrainerCallback):
 
 
 def trainer(
-    model: str, train: str, micro: int, accumulation: int, updates: int, seed: int, learning_rate: float,
-    dropout: bool, out: str, stop_at: int | None, resume: bool,
+    model: str, train: str, max_length: int, micro: int, accumulation: int, updates: int, seed: int,
+    learning_rate: float, dropout: bool, out: str, stop_at: int | None, resume: bool,
 ) -> list[Step]:  # fmt: skip
     """transformers.Trainer on its defaults."""
-    network, tokenizer, rows = prepare(model, train, dropout, seed)
+    network, tokenizer, rows = prepare(model, train, max_length, dropout, seed)
     run = Trainer(
         network,
         TrainingArguments(
@@ -85,12 +85,12 @@ def trainer(
 
 
 def plain(
-    model: str, train: str, micro: int, accumulation: int, updates: int, seed: int, learning_rate: float,
-    dropout: bool, out: str, stop_at: int | None, resume: bool,
+    model: str, train: str, max_length: int, micro: int, accumulation: int, updates: int, seed: int,
+    learning_rate: float, dropout: bool, out: str, stop_at: int | None, resume: bool,
 ) -> list[Step]:  # fmt: skip
     """The loop of Accelerate's examples, with accumulate(), clipping, and save_state."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    network, tokenizer, rows = prepare(model, train, dropout, seed)
+    network, tokenizer, rows = prepare(model, train, max_length, dropout, seed)
     loader = DataLoader(rows, shuffle=True, batch_size=micro, collate_fn=DataCollatorWithPadding(tokenizer))
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     # The prepared scheduler steps once for each process; the examples count its steps before preparing.
