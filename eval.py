@@ -4,6 +4,8 @@
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
 results.json, report.html and the predictions to output_dir; where no row has a label, predictions alone."""
 
+from pathlib import Path
+
 from ft.cli import parse
 from ft.config import EvalConfig
 from ft.errors import EXIT_DONE, printable
@@ -25,8 +27,9 @@ def score(config: EvalConfig) -> int:
     from ft.data.slices import check_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
+    from ft.hosts import HostGroup
     from ft.model import build_model
-    from ft.output import write_whole
+    from ft.output import check_place, write_whole
     from ft.page import write_page
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
@@ -44,6 +47,7 @@ def score(config: EvalConfig) -> int:
 
     mark = config.mark()  # before anything is settled in it
     accelerator = build_accelerator(config)
+    HostGroup(accelerator).from_main(lambda: check_place(Path(config.output_dir)))
     task = build_task(config)
     model_config, tokenizer = load_model_config(config), load_tokenizer(config)
     task.load_from_model(model_config)
@@ -75,6 +79,7 @@ def score(config: EvalConfig) -> int:
         folder = evaluation_folder(config.output_dir, split)
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
+        results["sources"] = data.sources
         found = assess(config, task, data, split, result)
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}

@@ -30,7 +30,7 @@ GLOBAL_BATCH = 32
 RECIPE = ("num_train_epochs", "learning_rate", "warmup_ratio", "weight_decay")
 ARMS = {"ours": "train.py", "trainer": "Trainer, grouped by length, fused AdamW"}
 KEPT = ("accuracy", "seconds", "tokens", "squares", "positions", "peak_bytes")
-QUICK = {"epochs": 0.1, "seeds": [42]}
+QUICK = {"epochs": 0.5, "seeds": [42]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

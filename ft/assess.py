@@ -71,11 +71,14 @@ def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores:
 
     rows = data.splits[split]
     assert rows.labels is not None
-    found, quality = suspects(task.judge(scores, rows.labels))
+    suspected = suspects(task.judge(scores, rows.labels))
+    found, quality = suspected or (np.zeros(0, int), np.zeros(0))
     lines = prediction_lines(rows, data.columns, task, scores, found)
     text = "".join(
         to_json({**line, "label_quality": round(float(quality[place]), 6)}, ensure_ascii=False) + "\n"
         for line, place in zip(lines, found, strict=True)
     )
     write_whole(folder / "label_errors.jsonl", text)
+    if suspected is None:
+        return "suspected label errors: none can be told, as all rows have the same label"
     return f"suspected label errors: {len(found):,} of {len(rows):,} rows, in label_errors.jsonl"

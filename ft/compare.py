@@ -12,10 +12,10 @@ import numpy as np
 from ft.analysis.comparison import differences, right_in_one
 from ft.cli import parse
 from ft.config import EvalConfig
-from ft.data.sources import choose_split, find_sources
+from ft.data.sources import choose_split, find_sources, fingerprints
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.hosts import HostGroup
-from ft.output import write_whole
+from ft.output import check_place, write_whole
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
@@ -36,6 +36,7 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
     did not score the same rows for the same task."""
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
+    hosts.from_main(lambda: check_place(Path(config.output_dir)))
     names = config.compared
     runs: list[list[Path]] = hosts.from_main(lambda: [runs_in(Path(name)) for name in names])
     hosts.from_main(lambda: check_models([run for side in runs for run in side]))
@@ -82,6 +83,12 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     """The folder that has (or will have) the predictions of a run, and the split to score first, None where
     they are there."""
     if (run / PREDICTIONS).exists():
+        found = _results(run).get("split", split)
+        if split not in (None, found):
+            raise UserError(
+                f"compare: {str(run)!r} holds the predictions of the {found} split, not those of {split}; "
+                "name the run itself, or leave split out."
+            )
         return run, None
     if not (run / "config.yaml").exists() or not (run / "best" / "config.json").exists():
         hint = "expected the folder of an evaluation or of a run."
@@ -99,12 +106,25 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     place = run / f"evaluation-{split}"
     there = place / PREDICTIONS
     if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
-        # An evaluation of another model, or by other options, may have been written there.
-        results = place / "results.json"
-        known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
-        if known.get("options") == _scoring(run, split).mark():
+        # An evaluation of another model, by other options or of other data, may have been written there.
+        known, config = _results(place), _scoring(run, split)
+        if known.get("options") == config.mark() and _data(config) in (None, known.get("sources")):
             return place, None
     return place, split
+
+
+def _data(config: EvalConfig) -> dict[str, str] | None:
+    """The fingerprints of the data that an evaluation would read; None where it is gone."""
+    try:
+        return fingerprints(find_sources(config))
+    except UserError:
+        return None
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """The results.json of an evaluation; empty where there is none."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _scoring(run: Path, split: str | None = None) -> EvalConfig:

@@ -274,12 +274,21 @@ class EvalConfig(EvalOptions, Config):
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "test_file", "validation_file", "train_file")
 
     def check(self) -> None:
-        """See `Config.check`. A comparison needs no model and no data."""
+        """See `Config.check`. A comparison needs no model and no data, and takes no other options: each run
+        is scored by those of its own config."""
         if self.compare is None:
             super().check()
-        elif len(self.compared) != 2:
+            return
+        if len(self.compared) != 2:
             raise UserError(
                 f"compare: found {len(self.compared)} runs ({', '.join(self.compared)}), expected two."
+            )
+        changed = [name for name, value in asdict(self).items() if value != getattr(EvalConfig(), name)]
+        if others := [name for name in changed if name not in ("compare", "split", "output_dir")]:
+            raise UserError(
+                f"compare: {', '.join(others)} would do nothing: each run is scored on the data and by the "
+                "options of its own config.yaml. Leave all but split and output_dir out, or score the runs "
+                "by eval.py first, and compare those folders."
             )
 
     def mark(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 
 TUNABLES = "GLIBC_TUNABLES"
@@ -27,13 +28,29 @@ def settle_heap() -> None:
     starts.
 
     Does nothing where that has happened, for a run on a GPU, and with another C library; nor where something
-    else is under way that must not begin anew: a notebook, a debugger, a program that has torch already."""
+    else is under way that must not begin anew: a notebook, a debugger, a program that has torch already; nor
+    with a config from a pipe, which can be read only once."""
     options, script = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
     runs_another = any(re.match(r"-(?![XW])\w*[mc]", option) for option in options)  # -m pdb, -um pdb, -c
     is_script = script == sys.argv and not runs_another
     on_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl")
-    if is_script and on_cpu and _is_glibc() and "torch" not in sys.modules and sys.gettrace() is None:
+    piped = any(stat.S_ISFIFO(_mode(word.rpartition("=")[2])) for word in script[1:])
+    if (
+        is_script
+        and not piped
+        and on_cpu
+        and _is_glibc()
+        and "torch" not in sys.modules
+        and sys.gettrace() is None
+    ):
         start_again()
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def start_again() -> None:

@@ -130,7 +130,13 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     before, tokenizer.model_max_length = tokenizer.model_max_length, max_length
     try:
-        model.save_pretrained(temporary, state_dict=merge(model, state) if has_lora(model) else state)
+        # By the names of the weights in the model, not by older ones of the folder that it came from
+        # (bert-base-cased has LayerNorm.gamma): `load_weights` reads them, and any version loads them.
+        model.save_pretrained(
+            temporary,
+            state_dict=merge(model, state) if has_lora(model) else state,
+            save_original_format=False,
+        )
         if has_lora(model):
             save_adapter(model, state, temporary / "adapter")
         tokenizer.save_pretrained(temporary)
@@ -159,7 +165,11 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
             values = load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
         else:
             values = load_file(folder / "model.safetensors")
-            if sum(v.numel() for v in values.values()) != sum(t.numel() for t in distinct(plain).values()):
+            elements = sum(tensor.numel() for tensor in distinct(plain).values())
+            if (
+                sum(v.numel() for v in values.values()) != elements
+                or values.keys() - plain.state_dict().keys()
+            ):
                 raise RuntimeError(f"{folder}: its weights are not those of this model")
         model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         values = task.import_weights(values, model_config)

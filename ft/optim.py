@@ -15,6 +15,8 @@ from ft.errors import UserError
 from ft.layers import depths, head_names
 from ft.sharded import DTensor, shard
 
+MOST_UPDATES = 10_000_000  # of a run: the schedule holds a number for each
+
 
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, 2019), fused, which keeps an average of the weights where `ema_decay`
@@ -146,6 +148,11 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, total_upda
     """The schedule over `total_updates` optimizer updates; one step of it is one update that took effect."""
     from transformers.optimization import get_scheduler
 
+    if total_updates > MOST_UPDATES:
+        raise UserError(
+            f"max_train_steps: {total_updates:,} updates are more than the {MOST_UPDATES:,} that a schedule "
+            "can have; lower it, or num_train_epochs. (max_time ends a run earlier.)"
+        )
     warmup = config.warmup_steps
     if warmup is None:
         warmup = math.ceil(config.warmup_ratio * total_updates)

@@ -29,7 +29,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
     """
     folder = Path(options.output_dir)
-    _check_place(folder)
+    check_place(folder)
     found, warnings = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
     held = held_in(folder)
     if _seeds(folder) and not options.overwrite_output_dir:
@@ -52,7 +52,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
 def check_seeds_dir(options: Config) -> None:
     """The same for the folder of the runs of several seeds, each of which looks at its own folder later."""
     folder = Path(options.output_dir)
-    _check_place(folder)
+    check_place(folder)
     held = held_in(folder)
     if not held or options.overwrite_output_dir:
         return
@@ -69,6 +69,7 @@ def set_aside(folder: Path) -> None:
     """Move what runs have left in a folder out of the way, to be put back or forgotten."""
     (folder / REPLACED).mkdir(exist_ok=True)
     for name in held_in(folder):
+        _remove(folder / REPLACED / name)  # by a start that was killed; what it had begun takes its place
         (folder / name).replace(folder / REPLACED / name)
 
 
@@ -79,7 +80,8 @@ def put_back(folder: Path) -> None:
     (folder / REPLACED).rmdir()
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
+    """Raise `UserError` for what is, or lies in, a file, and for a place that may not be written."""
     there = _first_that_exists(folder.absolute())
     if not there.is_dir():
         raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
@@ -102,7 +104,7 @@ def held_in(folder: Path) -> list[str]:
 def standing(folder: Path) -> list[str]:
     """The same, with each checkpoint: what changes when another run writes there. Raises `UserError` for what
     cannot be a folder."""
-    _check_place(folder)
+    check_place(folder)
     return [*held_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
 
 
@@ -188,10 +190,14 @@ def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:
     for path in (folder / name for name in held_in(folder)):
         if keep_checkpoints and path.name == "checkpoints":
             continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -44,7 +44,7 @@ def predict(
             "label_column_name."
         )
     rows = data.splits[split]
-    folder = Path(HostGroup(accelerator).from_main(lambda: str(_folder(config.output_dir, split))))
+    folder = Path(HostGroup(accelerator).from_main(lambda: str(evaluation_folder(config.output_dir, split))))
     dataset = RowDataset(rows, tokenizer)
     sampler = ChunkSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes, CHUNK_ROWS)
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
@@ -102,10 +102,3 @@ def predicted_chunks(
         yield part, gathered
         del gathered
     assert next(batches, None) is None, "the loader holds more batches than the chunks"
-
-
-def _folder(output_dir: str, split: str) -> Path:
-    try:
-        return evaluation_folder(output_dir, split)
-    except OSError as error:
-        raise UserError(f"output_dir: {output_dir!r} cannot be made: {error.strerror}.") from None

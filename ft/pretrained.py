@@ -140,7 +140,8 @@ def apply_overrides(config: Any, text: str) -> None:
 
 
 def _like(old: Any, text: str) -> Any:
-    """A value of the type of `old`; where that is None, of whatever type the text looks like."""
+    """A value of the type of `old`; where that is None, of whatever type the text looks like. A whole number
+    may stand where a fraction may, too (a dropout of 0), which the config's own checks know."""
     switches = {"true": True, "false": False}
     if isinstance(old, bool):
         if text.lower() not in switches:
@@ -148,9 +149,9 @@ def _like(old: Any, text: str) -> Any:
         return switches[text.lower()]
     if isinstance(old, str):
         return text
-    if isinstance(old, int):
+    if isinstance(old, int) and text.lstrip("+-").isdigit():
         return int(text)
-    if old is not None and not isinstance(old, float):
+    if old is not None and not isinstance(old, int | float):
         raise ValueError(f"it holds {old!r}; only numbers, texts, true and false can be changed")
     try:
         number = float(text)

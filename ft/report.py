@@ -16,6 +16,7 @@ import numpy as np
 
 from ft.config import Config
 from ft.data.plan import shares
+from ft.errors import UserError
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 
@@ -264,11 +265,15 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
-    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run."""
+    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run. Raises
+    `UserError` where it cannot be made."""
     folder = Path(output_dir)
     if (folder / "metrics.jsonl").exists():
         folder = folder / f"evaluation-{split}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: {str(folder)!r} cannot be made: {error.strerror}.") from None
     return folder
 
 

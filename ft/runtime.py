@@ -34,6 +34,10 @@ _first_start = [STARTED]
 
 # Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not know.
 UNKNOWN_PLUGINS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+NO_FP16 = (
+    "the launch asks for mixed precision fp16 on a CPU, where Accelerate would compute in fp32 and say fp16; "
+    "launch with --mixed_precision bf16 or no."
+)
 
 
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
@@ -113,6 +117,11 @@ def build_accelerator(config: Config) -> Accelerator:
                 "accelerate_configs/multi_gpu_fsdp2.yaml; --gradient_checkpointing and a smaller "
                 "--per_device_train_batch_size save memory, too."
             )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise UserError(
+            "the launch asks for torch dynamo (dynamo_backend), which would compile the model as a whole and "
+            "rename its weights; leave it out of the launch: --torch_compile compiles the model's layers."
+        )
     # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
     kind = torch.accelerator.current_accelerator(check_available=True)
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
@@ -152,6 +161,8 @@ def build_accelerator(config: Config) -> Accelerator:
     )
     if sharding is not None and accelerator.num_processes > 1:
         shard_over_processes(accelerator, sharding)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise UserError(NO_FP16)
     # torch 2.13 renames broadcast_buffers, which Accelerate passes on; buffers here never change, so none is
     # sent.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")

@@ -103,7 +103,8 @@ def _read_line(text: str) -> dict[str, Any] | None:
         names = line.get("probabilities", {})
         used = [line["prediction"], *([line["label"]] if "label" in line else [])]
         flat = [name for value in used for name in (value if isinstance(value, list) else [value])]
-        good = isinstance(line["row"], int) and (not names or set(flat) <= set(names))
+        known = set(flat) <= set(names) if names else all(type(value) in (int, float) for value in used)
+        good = isinstance(line["row"], int) and known
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return line if good else None

@@ -21,7 +21,7 @@ from ft.cli import dump
 from ft.config import Config
 from ft.errors import UserError
 from ft.launch import kill_launch
-from ft.runtime import resolve_batch_size
+from ft.runtime import NO_FP16, resolve_batch_size
 
 ROOT = Path(__file__).parent.parent
 UPDATES, SAVE_EVERY, KILL_AFTER = 8, 2, 3
@@ -105,6 +105,8 @@ class _Matrix:
         self.on_cpu = forced or gpus < 2
         self.why = " (one GPU is here, and two processes need two)" if gpus == 1 and not forced else ""
         self.precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.on_cpu and self.precision == "fp16":
+            raise UserError(f"verify: runs on the CPU here{self.why}: {NO_FP16}")
         half = self.precision in ("bf16", "fp16")
         self.tolerances = (HALF_TOLERANCE, HALF_TOLERANCE) if half else (TOLERANCE, WEIGHTS_TOLERANCE)
         assert config.global_batch_size is not None

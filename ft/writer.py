@@ -47,8 +47,10 @@ class BackgroundWriter:
 
     def _run(self, what: str, write: Callable[[], object]) -> None:
         if sys.platform == "linux":
-            # Of this thread alone: training on the same cores goes first, but does not starve it.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            # Of this thread alone: training on the same cores goes first, but does not starve it. Never lower
+            # than `nice` has it, which the kernel forbids.
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))
         try:
             write()
             self.failures, self.last_error = 0, ""

@@ -22,15 +22,21 @@ def check_cleanlab() -> None:
         )
 
 
-def suspects(judged: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def suspects(judged: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
     """The numbers of the rows whose label is likely wrong, the worst first, and the quality of the label of
     every row (from 0 to 1).
 
     Of labels, confident learning (Northcutt, Jiang and Chuang, 2021) says how many and which are suspected;
     the order is by the probability of the given label. Of numbers, nothing says how many are wrong: it is the
-    5 percent of the rows with the lowest quality."""
+    5 percent of the rows with the lowest quality. Where all rows have the same label, it says nothing of any:
+    None. Of several labels a row, one that all rows have is left out."""
     check_cleanlab()
     truth, probabilities = judged.truth, judged.probabilities
+    if probabilities is not None and truth.ndim == 2:
+        asked = ~truth.all(axis=0)
+        truth, probabilities = truth[:, asked], probabilities[:, asked]
+    if len(truth) < 2 or (probabilities is not None and not (truth != truth[0]).any()):
+        return None
     found: Any
     if probabilities is None:
         from cleanlab.regression.rank import get_label_quality_scores as quality_of_numbers

@@ -85,8 +85,8 @@ def is_pointer(path: Path) -> bool:
 
 
 def class_labels(path: Path) -> dict[str, list[str]]:
-    """The names of the classes of ClassLabel columns, which `datasets` keeps in the parquet and arrow files
-    that it writes; empty for any other file, and for one that is broken."""
+    """The names of the classes of ClassLabel columns and of lists of them, which `datasets` keeps in the
+    parquet and arrow files that it writes; empty for any other file, and for one that is broken."""
     try:
         if format_of(path) == "parquet":
             import pyarrow.parquet
@@ -97,12 +97,16 @@ def class_labels(path: Path) -> dict[str, list[str]]:
         else:
             return {}
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: list(feature["names"])
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-            and schema.names.count(name) == 1 and pa.types.is_integer(schema.field(name).type)
-        }  # fmt: skip
+        found = {}
+        for name, feature in features.items():
+            inner = feature[0] if isinstance(feature, list) and feature else feature  # older lists: [{...}]
+            inner = inner.get("feature", inner) if isinstance(inner, dict) else None
+            if not isinstance(inner, dict) or inner.get("_type") != "ClassLabel":
+                continue
+            kind = schema.field(name).type if schema.names.count(name) == 1 else pa.null()
+            if pa.types.is_integer(getattr(kind, "value_type", kind)):
+                found[name] = list(inner["names"])
+        return found
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return {}
 

@@ -15,7 +15,7 @@ from ft.checkpoint import find_damage, write_manifest
 from ft.data.audit import Columns, Scoring
 from ft.data.encode import EncodedRows, encode
 from ft.data.pieces import Cut
-from ft.data.sources import Source, find_sources
+from ft.data.sources import Source, find_sources, fingerprints
 from ft.data.usable import usable_splits
 from ft.errors import UserError
 from ft.options import DataOptions
@@ -60,7 +60,7 @@ def prepare_data(
         raise UserError(
             f"no training data: found {' and '.join(sources)} only; set train_file or train_split_name."
         )
-    prints = {split: source.fingerprint() for split, source in sources.items()}
+    prints = fingerprints(sources)
     folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits, scoring)
     if not options.overwrite_cache and (data := _open(folder, task)):
         return data

@@ -42,8 +42,15 @@ def slice_values(options: Config, split: str, rows: np.ndarray) -> dict[str, lis
     for name in options.slice_names:
         values = table[name].take(rows).to_pylist()
         classes = source.class_names.get(name)
-        found[name] = [classes[v] if classes and v is not None and v >= 0 else v for v in values]
+        found[name] = [_named(value, classes) for value in values] if classes else values
     return found
+
+
+def _named(value: Any, classes: list[str]) -> Any:
+    """The name of a class in the place of its number, or of each in a list."""
+    if isinstance(value, list):
+        return [_named(one, classes) for one in value]
+    return classes[value] if value is not None and value >= 0 else value
 
 
 def _source_of(split: str, sources: dict[str, Source]) -> Source | None:

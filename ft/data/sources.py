@@ -67,6 +67,11 @@ def find_sources(options: DataOptions) -> dict[str, Source]:
     return sources
 
 
+def fingerprints(sources: dict[str, Source]) -> dict[str, str]:
+    """The fingerprint of each split's source."""
+    return {split: source.fingerprint() for split, source in sources.items()}
+
+
 def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
     """The split to score where none is named: test where there is one, else validation."""
     for split in ("test", "validation"):
@@ -113,17 +118,23 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
             f"dataset_name: {name!r} is a file; name it as train_file, validation_file or test_file."
         )
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if options.dataset_config_name:
+            raise _no_configurations(path)
         return _from_saved(path, options)
     found: dict[str, Source] = {} if options.dataset_config_name else _from_folder(path, options)
     if not found and (copy := load_copy(path, options)):
         return _from_splits(copy, options, str(path))
     if options.dataset_config_name:
-        raise UserError(
-            f"dataset_config_name: {str(path)!r} is no copy of a Hub repository, which alone has "
-            "configurations; leave it out."
-        )
+        raise _no_configurations(path)
     _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
     return found
+
+
+def _no_configurations(path: Path) -> UserError:
+    return UserError(
+        f"dataset_config_name: {str(path)!r} is no copy of a Hub repository, which alone has configurations; "
+        "leave it out."
+    )
 
 
 def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
@@ -246,15 +257,13 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
             continue
         dataset = splits[name]
         files = [Path(entry["filename"]) for entry in dataset.cache_files]
-        labels, lists = {}, set()
+        labels = {}
         for column, kind in dataset.features.items():
             inner = getattr(kind, "feature", kind)  # of a list
             if isinstance(inner, datasets.ClassLabel):
                 labels[column] = list(inner.names)
-                lists |= {column} if inner is not kind else set()
         identity = "" if files else dataset._fingerprint
-        single = labels.keys() - lists
-        found[split] = Source(split, files, _table_of(dataset, single), labels, identity=identity)
+        found[split] = Source(split, files, _table_of(dataset, labels), labels, identity=identity)
     _require(found, options, list(splits), where)
     return found
 
@@ -267,6 +276,8 @@ def _without_missing(table: pa.Table, class_labels: Iterable[str]) -> pa.Table:
     """The table with nulls in the place of -1, which stands for a missing label in `datasets`."""
     for name in class_labels:
         column = table[name]
+        if not pa.types.is_integer(column.type):  # a list has no label where it is empty
+            continue
         known = pc.if_else(pc.greater_equal(column, 0), column, pa.scalar(None, column.type))
         table = table.set_column(table.column_names.index(name), table.schema.field(name), known)
     return table

@@ -190,12 +190,13 @@ def _set_aside(
     if "train" not in tables or not percentages:
         return
     train = tables.pop("train")
-    for split, rows in stratified(task.strata(labels_of(train)), percentages).items():
+    strata = task.strata(labels_of(train))
+    for split, rows in stratified(strata, percentages).items():
         tables[split] = train.take(rows)
         if split != "train":
             facts.setdefault(split, {})
             if not len(rows):
-                classes = len(train["label"].unique())
+                classes = len(np.unique(strata))
                 why = "each is the only one of its class; " if classes == train.num_rows else "raise it, "
                 raise UserError(
                     f"{split}_split_percentage: {percentages[split]:g} percent of {train.num_rows} training "

@@ -16,6 +16,7 @@ import numpy as np
 from ft.config import Config
 from ft.errors import UserError
 from ft.preflight.findings import Findings
+from ft.preflight.near import near_copies, sample_note
 from ft.preflight.rows import Rows
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def audit(config: Config) -> dict[str, Any]:
     from ft.preflight.floors import floors
     from ft.preflight.labels import label_facts
     from ft.preflight.lengths import token_lengths
-    from ft.preflight.near import near_copies
     from ft.preflight.reading import read_splits
     from ft.preflight.rows import different_texts
     from ft.tasks import build_task
@@ -148,9 +148,11 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
                     f"({_first(exact)}); on_duplicates: drop takes it out of {earlier}",
                 )
             if close["rows"]:
+                note = sample_note(near)
                 findings.warn(
                     "near_copies_across",
-                    f"{later}: {close['rows']:,} rows nearly repeat a text of {earlier} ({_first(close)})",
+                    f"{later}: {close['rows']:,} rows nearly repeat a text of {earlier} ({_first(close)})"
+                    + (note and f"; {note}"),
                 )
         if (repeats := copies["within"].get("train")) and repeats["rows"]:
             findings.warn(

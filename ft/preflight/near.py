@@ -60,6 +60,14 @@ def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -
     }  # fmt: skip
 
 
+def sample_note(near: dict[str, Any]) -> str:
+    """What to say beside the numbers of `near_copies` where not all texts were compared; empty where they
+    were."""
+    if near["compared"] == near["texts"]:
+        return ""
+    return f"counted in a sample of {near['compared']:,} of the {near['texts']:,} different texts"
+
+
 def shingles_of(text: str) -> np.ndarray:
     """The different hashes (uint32, sorted) of the five-character pieces of a text; a shorter one is one
     piece."""

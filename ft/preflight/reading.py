@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ def _read(source: Source, findings: Findings) -> pa.Table:
         return source.read()
     except UserError:
         path = source.files[0] if len(source.files) == 1 else Path()
-        lines = [number for number, _ in lines_not_utf8(path)] if format_of(path) in TEXT_FORMATS else []
+        try:
+            lines = [number for number, _ in lines_not_utf8(path)] if format_of(path) in TEXT_FORMATS else []
+        except (OSError, EOFError, zlib.error):  # what is wrong with it is in the error above
+            lines = []
         if not lines:
             raise
     more = f" and {len(lines) - EXAMPLES:,} more" if len(lines) > EXAMPLES else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ft.preflight.findings import BLOCKING, WARNING
 from ft.preflight.forecast import duration, giga
+from ft.preflight.near import sample_note
 
 WIDTH = 110
 WARNINGS = 8  # shown; preflight.json has them all
@@ -59,6 +60,8 @@ def _rows(report: dict[str, Any]) -> list[str]:
         if any(cell is not None for cell in cells):
             shown = ("-" if c is None else f"{c:,}" if isinstance(c, int) else c for c in cells)
             lines.append(f"{name:34}" + "".join(f"{cell:>16}" for cell in shown))
+    if "near_copies" in report and (note := sample_note(report["near_copies"])):
+        lines.append(f"  nearly: {note}")
     return lines
 
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series, train_here
 
@@ -222,6 +223,25 @@ def test_a_launch_that_splits_the_model_in_an_unknown_way_is_refused(short, monk
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     with pytest.raises(UserError, match=f"the launch asks for {plugin} .*use .*multi_gpu_fsdp2.yaml"):
         train_here(**short)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "asks for torch dynamo .*--torch_compile"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 on a CPU.*--mixed_precision bf16 or no"),
+    ],
+)
+def test_what_a_launch_would_change_or_leave_out_without_a_word_is_refused(
+    short, monkeypatch, variable, value, message
+):
+    """Accelerate's dynamo exports weights by other names; its fp16 on a CPU is fp32."""
+    if value == "fp16" and torch.accelerator.is_available():
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=message):
+        train_here(**short)
+    assert not Path(short["output_dir"]).exists()
 
 
 def test_a_script_that_starts_a_run_is_no_launcher_whatever_its_name(short, tmp_path):

@@ -240,6 +240,10 @@ VALUES = {
         {"dataset_name": None, "validation_split_percentage": 0.1},
         ["validation_split_percentage", "no row", "raise"],
     ),
+    "no validation row of several labels": (
+        {"dataset_name": None, "validation_split_percentage": 0.1, "label_delimiter": "|"},
+        ["validation_split_percentage", "no row", "raise"],
+    ),
     "no training row": (
         {"validation_split_percentage": 100},
         ["validation_split_percentage", "100", "below 100"],

@@ -143,6 +143,10 @@ REFUSED = {
     "numbers": (numbers(range(10)), "the tasks differ: .* predicts one label a row, .* a number a row"),
     "no labels": ([{k: v for k, v in line.items() if k != "label"} for line in LINES], "line 1 has no label"),
     "an unknown label": (changed(LINES, 2, prediction="maybe"), "line 3 is no prediction of eval.py"),
+    "words for numbers": (
+        [{k: v for k, v in line.items() if k != "probabilities"} for line in LINES],
+        "line 1 is no prediction of eval.py",
+    ),
     "another format": ([{"id": 3}], "line 1 is no prediction of eval.py"),
     "nothing": ([], "is empty"),
 }  # fmt: skip
@@ -164,6 +168,22 @@ def test_predictions_in_another_format_are_named(tmp_path):
         compare(write(tmp_path / "a", LINES), tmp_path / "b", tmp_path / "out")
 
 
+def test_predictions_of_another_split_are_refused(tmp_path):
+    a, b = write(tmp_path / "a", LINES), write(tmp_path / "b", LINES)
+    for folder in (a, b):
+        (folder / "results.json").write_text('{"split": "test"}')
+    assert compare(a, b, tmp_path / "out", split="test")["rows"] == 10
+    with pytest.raises(UserError, match=r"holds the predictions of the test split, not those of validation"):
+        compare(a, b, tmp_path / "out", split="validation")
+
+
+@pytest.mark.parametrize("words", [{"compare": "a,b"}, {"model_name_or_path": "m", "test_file": "t.csv"}])
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_scored(tmp_path, words):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"output_dir: .*out' is a file; name a folder"):
+        score_here(**words, output_dir=tmp_path / "out")
+
+
 def test_a_line_that_is_cut_short_is_named(tmp_path):
     b = write(tmp_path / "b", LINES)
     (b / "predictions.jsonl").write_text((b / "predictions.jsonl").read_text()[:-9])
@@ -176,6 +196,10 @@ def test_a_line_that_is_cut_short_is_named(tmp_path):
     [
         (["--compare", "one"], "compare: found 1 runs (one), expected two"),
         (["--compare", "one", "two", "three"], "compare: found 3 runs"),
+        (
+            ["--compare", "one", "two", "--max_length", "9"],
+            "compare: max_length would do nothing: each run is",
+        ),
         (["--compare", "missing", "missing"], "compare: 'missing' is no folder"),
         (["--compare", ".", "."], "compare: '.' holds neither predictions.jsonl nor a finished run"),
     ],
@@ -191,8 +215,9 @@ def test_a_mistake_on_the_command_line_is_one_message_and_exit_2(words, message)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model, reviews):
-    """Two recipes with two seeds each; `deep` learns well."""
+    """Two recipes with two seeds each; `deep` learns well. The data lies beside them, in `data`."""
     root = tmp_path_factory.mktemp("trained")
+    reviews = shutil.copytree(reviews, root / "data")
     for name, epochs in (("deep", 12), ("short", 1)):
         values = {"model_name_or_path": tiny_model, "dataset_name": reviews, "num_train_epochs": epochs}
         values |= {"learning_rate": 3e-3, "num_seeds": 2, "save_strategy": "no", "output_dir": root / name}
@@ -216,6 +241,21 @@ def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys)
     assert capsys.readouterr().out.count("test: 47 rows") == 1
     found = compare(short, deep, tmp_path / "out", split="validation")
     assert found["rows"] == 61
+
+
+def test_a_change_of_the_data_is_seen_and_what_is_gone_is_not_asked_for(trained, tmp_path, capsys):
+    deep, short = trained / "deep" / "seed-42", trained / "short" / "seed-42"
+    compare(short, deep, tmp_path / "out")
+    path = trained / "data" / "test.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    capsys.readouterr()
+    assert compare(short, deep, tmp_path / "out")["rows"] == 46
+    assert capsys.readouterr().out.count("test: 46 rows") == 2
+    path.parent.rename(trained / "away")
+    assert compare(short, deep, tmp_path / "out")["rows"] == 46
+    (trained / "away").rename(trained / "data")
+    path.write_text("".join(lines))
 
 
 def test_runs_of_different_tasks_are_refused_before_any_is_scored(trained, tmp_path):

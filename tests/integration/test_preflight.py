@@ -1,5 +1,6 @@
 """`train.py --preflight`: what it finds in data and machine, what it leaves, and how it ends."""
 
+import gzip
 import json
 import shutil
 import time
@@ -99,6 +100,14 @@ def test_lines_that_are_not_utf8_are_all_named_and_the_rest_is_looked_at(audited
     report, topics = audited()
     assert "2 lines are not UTF-8: 205, 207" in topics["blocking", "not_utf8"][0]
     assert report["rows"]["train"]["read"] == 206
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"text,label\na,b\n" * 99)[:-20], b"no gzip file"])
+def test_a_file_that_is_not_whole_is_a_finding(audited, data, content):
+    (data / "train.csv").unlink()
+    (data / "train.csv.gz").write_bytes(content)
+    _, topics = audited()
+    assert "train.csv.gz: is not a whole gzip file" in topics["blocking", "data"][0]
 
 
 def test_a_single_class_blocks(audited, data):

@@ -12,7 +12,7 @@ from compare import assert_same, same_bits, without_timing
 from conftest import FORKS, flags, launch, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
-from ft.errors import UserError
+from ft.errors import EXIT_STOPPED, UserError
 from ft.evaluation import evaluate
 from ft.launch import kill_launch
 from ft.run import Run
@@ -102,6 +102,18 @@ def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config
 def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
     words = {**config, "output_dir": tmp_path / "other"}
     assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000012") == 0
+    assert same_bits(whole / "final", tmp_path / "other/final")
+
+
+def test_stopped_before_its_first_update_a_run_from_elsewhere_has_a_checkpoint_of_its_own(
+    config, whole, tmp_path
+):
+    """All updates are done in the other folder: it is stopped while the test rows are scored."""
+    words = {**config, "output_dir": tmp_path / "other"}
+    last = whole / "checkpoints/step-00000030"
+    assert train_here(**words, resume_from_checkpoint=last, max_time="1s") == EXIT_STOPPED
+    assert (tmp_path / "other/checkpoints/step-00000030/manifest.json").exists()
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
     assert same_bits(whole / "final", tmp_path / "other/final")
 
 

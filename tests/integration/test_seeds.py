@@ -244,6 +244,14 @@ def test_a_replaced_run_comes_back_if_the_new_one_cannot_begin(two_seeds, tmp_pa
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_what_a_killed_start_had_replaced_is_not_in_the_way(two_seeds, tmp_path):
+    """Killed in its second seed, it leaves what it replaced beside what it had begun."""
+    folder = tmp_path / "run"
+    shutil.copytree(folder / "seed-7", folder / ".replaced" / "seed-7")
+    assert train_here(**two_seeds, overwrite_output_dir=True) == EXIT_DONE
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
 def test_a_mistake_in_the_data_leaves_nothing_in_the_way(three, tmp_path):
     with pytest.raises(UserError, match="label_column_name"):
         train_here(**three, label_column_name="lable")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from compare import same_bits
 from conftest import (
     FORKS,
     flags,
@@ -20,6 +21,7 @@ from conftest import (
     two_processes,
     write_csv,
 )
+from safetensors.torch import load_file, save_file
 
 from ft.cli import parse
 from ft.config import Config
@@ -42,6 +44,24 @@ def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):
     expected += ["checkpoints/latest"]
     assert files_of(tmp_path / "run") == sorted(expected)
     assert (tmp_path / "run/checkpoints/latest").read_text() == "step-00000014\n"
+
+
+def test_older_names_of_weights_are_read_and_the_present_ones_written(tiny_model, base_flags, tmp_path):
+    """bert-base-cased has LayerNorm.gamma and .beta. Transformers reads them under new names, and would go
+    back to the old ones as it saves; the best model, which is read again for the test rows, must have the
+    model's own."""
+    old = shutil.copytree(tiny_model, tmp_path / "old")
+    weights = load_file(old / "model.safetensors")
+    for new, former in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        weights = {name.replace(new, former): values for name, values in weights.items()}
+    assert sum(".gamma" in name for name in weights) > 2
+    save_file(weights, old / "model.safetensors", metadata={"format": "pt"})
+    words = {**base_flags, "model_name_or_path": old, "metric_for_best_model": "loss"}
+    assert train_here(**words, greater_is_better="true") == 0  # not the last update is the best
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/step"] == 7 and "test/loss" in results
+    assert train_here(**{**base_flags, "output_dir": tmp_path / "other"}) == 0
+    assert same_bits(tmp_path / "run/final", tmp_path / "other/final")
 
 
 def test_metrics_and_results_have_the_promised_keys(base_flags, tmp_path):

@@ -123,6 +123,32 @@ def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
     assert set(found) == set(flipped)
 
 
+@pytest.mark.parametrize("truth", [[1] * 9, [0] * 9])
+def test_of_a_single_class_nothing_can_be_told(truth):
+    pytest.importorskip("cleanlab")
+    assert suspects(predictions.single_label(np.full((9, 2), 0.5), np.array(truth))) is None
+
+
+def test_a_label_that_all_rows_have_is_no_obstacle():
+    pytest.importorskip("cleanlab")
+    truth = np.random.default_rng(0).random((200, 2)) < 0.4
+    wrong = truth.copy()
+    wrong[5, 1] ^= True
+    probabilities = np.where(truth, 0.95, 0.05)
+    always = np.ones((200, 1), bool)
+    found, _ = suspects(
+        predictions.multi_label(np.hstack([probabilities, 0.9 * always]), np.hstack([wrong, always]))
+    )
+    assert 5 in found.tolist()
+    for rows in (np.zeros((9, 3), bool), np.ones((9, 3), bool), np.tile([True, False, True], (9, 1))):
+        assert suspects(predictions.multi_label(np.full((9, 3), 0.5), rows)) is None
+
+
+def test_one_number_tells_nothing():
+    pytest.importorskip("cleanlab")
+    assert suspects(predictions.regression(np.array([1.0]), np.array([2.0]))) is None
+
+
 def test_without_cleanlab_one_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(UserError, match=r"suspected_label_errors: cleanlab is not installed; pip install"):

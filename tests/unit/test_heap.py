@@ -69,6 +69,13 @@ def test_a_script_starts_once_more_with_its_words_as_the_same_process(tmp_path):
     assert words == ["--learning_rate", "1e-4", "two words"] and process == started
 
 
+@pytest.mark.parametrize("word", ["{}", "--config={}"])
+def test_a_config_from_a_pipe_is_read_once_and_so_nothing_starts_again(tmp_path, word):
+    os.mkfifo(tmp_path / "pipe")
+    (tunables, *_), _ = say(tmp_path, TELL, word.format(tmp_path / "pipe"))
+    assert tunables == ""
+
+
 def test_settings_of_the_user_stay(tmp_path):
     mine = "glibc.malloc.tcache_count=3:glibc.malloc.perturb=7"
     (tunables, *_), _ = say(tmp_path, TELL, **{TUNABLES: mine})

@@ -95,9 +95,14 @@ def test_configurations_of_the_readme(two_configurations):
 
 
 def test_a_folder_without_configurations_says_so(tmp_path):
+    import datasets
+
     write_csv(tmp_path / "train.csv", make_rows(6))
     with pytest.raises(UserError, match=r"dataset_config_name: .*no configurations; leave it out"):
         found(tmp_path, dataset_config_name="small")
+    datasets.Dataset.from_list(make_rows(6)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"dataset_config_name: .*no copy of a Hub repository.*leave it out"):
+        found(tmp_path / "saved", dataset_config_name="small")
 
 
 def test_a_file_whose_name_says_no_split_is_not_taken_for_training(tmp_path):

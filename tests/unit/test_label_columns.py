@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared, jsonl
 
+from ft.config import Config
+from ft.data.slices import slice_values
 from ft.data.split import stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -148,9 +150,15 @@ def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
         {"text": datasets.Value("string"), "label": datasets.List(datasets.ClassLabel(names=names))}
     )
     rows = [{"text": f"a {i}", "label": label} for i, label in enumerate([[1], [0, 1], []])]
-    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "saved")
-    found = Prepared(tokenizer, dataset_name=tmp_path / "saved", validation_split_percentage=0)
-    assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
+    listed = datasets.Dataset.from_list(rows, features=features)
+    listed.save_to_disk(tmp_path / "saved")
+    listed.to_parquet(tmp_path / "train.parquet")
+    for source in ({"dataset_name": tmp_path / "saved"}, {"train_file": tmp_path / "train.parquet"}):
+        found = Prepared(tokenizer, **source, validation_split_percentage=0)
+        assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
+
+    config = Config(train_file=str(tmp_path / "train.parquet"), slice_columns="label")
+    assert slice_values(config, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
 
 
 def test_a_label_twice_in_a_row_counts_once_and_is_said(made):

@@ -59,6 +59,15 @@ def test_an_override_takes_the_type_of_what_it_changes(bert, text, name, value):
     assert getattr(bert, name) == value and type(getattr(bert, name)) is type(value)
 
 
+def test_a_fraction_may_take_the_place_of_a_whole_number_where_the_model_allows_one():
+    """A model without dropout (ALBERT) has 0 in its config.json."""
+    from transformers import BertConfig
+
+    config = BertConfig(hidden_dropout_prob=0)
+    apply_overrides(config, "hidden_dropout_prob=0.1")
+    assert config.hidden_dropout_prob == 0.1
+
+
 @pytest.mark.parametrize(
     "text, said",
     [

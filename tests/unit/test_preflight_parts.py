@@ -14,7 +14,7 @@ from ft.preflight.forecast import forecast, times_due
 from ft.preflight.labels import label_facts
 from ft.preflight.lengths import token_lengths
 from ft.preflight.memory import free_host_bytes, is_out_of_memory, limited_to, peak_host_bytes
-from ft.preflight.near import jaccard, near_copies, shingles_of
+from ft.preflight.near import jaccard, near_copies, sample_note, shingles_of
 from ft.preflight.probe import Measured
 from ft.preflight.rows import Rows, different_texts
 
@@ -116,6 +116,8 @@ def test_of_too_many_texts_a_sample_is_compared_and_its_size_said():
     split = {"train": rows([f"text number {i}" for i in range(50)]), "test": rows(["a", "b"])}
     found = near_copies(different_texts(split), split, most=20)
     assert (found["texts"], found["compared"]) == (52, 20)
+    assert sample_note(found) == "counted in a sample of 20 of the 52 different texts"
+    assert sample_note(near_copies(different_texts(split), split, most=52)) == ""
 
 
 def test_the_length_that_keeps_99_percent_and_the_share_that_is_cut():

@@ -117,6 +117,12 @@ def test_batches_go_to_a_gpu_from_page_locked_memory_and_the_host_does_not_wait(
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in of_batch}
 
 
+def test_more_updates_than_a_schedule_can_hold_are_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(UserError, match=r"max_train_steps: 2,000,000,000 updates are more than"):
+        build_scheduler(optimizer, Config(), 2_000_000_000)
+
+
 def test_total_updates_may_be_a_part_of_an_epoch():
     assert total_updates(Config(num_train_epochs=2.5), 7) == 18
     assert total_updates(Config(num_train_epochs=3, max_train_steps=5), 7) == 5
