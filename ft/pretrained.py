@@ -193,6 +193,11 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
                 f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
                 "have read it, or choose another model."
             ) from None
+        if "tiktoken" in str(error):  # what Transformers falls back to, for which the file is the wrong one
+            raise UserError(
+                f"{key}: {path!r} has its tokenizer as a SentencePiece file alone, which takes pip install "
+                "sentencepiece protobuf (where both are there, the file is damaged)."
+            ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
         raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
 

@@ -108,6 +108,14 @@ def test_a_model_that_cannot_be_built_with_an_override_blames_the_override(tiny_
 # --- weights
 
 
+def test_a_tokenizer_of_sentencepiece_alone_says_what_reads_it(tmp_path):
+    """As deberta-v3 has it. Transformers asks for tiktoken instead, which cannot read it."""
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    (tmp_path / "spm.model").write_bytes(b"no such file")
+    with pytest.raises(UserError, match=r"model_name_or_path: .*pip install sentencepiece protobuf"):
+        load_tokenizer(Config(model_name_or_path=str(tmp_path)))
+
+
 def test_a_pretrained_model_with_a_new_head_says_nothing(tiny_model):
     notes = []
     built(tiny_model, notes)
