@@ -28,7 +28,7 @@ def score(config: EvalConfig) -> int:
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
     from ft.hosts import HostGroup
-    from ft.model import build_model
+    from ft.model import build_model, check_tokens
     from ft.output import check_place, write_whole
     from ft.page import write_page
     from ft.predict import predict
@@ -49,7 +49,8 @@ def score(config: EvalConfig) -> int:
     accelerator = build_accelerator(config)
     HostGroup(accelerator).from_main(lambda: check_place(Path(config.output_dir)))
     task = build_task(config)
-    model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config, model_config)
     task.load_from_model(model_config)
     max_length = longest_text(config.max_length, tokenizer, model_config)
     notes: list[str] = []
@@ -64,6 +65,7 @@ def score(config: EvalConfig) -> int:
 
     scoring = Scoring(training_texts(config), config.id_column_name)
     data = prepare_data(config, task, tokenizer, max_length, bar, splits=(split,), scoring=scoring)
+    check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)

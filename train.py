@@ -52,7 +52,8 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     task = build_task(config)
     run = (run_class or Run)(config, accelerator, task)
 
-    model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config, model_config)
     max_length = longest_text(config.max_length, tokenizer, model_config)
     data = prepare_data(config, task, tokenizer, max_length, run.bar)
 
@@ -66,12 +67,9 @@ def train(config: Config, run_class: Callable | None = None) -> int:
         compile_layers(model)
     dataset = RowDataset(data.splits["train"], tokenizer, task.row_weights(data.splits["train"].labels))
     sampler = PlanSampler(
-        dataset,
-        config.global_batch_size,
-        config.seed,
-        accelerator.num_processes,
+        dataset, config.global_batch_size, config.seed, accelerator.num_processes,
         config.per_device_train_batch_size,
-    )
+    )  # fmt: skip
     total = total_updates(config, sampler.updates_per_epoch)
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, total)
@@ -91,9 +89,9 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                     loss, losses = None, []  # the graph of an attempt that ran out of memory goes
                     for micro_batch in attempt:
                         row_keys.set(progress.step, micro_batch.piece_ids)
-                        # Gradients are exchanged once an update, in the backward pass of its last
-                        # micro-batch.
-                        with nullcontext() if micro_batch.slot.is_last else accelerator.no_sync(model):
+                        # Once an update; shards every time, or each process would hold whole gradients.
+                        exchanged = micro_batch.slot.is_last or accelerator.is_fsdp2
+                        with nullcontext() if exchanged else accelerator.no_sync(model):
                             loss = task.loss(model, micro_batch)  # a sum over rows
                             spread_nonfinite(loss)
                             # The mean over all rows of the update: DDP divides by the processes, which is

@@ -99,7 +99,8 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
     from ft.tasks import build_task
 
     accelerator, task = build_accelerator(config), build_task(config)
-    model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config, model_config)
     data = prepare_data(config, task, tokenizer, max_length, lambda **_: progress_bar(False))
     encoded = data.splits["train"]
     network = build_model(config, task, model_config, tokenizer, [])

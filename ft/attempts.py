@@ -55,12 +55,13 @@ class _Attempt:
 
     def __init__(self, attempts: Attempts, micro_batches: list[MicroBatch]) -> None:
         self.attempts, self.micro_batches = attempts, micro_batches
-        self.done = self.out_of_memory = self._in_last = False
+        self.done = self.out_of_memory = self._in_last = self._in_step = False
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for micro_batch in self.micro_batches:
             self._in_last = micro_batch.slot.is_last
             yield micro_batch
+        self._in_step = True
 
     def __enter__(self) -> None:
         pass
@@ -74,6 +75,12 @@ class _Attempt:
             return False
         if not issubclass(kind, torch.OutOfMemoryError):
             return False
+        if self._in_step:  # some parameters may have moved
+            raise UserError(
+                "out of memory in the step of the optimizer, whose two moments take 8 bytes for each trained "
+                "parameter (12 with ema_decay): train fewer (lora_rank, freeze), or share them between GPUs "
+                "(accelerate_configs/multi_gpu_fsdp2.yaml)."
+            ) from None
         largest = max(len(part.row_ids) for part in self.micro_batches)
         if largest == 1:
             raise UserError(

@@ -243,7 +243,10 @@ def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: A
         raise RuntimeError(f"{checkpoint}: its tensors are not those of this model")
     for name, value in saved.items():
         fill(own[name], value)
-    state = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    # In shards, every process of a host reads it: mapped, it is in memory once.
+    state = torch.load(
+        checkpoint / "optimizer.pt", map_location="cpu", weights_only=True, mmap=accelerator.is_fsdp2
+    )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(parameters):
         of_it = state["optimizer"]["state"].get(number, {})

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ft.invariance import short_rows
+from ft.model import embedded_tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,8 +53,10 @@ def uses_all_weights(model: nn.Module) -> bool:
 def keep_from_ddp(model: Any) -> nn.Parameter | None:
     """The table of the word embeddings, whose gradient DDP is told to leave alone; None where it is not
     trained, and where it is not gloo that joins the processes."""
+    if torch.distributed.get_backend() != "gloo" or embedded_tokens(model) is None:
+        return None
     words = model.get_input_embeddings()
-    if torch.distributed.get_backend() != "gloo" or not isinstance(words, nn.Embedding):
+    if not isinstance(words, nn.Embedding):
         return None
     table = words.weight
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -35,7 +35,7 @@ def finish(run: Run) -> None:
         )
     seconds, (rows, tokens) = run.train_seconds(), run.throughput.totals()
     if run.latest is None and config.eval_strategy != "no":
-        run.latest = run.score("validation")  # a finished run was resumed
+        run.latest = _last_score(run, "validation")  # a finished run was resumed
     run.export("final", run.latest)
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
@@ -70,7 +70,7 @@ def finish(run: Run) -> None:
         if progress.best_step != progress.step:
             _load(run, "best")
         run.task.calibration = progress.best_calibration
-        scored["test"] = _score_test(run)
+        scored["test"] = _last_score(run, "test")
         results |= _assessed(run, "test", scored["test"])
     results["perf/total_seconds"] = time.monotonic() - run.began
     if run.accelerator.is_main_process:
@@ -96,15 +96,14 @@ def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
     return {f"{prefix_of(split)}/{key}": value for key, value in found.items()}
 
 
-def _score_test(run: Run) -> Evaluation:
-    """Score the test rows, with best/ in the model: asked to stop in it, the run saves the last update's
-    state."""
+def _last_score(run: Run, split: str) -> Evaluation:
+    """Evaluate when all updates are done: asked to stop in it, the run saves the last update's state."""
 
     def restore_last_update() -> None:
-        if not run.saved:
-            _load(run, "final")
+        if split == "test" and not run.saved:
+            _load(run, "final")  # best/ may be in it
 
-    return run.score("test", before_stop=restore_last_update)
+    return run.score(split, before_stop=restore_last_update)
 
 
 def _load(run: Run, name: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -13,6 +16,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 ResultT = TypeVar("ResultT")
+# How long one process waits for another, which may be encoding, writing a checkpoint or uploading a model:
+# torch's 10 minutes on GPUs would end the run in it. A loop that hangs is the watchdog's (hang_timeout).
+PATIENCE = timedelta(hours=6)
 
 
 class HostGroup:
@@ -22,7 +28,7 @@ class HostGroup:
         self.num_processes, self.is_main = accelerator.num_processes, accelerator.is_main_process
         self.rank = accelerator.process_index
         on_device = self.num_processes > 1 and torch.distributed.get_backend() != "gloo"
-        self._group = torch.distributed.new_group(backend="gloo") if on_device else None
+        self._group = _host_group() if on_device else None
 
     def sum(self, *values: float) -> list[float]:
         """The sum of each value over all processes, to be called by all of them."""
@@ -39,6 +45,19 @@ class HostGroup:
         flat = iter(self.sum(*(value for place in places for value in place)))
         return [[next(flat) for _ in values] for _ in places]
 
+    def check_same(self, values: dict[str, Any]) -> None:
+        """Raise `UserError` on all processes where one was given another value than the first: on several
+        hosts, each is launched by a command of its own."""
+        digests = [hashlib.sha256(json.dumps(value, default=str).encode()) for value in values.values()]
+        ranks = self.gather(*(int(digest.hexdigest()[:12], 16) for digest in digests))  # exact in 64 bits
+        for place, (name, value) in enumerate(values.items()):
+            for rank, numbers in enumerate(ranks):
+                if numbers[place] != ranks[0][place]:
+                    raise UserError(
+                        f"{name}: process {rank} of {self.num_processes} has another than process 0 (here it "
+                        f"is {str(value)[:200]}); launch all with the same config, data and model."
+                    )
+
     def from_main(self, function: Callable[[], ResultT]) -> ResultT:
         """What a function gives on the main process, the only one that runs it; its `UserError` is raised on
         all."""
@@ -54,3 +73,14 @@ class HostGroup:
         if answer[1] is not None:
             raise UserError(answer[1])
         return answer[0]
+
+
+def _host_group() -> Any:
+    """A group of the host's own beside that of the devices."""
+    try:
+        return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise UserError(
+            "the hosts cannot reach each other by the network that gloo chose: set GLOO_SOCKET_IFNAME to the "
+            f"interface that joins them (eth0, ib0). It said: {str(error).splitlines()[0]}"
+        ) from None

@@ -125,7 +125,8 @@ def short_rows(
     model: nn.Module, row_ids: list[int], padding: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Rows of words from the middle of the vocabulary; they end with its end-of-text token, if any."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config  # of several parts
     size = getattr(config, "vocab_size", 0)
     ids = torch.tensor(
         [[size // 2 + row + place for place in range(TOKENS)] for row in row_ids], device=device

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ft.checkpoint import replace_folder
 from ft.config import Config
+from ft.data.encode import EncodedRows
 from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
 from ft.layers import freeze
@@ -28,13 +29,11 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # its bars of one second each would stand between ours
-    if getattr(model_config, "pad_token_id", None) is None:
-        model_config.pad_token_id = tokenizer.pad_token_id
     path = find_model(options.model_name_or_path)
     try:
         model, loaded = task.build_model(
-            path, model_config, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
-            dtype=torch.float32, ignore_mismatched_sizes=True,
+            path, model_config, notes, revision=options.model_revision,
+            trust_remote_code=options.trust_remote_code, dtype=torch.float32, ignore_mismatched_sizes=True,
             use_safetensors=None if options.allow_pickle else True, weights_only=True,
         )  # fmt: skip
     except UserError:
@@ -46,6 +45,11 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
             raise UserError(
                 f"config_overrides: {options.config_overrides!r}: the model cannot be built so: {why}"
             ) from error
+        if not options.allow_pickle and "use_safetensors" in str(error):  # from the Hub
+            raise UserError(
+                f"model_name_or_path: {path!r} has its weights as a pickle alone, which can run code: if you "
+                "trust its source, set allow_pickle."
+            ) from error
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
     if options.PURPOSE == "training":
@@ -56,12 +60,36 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
     notes += narrow_last_layer(model, draws)
     if options.gradient_checkpointing:
         checkpoint_activations(model)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    there = embedded_tokens(model)
+    if there is not None and tokenizer.vocab_size > there:
         raise UserError(
-            f"tokenizer_name: the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for "
-            f"{model.get_input_embeddings().num_embeddings:,}; they do not belong together."
+            f"tokenizer_name: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model has "
+            f"embeddings for {there:,}; they do not belong together."
         )
     return model
+
+
+def embedded_tokens(model: Any) -> int | None:
+    """How many tokens the model has embeddings for; None where it is not a table that gives them."""
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # CANINE makes them of hashes
+        return None
+
+
+def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> None:
+    """Raise `UserError` for a text with a token that the model has no embedding for: one that was added to
+    the tokenizer alone. (Gemma 3 has such a token for images, which no ordinary text holds.)"""
+    there = embedded_tokens(model)
+    if there is None or len(tokenizer) <= there:
+        return
+    for split, rows in splits.items():
+        if (highest := rows.highest_token()) >= there:
+            raise UserError(
+                f"{split} data: a text holds the token {tokenizer.convert_ids_to_tokens(highest)!r}, which "
+                "was added to the tokenizer, but the model has no embedding for it: add one "
+                "(model.resize_token_embeddings), and save the model with its tokenizer."
+            )
 
 
 def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config, notes: list[str]) -> None:

@@ -164,8 +164,26 @@ def _like(old: Any, text: str) -> Any:
     return int(text) if old is None and text.lstrip("-").isdigit() else number
 
 
-def load_tokenizer(options: ModelOptions) -> Any:
-    """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token."""
+def _agree(model_config: Any, tokenizer: Any) -> None:
+    """Let the model take for padding what the tokenizer pads with: a decoder's head reads the last token that
+    is none (SmolLM3's config.json names another). Not where positions are counted from it (RoBERTa).
+
+    And let the tokenizer give no token types to a model that has none: some RoBERTas have the tokenizer of
+    BERT (klue/roberta-base)."""
+    if getattr(model_config, "type_vocab_size", 2) == 1:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = names
+    for config in (model_config, model_config.get_text_config()):
+        known = getattr(config, "pad_token_id", None) is not None
+        if known and config.model_type in POSITIONS_AFTER_PADDING:
+            continue
+        if not known or tokenizer.pad_token_id < (getattr(config, "vocab_size", None) or 0):
+            config.pad_token_id = tokenizer.pad_token_id
+
+
+def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
+    """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token, which
+    `model_config` gets, too."""
     from transformers import AutoTokenizer
 
     key = "tokenizer_name" if options.tokenizer_name else "model_name_or_path"
@@ -180,6 +198,7 @@ def load_tokenizer(options: ModelOptions) -> Any:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    _agree(model_config, tokenizer)
     return tokenizer
 
 
@@ -204,7 +223,7 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     """max_length in tokens: the one asked for, at most what the model has positions for, or that limit."""
-    positions = getattr(model_config, "max_position_embeddings", None) or 10**6
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 10**6
     if positions < 0:  # XLNet's way to say that it has no limit
         positions = 10**6
     if model_config.model_type in POSITIONS_AFTER_PADDING:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 
+LONGEST = timedelta(minutes=10)  # to wait for all processes to come; the launcher has started them
+
+
 def store_is_reused() -> bool:
     """Whether the launcher keeps one store for all its attempts, as torchrun and Accelerate's launcher do."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -36,6 +39,7 @@ def init_method() -> str:
 def _meet(url: str, timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
     from torch.distributed import PrefixStore, rendezvous
 
+    timeout = min(timeout, LONGEST)
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     yield PrefixStore(agree_on_attempt(store, rank, size, timeout), store), rank, size
 

@@ -62,6 +62,14 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
+def of_launch(run: Run) -> dict[str, Any]:
+    """What all processes of a run must share: every option but the places of files, and what is in them."""
+    places = {*DataOptions.__annotations__, *ModelOptions.__annotations__}
+    places |= {"output_dir", "resume_from_checkpoint"}
+    options = {f.name: getattr(run.config, f.name) for f in fields(run.config) if f.name not in places}
+    return {**options, "mixed precision": run.accelerator.mixed_precision, **identity(run)}
+
+
 def weights_mark(model: torch.nn.Module) -> str:
     """A hash of some weights of a pretrained model, by which it is known again where its place has changed;
     the head is new and left out. To be called by all processes."""

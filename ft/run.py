@@ -28,11 +28,11 @@ from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
 from ft.hosts import HostGroup
 from ft.lora import check_peft
-from ft.model import export
+from ft.model import check_tokens, export
 from ft.output import OutputDir, clear_output_dir, write_whole
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
-from ft.resume import identity, resume, weights_mark
+from ft.resume import identity, of_launch, resume, weights_mark
 from ft.runtime import STARTED, run_began
 from ft.saver import Saver
 from ft.sharded import is_sharded, whole_state
@@ -107,6 +107,7 @@ class Run:
         self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
+        check_tokens(accelerator.unwrap_model(model), tokenizer, data.splits)
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         notes += self._load_metrics()
@@ -122,6 +123,7 @@ class Run:
 
             finish_sharding(accelerator, model)
         self.pretrained = weights_mark(accelerator.unwrap_model(model))
+        self.hosts.check_same(of_launch(self))
         if self.checkpoint is not None:
             try:
                 self.progress = resume(self, self.checkpoint, notes)

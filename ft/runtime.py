@@ -101,6 +101,7 @@ def build_accelerator(config: Config) -> Accelerator:
         InitProcessGroupKwargs,
     )
 
+    from ft.hosts import PATIENCE
     from ft.tracking import choose_trackers
 
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -144,8 +145,8 @@ def build_accelerator(config: Config) -> Accelerator:
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     ]
-    if rendezvous.store_is_reused():
-        handlers.append(InitProcessGroupKwargs(init_method=rendezvous.init_method()))
+    method = rendezvous.init_method() if rendezvous.store_is_reused() else None
+    handlers.append(InitProcessGroupKwargs(init_method=method, timeout=PATIENCE))
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
         # An evaluation tells no tracker; what the config of its run names need not be installed.

@@ -17,6 +17,7 @@ TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "que
 LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars", "score"]
 ID_NAMES = ["id", "idx", "row_id"]
 
+HIDDEN = "-1"  # a label that a benchmark keeps for itself
 SHOWN = 10  # rows or values in a message
 # Columns of the encoded rows.
 RESERVED = "row label input_ids token_type_ids full_length cut pieces".split()
@@ -216,9 +217,15 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
         raise
 
 
-def has_labels(table: pa.Table, label: str) -> bool:
-    """Whether a split has a label at all; test splits of competitions often have none."""
-    return label in table.column_names and not pc.all(_is_missing(table[label])).as_py()
+def has_labels(table: pa.Table, label: str, known: Sequence[str]) -> bool:
+    """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
+    each (GLUE's), unless that is one of the `known` labels."""
+    if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
+        return False
+    column = table[label]
+    if HIDDEN in known or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return True
+    return not pc.all(pc.equal(column, int(HIDDEN))).as_py()
 
 
 def _is_missing(label: pa.ChunkedArray, blank_is_a_label: bool = False) -> pa.ChunkedArray:

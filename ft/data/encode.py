@@ -87,6 +87,10 @@ class EncodedRows:
         """The rows from `begin` to before `end`, still mapped."""
         return EncodedRows(self.table.slice(begin, end - begin))
 
+    def highest_token(self) -> int:
+        """The highest number of a token in any of the rows."""
+        return max((int(values.max(initial=0)) for values in self._lists["input_ids"]), default=0)
+
     def padded(self, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
         the pieces of a row follow one another. Widths are rounded up to a multiple, as far as there are rows

@@ -85,7 +85,8 @@ def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
 
     try:
-        model_config, tokenizer = load_model_config(config), load_tokenizer(config)
+        model_config = load_model_config(config)
+        tokenizer = load_tokenizer(config, model_config)
         return tokenizer, longest_text(config.max_length, tokenizer, model_config)
     except UserError as error:
         findings.block("model", str(error))

@@ -62,7 +62,11 @@ def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, Rea
     for name in [split for split in ("train", "validation", "test") if split in sources]:
         try:
             table = _read(sources[name], findings)
-            if name == "test" and columns and not has_labels(table, columns.label):
+            if (
+                name == "test"
+                and columns
+                and not has_labels(table, columns.label, task.state().get("label_names", ()))
+            ):
                 continue  # it is not scored
             given = columns or Columns(tuple(config.text_columns), config.label_column_name or "")
             columns = choose_columns(table, given.texts, given.label or None, name)

@@ -76,9 +76,12 @@ class Task(ABC):
         """Take the targets from the config of a model that was trained for this task."""
 
     @abstractmethod
-    def build_model(self, path: str, model_config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    def build_model(
+        self, path: str, model_config: Any, notes: list[str], **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """The pretrained model with a head for the targets, and what was missing in its files
-        (`output_loading_info` of `from_pretrained`, to which `options` go)."""
+        (`output_loading_info` of `from_pretrained`, to which `options` go); adds to `notes` what the user
+        should know of the head."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -73,21 +73,40 @@ def config(base_flags, folder):
     }  # fmt: skip
 
 
-@pytest.mark.case("the run on two hosts (network namespaces)", "what one process gives, within 1e-5")
-def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
+def launched_on(hosts, tmp_path, words, *own):
+    """Accelerate's launcher on each host; `own` are the flags of each."""
     topology = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())
     topology |= {"use_cpu": True, "mixed_precision": "no"}
     del topology["gpu_ids"]
     (tmp_path / "nodes.yaml").write_text(yaml.safe_dump(topology))
-    words = [
+    launcher = [
         "--config_file", str(tmp_path / "nodes.yaml"), "--num_machines", "2", "--num_processes", "2",
         "--main_process_ip", ADDRESSES[0], "--main_process_port", "29555",
     ]  # fmt: skip
-    script = [str(ROOT / "train.py"), *flags(**config(base_flags, tmp_path / "two"))]
-    processes = [
-        start(name, number, [*ACCELERATE, *words, "--machine_rank", str(number), *script])
-        for number, name in enumerate(hosts)
+    script = [str(ROOT / "train.py"), *flags(**words)]
+    return [
+        start(name, number, [*ACCELERATE, *launcher, "--machine_rank", str(number), *script, *flags(**mine)])
+        for number, (name, mine) in enumerate(zip(hosts, own or ({}, {}), strict=True))
     ]
+
+
+def test_a_host_with_another_config_is_refused(base_flags, tmp_path, hosts):
+    processes = launched_on(
+        hosts,
+        tmp_path,
+        config(base_flags, tmp_path / "two"),
+        {"learning_rate": 1e-3},
+        {"learning_rate": 2e-3},
+    )
+    said = end(processes)
+    assert all(process.returncode for process in processes)
+    assert "learning_rate: process 1 of 2 has another than process 0" in said[0]
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
+
+
+@pytest.mark.case("the run on two hosts (network namespaces)", "what one process gives, within 1e-5")
+def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
+    processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"))
     said = end(processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert "2 processes x 16 rows" in said[0]

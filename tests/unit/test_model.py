@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ft.config import Config, EvalConfig
+from ft.data.encode import EncodedRows
 from ft.errors import UserError
-from ft.model import build_model
+from ft.model import build_model, check_tokens, embedded_tokens
 from ft.pretrained import apply_overrides, load_model_config, load_tokenizer, longest_text
 from ft.tasks.text_classification import TextClassification
 
@@ -18,9 +20,9 @@ def built(path, notes=None, config_class=Config, **options):
     config = config_class(model_name_or_path=str(path), **options)
     task = TextClassification()
     task.load_state({"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]})
-    return build_model(
-        config, task, load_model_config(config), load_tokenizer(config), [] if notes is None else notes
-    )
+    model_config = load_model_config(config)
+    tokenizer = load_tokenizer(config, model_config)
+    return build_model(config, task, model_config, tokenizer, [] if notes is None else notes)
 
 
 @pytest.fixture
@@ -105,6 +107,79 @@ def test_a_model_that_cannot_be_built_with_an_override_blames_the_override(tiny_
         built(tiny_model, config_overrides=text)
 
 
+# --- model and tokenizer of different origin
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "padding"),
+    [
+        ("llama", {"pad_token_id": 7}, 0),  # its head reads the last token that is no padding
+        ("llama", {"pad_token_id": -1}, 0),
+        ("qwen3_5", {}, 0),  # in the config of its text part
+        ("roberta", {"pad_token_id": 1}, 1),  # counts positions from it
+    ],
+)
+def test_the_model_takes_for_padding_what_the_tokenizer_pads_with(tiny_model, kind, options, padding):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **options)
+    tokenizer = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config)
+    assert tokenizer.pad_token_id == 0 and config.get_text_config().pad_token_id == padding
+
+
+def test_a_model_without_token_types_gets_none(tiny_model):
+    """Some RoBERTas have the tokenizer of BERT."""
+    from transformers import AutoConfig
+
+    for types, names in ((1, {"input_ids", "attention_mask"}), (2, None)):
+        config = AutoConfig.for_model("roberta", type_vocab_size=types)
+        found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
+        assert set(found) == (names or {"input_ids", "token_type_ids", "attention_mask"})
+
+
+def test_a_token_without_an_embedding_is_refused_where_a_text_holds_it(tiny_model, tokenizer):
+    model = built(tiny_model)
+    last = len(tokenizer) - 1
+    added = load_tokenizer(Config(model_name_or_path=str(tiny_model)), model.config)
+    added.add_tokens(["[USER]"])
+    others = {"row": [0], "full_length": [3], "cut": [0]}
+    rows = {n: EncodedRows(pa.table({"input_ids": [[2, n, 3]], **others})) for n in (last, last + 1)}
+    check_tokens(model, added, {"train": rows[last]})
+    with pytest.raises(UserError, match=r"test data: a text holds the token '\[USER\]', which was added"):
+        check_tokens(model, added, {"train": rows[last], "test": rows[last + 1]})
+
+
+def test_embeddings_that_are_no_table_count_no_tokens():
+    from transformers import CanineConfig, CanineForSequenceClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    assert embedded_tokens(CanineForSequenceClassification(CanineConfig(**small))) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "order", "said"),
+    [
+        (["bad", "fine", "good"], [0, 1, 2], None),
+        (["GOOD", "bad", "Fine"], [1, 2, 0], "in another order: its outputs were put in the data's"),
+        (["a", "b", "c"], [0, 1, 2], "was trained for a, b, c and goes on from there as bad, fine, good"),
+    ],
+)
+def test_a_head_that_was_trained_before_has_its_outputs_in_the_order_of_the_labels(
+    tiny_model, tmp_path, names, order, said
+):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    options = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    trained = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3, **options)
+    trained.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    notes = []
+    found = built(tmp_path, notes)
+    assert torch.equal(found.classifier.weight, trained.classifier.weight[order])
+    assert torch.equal(found.classifier.bias, trained.classifier.bias[order])
+    assert [said in note for note in notes] == ([] if said is None else [True])
+
+
 # --- weights
 
 
@@ -113,7 +188,7 @@ def test_a_tokenizer_of_sentencepiece_alone_says_what_reads_it(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
     (tmp_path / "spm.model").write_bytes(b"no such file")
     with pytest.raises(UserError, match=r"model_name_or_path: .*pip install sentencepiece protobuf"):
-        load_tokenizer(Config(model_name_or_path=str(tmp_path)))
+        load_tokenizer(Config(model_name_or_path=str(tmp_path)), None)
 
 
 def test_a_pretrained_model_with_a_new_head_says_nothing(tiny_model):
@@ -198,7 +273,7 @@ def test_the_longest_text_is_what_the_model_has_positions_for(tiny_model, kind, 
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(kind, **options)
-    tokenizer = load_tokenizer(Config(model_name_or_path=str(tiny_model)))
+    tokenizer = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config)
     assert longest_text(None, tokenizer, config) == limit
     with pytest.raises(UserError, match=f"max_length: found {limit + 1}, expected 3 to {limit}"):
         longest_text(limit + 1, tokenizer, config)
@@ -211,7 +286,7 @@ def test_the_longest_text_of_roberta_goes_through_it(tiny_model):
         vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=12, pad_token_id=1, type_vocab_size=1,
     )  # fmt: skip
-    longest = longest_text(None, load_tokenizer(Config(model_name_or_path=str(tiny_model))), config)
+    longest = longest_text(None, load_tokenizer(Config(model_name_or_path=str(tiny_model)), config), config)
     model = RobertaModel(config)
     model(input_ids=torch.full((1, longest), 5))
     with pytest.raises((RuntimeError, IndexError)):

@@ -11,6 +11,7 @@ from accelerate.scheduler import AcceleratedScheduler
 
 from ft.attempts import MAX_SKIPPED, Attempts
 from ft.config import Config
+from ft.errors import UserError
 from ft.health import spread_nonfinite
 from ft.optim import build_optimizer, build_scheduler, clip_in_step, total_norm
 
@@ -133,6 +134,18 @@ def test_accelerate_knows_of_a_step_that_the_scaler_skipped(scaled):
     assert optimizer.step_was_skipped and torch.equal(before, model.weight)
     update(gradient=1.0)
     assert not optimizer.step_was_skipped and not torch.equal(before, model.weight)
+
+
+def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
+    """Some parameters may have moved, and be moved again."""
+    _, optimizer, accelerator, _ = scaled
+    (batch,) = [SimpleNamespace(slot=SimpleNamespace(is_last=True), row_ids=[0, 1])]
+    with pytest.raises(UserError, match=r"out of memory in the step of the optimizer.*lora_rank, freeze"):
+        for attempt in Attempts(accelerator, optimizer).at([batch]):
+            with attempt:
+                for _ in attempt:
+                    pass
+                raise torch.OutOfMemoryError
 
 
 def test_an_update_that_no_scale_can_mend_leaves_the_scale_as_it_was(scaled):

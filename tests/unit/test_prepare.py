@@ -464,6 +464,23 @@ def test_a_test_split_without_labels_is_not_scored_and_that_is_said(tokenizer, r
     assert any(note.startswith("test: no row has a label") for note in made.notes)
 
 
+@pytest.mark.parametrize("labels", [[0.5, 2.5, 4.0, 1.0], [0, 1, 1, 0]])
+def test_a_test_split_with_minus_one_for_every_label_has_none(tokenizer, tmp_path, labels):
+    """As GLUE keeps them for itself. Where training has it, it is a label."""
+
+    def made(training, tests):
+        for name, values in (("train", training), ("test", tests)):
+            jsonl(tmp_path / f"{name}.jsonl", [{"text": f"a {i}", "label": v} for i, v in enumerate(values)])
+        files = {f"{name}_file": tmp_path / f"{name}.jsonl" for name in ("train", "test")}
+        return Prepared(tokenizer, **files, validation_split_percentage=0)
+
+    hidden = made(labels, [type(labels[0])(-1)] * 2)
+    assert set(hidden.splits) == {"train"}
+    assert any(note.startswith("test: no row has a label") for note in hidden.notes)
+    if isinstance(labels[0], int):
+        assert set(made([-1, 1, 1, -1], [-1, -1]).splits) == {"train", "test"}
+
+
 def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenizer, reviews):
     task = TextClassification()
     task.load_state({"problem_type": "single_label_classification", "label_names": ["good", "fine", "bad"]})

@@ -9,7 +9,7 @@ import numpy as np
 
 from ft.errors import UserError
 from ft.tasks.base import Task
-from ft.tasks.text_classification.kind import Kind
+from ft.tasks.text_classification.kind import Kind, settle_head
 from ft.tasks.text_classification.labels import MULTI, REGRESSION, SINGLE, choose_problem_type
 from ft.tasks.text_classification.multi_label import MultiLabel
 from ft.tasks.text_classification.regression import Regression
@@ -151,16 +151,22 @@ class TextClassification(Task):
 
     # --- model and loss
 
-    def build_model(self, path: str, model_config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    def build_model(
+        self, path: str, model_config: Any, notes: list[str], **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """A sequence classifier; its config has the names of the labels."""
         from transformers import AutoModelForSequenceClassification
 
+        trained_for = model_config.id2label or {}
         self.kind.configure(model_config)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             path, config=model_config, output_loading_info=True, **options
         )
         mismatched = {name for name, *_ in loaded["mismatched_keys"]}
-        self.kind.head_loaded(model, {*loaded["missing_keys"], *mismatched})
+        new = {*loaded["missing_keys"], *mismatched}
+        self.kind.head_loaded(model, new)
+        if self.kind.problem_type != REGRESSION:
+            notes += settle_head(model, trained_for, self.label_names, new)
         return model, loaded
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:

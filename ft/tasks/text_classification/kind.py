@@ -34,6 +34,29 @@ def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:
     return found[-1] if found else None
 
 
+def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: set[str]) -> list[str]:
+    """Of a head that was loaded and not made anew, put the outputs in the order of the data's labels, where
+    these are the labels that it was trained for, in whatever case and order. Returns what to tell the user.
+
+    (roberta-large-mnli has CONTRADICTION first, GLUE's MNLI entailment.)"""
+    import torch
+
+    found, theirs = output_layer(model, len(names)), [trained_for.get(n, "") for n in range(len(names))]
+    if found is None or f"{found[0]}.weight" in new or theirs == names:
+        return []
+    places = {name.casefold(): number for number, name in enumerate(theirs)}
+    order = [places.get(name.casefold()) for name in names]
+    if None in order or len(places) < len(names):
+        before, now = (", ".join(some[:5]) + ", ..." * (len(some) > 5) for some in (theirs, names))
+        return [f"the head is not a new one: it was trained for {before} and goes on from there as {now}"]
+    if order == sorted(order):  # type: ignore[type-var]
+        return []
+    with torch.no_grad():
+        for parameter in found[1].parameters():
+            parameter.copy_(parameter[order].clone())
+    return ["the head was trained for these labels in another order: its outputs were put in the data's"]
+
+
 class Kind(ABC):
     """One kind of text classification. It knows neither the model nor the run: rows come as columns and
     arrays, scores are what the model's head gives."""
