@@ -63,11 +63,13 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def of_launch(run: Run) -> dict[str, Any]:
-    """What all processes of a run must share: every option but the places of files, and what is in them."""
+    """What all processes of a run must share: every option but the places of files, and what is in them. (The
+    labels follow from these; a mean of numbers may differ in its last bit where hosts have other CPUs.)"""
     places = {*DataOptions.__annotations__, *ModelOptions.__annotations__}
     places |= {"output_dir", "resume_from_checkpoint"}
     options = {f.name: getattr(run.config, f.name) for f in fields(run.config) if f.name not in places}
-    return {**options, "mixed precision": run.accelerator.mixed_precision, **identity(run)}
+    found = {**options, "mixed precision": run.accelerator.mixed_precision, **identity(run)}
+    return {name: value for name, value in found.items() if name != "labels"}
 
 
 def weights_mark(model: torch.nn.Module) -> str:
