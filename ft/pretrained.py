@@ -212,7 +212,8 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
                 f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
                 "have read it, or choose another model."
             ) from None
-        if "tiktoken" in str(error):  # what Transformers falls back to, for which the file is the wrong one
+        # What Transformers falls back to, for which the file is the wrong one.
+        if "tiktoken" in str(error) and (any(Path(path).glob("*.model")) or not Path(path).is_dir()):
             raise UserError(
                 f"{key}: {path!r} has its tokenizer as a SentencePiece file alone, which takes pip install "
                 "sentencepiece protobuf (where both are there, the file is damaged)."
