@@ -283,7 +283,8 @@ class EvalConfig(EvalOptions, Config):
             raise UserError(
                 f"compare: found {len(self.compared)} runs ({', '.join(self.compared)}), expected two."
             )
-        changed = [name for name, value in asdict(self).items() if value != getattr(EvalConfig(), name)]
+        plain = EvalConfig()
+        changed = [name for name, value in asdict(self).items() if value != getattr(plain, name)]
         if others := [name for name in changed if name not in ("compare", "split", "output_dir")]:
             raise UserError(
                 f"compare: {', '.join(others)} would do nothing: each run is scored on the data and by the "

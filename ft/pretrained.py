@@ -170,9 +170,10 @@ def _agree(model_config: Any, tokenizer: Any) -> None:
 
     And let the tokenizer give no token types to a model that has none: some RoBERTas have the tokenizer of
     BERT (klue/roberta-base)."""
-    if getattr(model_config, "type_vocab_size", 2) == 1:
+    if getattr(model_config, "type_vocab_size", 2) == 1 and "token_type_ids" in tokenizer.model_input_names:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-        tokenizer.model_input_names = names
+        # The second is what an export writes, and by what an encoding is known again.
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     for config in (model_config, model_config.get_text_config()):
         known = getattr(config, "pad_token_id", None) is not None
         if known and config.model_type in POSITIONS_AFTER_PADDING:

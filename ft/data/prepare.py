@@ -134,7 +134,6 @@ def _identity(tokenizer: Any) -> list[Any]:
             )
         elif name not in ("name_or_path", "is_local", "local_files_only"):
             known[name] = value
-    known["model_input_names"] = tokenizer.model_input_names
     if not tokenizer.is_fast:
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), known]
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
