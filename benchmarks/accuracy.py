@@ -13,11 +13,10 @@ from benchmarks.common import (
     mean_and_deviation,
     median,
     median_and_spread,
-    model_flops,
     model_folder,
+    peak_shares,
     peer,
     planned_lengths,
-    round_peaks,
     save,
     say,
     table,
@@ -117,10 +116,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         memory = median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0)
         speed = f"{median([one['tokens'] / one['seconds'] for one in runs]):,.0f}"
         padding = f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}"
-        percent = [
-            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
-            for one, peak in zip(runs, round_peaks(gemm), strict=True)
-        ]
+        percent = peak_shares(options.model, runs, gemm)
         cells += [seconds, faster, speed, padding, median_and_spread(percent, 0), memory]
         rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells])
     return (

@@ -406,6 +406,15 @@ def round_peaks(gemm: Sequence[float]) -> list[float]:
     return [max(pair) for pair in pairwise(gemm)]
 
 
+def peak_shares(model: str, runs: Sequence[dict[str, float]], gemm: Sequence[float]) -> list[float]:
+    """The model FLOP utilisation of each run in percent: by its tokens, squares and seconds, and the peak of
+    its round."""
+    return [
+        model_flops(model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
+        for one, peak in zip(runs, round_peaks(gemm), strict=True)
+    ]
+
+
 def machine() -> dict[str, Any]:
     """CPU, cores, threads, memory, accelerator, versions, and what torch multiplies matrices with."""
     import psutil

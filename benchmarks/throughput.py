@@ -19,14 +19,13 @@ from benchmarks.common import (
     logged_steps,
     median,
     median_and_spread,
-    model_flops,
     model_folder,
     own_cache,
+    peak_shares,
     peer,
     planned_lengths,
     rates,
     read_csv,
-    round_peaks,
     save,
     say,
     spread,
@@ -146,10 +145,7 @@ def speeds(
             ours["tokens_per_second"] / theirs["tokens_per_second"]
             for ours, theirs in zip(measured.get("ours", []), runs, strict=False)
         ]
-        percent = [
-            model_flops(options.model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
-            for one, peak in zip(runs, round_peaks(gemm), strict=True)
-        ]
+        percent = peak_shares(options.model, runs, gemm)
         rows.append(
             [
                 ARMS[arm],

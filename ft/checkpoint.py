@@ -192,6 +192,11 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
     return None, warnings
 
 
+def lies_in(checkpoint: Path | None, folder: Path) -> bool:
+    """Whether a checkpoint is one of a folder of checkpoints, and not of another run's."""
+    return checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
+
+
 def write_manifest(folder: Path) -> None:
     """Write the sizes and hashes of the files of a folder to its manifest.json."""
     files = {path.name: digest(path) for path in sorted(folder.iterdir())}

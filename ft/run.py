@@ -135,20 +135,17 @@ class Run:
             notes.append("no checkpoint to resume from: this run starts anew")
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
-        own = (
-            self.checkpoint
-            and self.checkpoint.resolve().parent == (self.output_dir / "checkpoints").resolve()
-        )
+        is_own = checkpoint.lies_in(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
-            elif own:
+            elif is_own:
                 # A crash may have come before this was done for it.
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
-        saved = self.progress.step if own else -1  # in this folder
+        saved = self.progress.step if is_own else -1
         self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
         self.tracker = Tracker(
             accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ft.data.files import LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
 from ft.errors import UserError
+from ft.tasks.base import Task
 
 TEXT_NAMES = ["text", "sentence", "review", "content", "document", "title", "question"]
 LABEL_NAMES = ["label", "labels", "target", "class", "category", "intent", "sentiment", "stars", "score"]
@@ -217,13 +218,15 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
         raise
 
 
-def has_labels(table: pa.Table, label: str, known: Sequence[str]) -> bool:
+def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
-    each (GLUE's), unless that is one of the `known` labels."""
+    each (GLUE's), unless that is one of the labels that the task knows."""
     if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
         return False
     column = table[label]
-    if HIDDEN in known or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    if HIDDEN in task.state().get("label_names", ()) or not (
+        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    ):
         return True
     return not pc.all(pc.equal(column, int(HIDDEN))).as_py()
 

@@ -45,9 +45,7 @@ def usable_splits(
         read[split] = sources[split].read()
         label = options.label_column_name or guess_label(read[split])
         twice = label is not None and read[split].column_names.count(label) > 1  # refused further down
-        if label is None or not (
-            twice or has_labels(read[split], label, task.state().get("label_names", ()))
-        ):
+        if label is None or not (twice or has_labels(read[split], label, task)):
             return _unlabelled(options, scoring, read.pop(split), label, split)
     learns = not task.has_targets
     ids: dict[str, str] = {}
@@ -59,12 +57,7 @@ def usable_splits(
         if splits == ("test",) and split != "test" and "test" in sources:
             continue  # nothing changes a test split that was given; the others may depend on one another
         raw = read.pop(split) if split in read else source.read()
-        if (
-            split == "test"
-            and not splits
-            and columns
-            and not has_labels(raw, columns.label, task.state().get("label_names", ()))
-        ):
+        if split == "test" and not splits and columns and not has_labels(raw, columns.label, task):
             notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
         texts = columns.texts if columns else _texts(options, scoring, raw)

@@ -62,11 +62,7 @@ def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, Rea
     for name in [split for split in ("train", "validation", "test") if split in sources]:
         try:
             table = _read(sources[name], findings)
-            if (
-                name == "test"
-                and columns
-                and not has_labels(table, columns.label, task.state().get("label_names", ()))
-            ):
+            if name == "test" and columns and not has_labels(table, columns.label, task):
                 continue  # it is not scored
             given = columns or Columns(tuple(config.text_columns), config.label_column_name or "")
             columns = choose_columns(table, given.texts, given.label or None, name)

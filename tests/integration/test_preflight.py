@@ -104,7 +104,7 @@ def test_lines_that_are_not_utf8_are_all_named_and_the_rest_is_looked_at(audited
 
 @pytest.mark.parametrize("gzipped", [True, False])
 def test_a_file_that_is_not_whole_is_a_finding(audited, data, gzipped):
-    content = b"no gzip file" if not gzipped else gzip.compress((data / "train.csv").read_bytes())[:-20]
+    content = gzip.compress((data / "train.csv").read_bytes())[:-20] if gzipped else b"no gzip file"
     (data / "train.csv").unlink()
     (data / "train.csv.gz").write_bytes(content)
     _, topics = audited()
