@@ -154,12 +154,16 @@ class Tracker:
                 if tracker.name == "wandb" and summary:
                     numbers = {**scalars(summary), **self._bests()}
                     _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
-                    self._add(tracker, "charts", partial(wandb_run.show, summary=numbers, charts=charts))
-                    self._add(tracker, "artifacts", partial(wandb_run.keep, artifacts=artifacts))
+                    show = partial(wandb_run.show, tracker.tracker, summary=numbers, charts=charts)
+                    self._add("charts", partial(_in_time, show))
+                    # Not in a time: of a large model, the hashes alone take long.
+                    self._add("artifacts", partial(wandb_run.keep, tracker.tracker, artifacts=artifacts))
                 elif tracker.name == "wandb":
                     wandb_run.stop(tracker.tracker)
-                tracker.finish()
-                if tracker.name == "wandb":
+                if tracker.name != "wandb":
+                    _in_time(tracker.finish)
+                else:
+                    tracker.finish()  # uploads what is left
                     # Its service writes the last rows a moment later, which a process that leaves by os._exit
                     # would cut short.
                     sys.modules["wandb"].teardown()
@@ -167,10 +171,10 @@ class Tracker:
                 self._drop(tracker, error)
         self.accelerator.trackers.clear()
 
-    def _add(self, tracker: GeneralTracker, what: str, add: Callable[[Any], object]) -> None:
+    def _add(self, what: str, add: Callable[[], object]) -> None:
         """Add to a W&B run what it can do without."""
         try:
-            _in_time(partial(add, tracker.tracker))
+            add()
         except TimeoutError:
             raise
         except Exception as error:

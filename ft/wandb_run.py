@@ -69,9 +69,10 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
     from accelerate.tracking import WandBTracker
 
     # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
-    for key, value in {
-        "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "FINISH_TIMEOUT": "300", "SHOW_INFO": "false",
-    }.items():  # fmt: skip
+    own = {"ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "SHOW_INFO": "false"}
+    if config["log_artifacts"] not in ("model", "all"):  # whose upload takes what it takes
+        own |= {"FINISH_TIMEOUT": "300", "FINISH_TIMEOUT_RAISES": "true"}
+    for key, value in own.items():
         os.environ.setdefault(f"WANDB_{key}", value)
     folder = os.environ.get("WANDB_DIR", str(output_dir))
     # Where it stages and caches artifacts, tables with texts among them; else below the user's home.
@@ -93,7 +94,8 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
     why_offline = _why_offline(settings)
     if why_offline:
         options["mode"] = "offline"
-    tracker = WandBTracker(settings.project or PROJECT, **options)
+    project = None if settings.sweep_id else settings.project or PROJECT  # a sweep has one
+    tracker = WandBTracker(project, **options)
     try:
         tracker.start()
     except Exception as error:
@@ -101,7 +103,7 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
             raise
         why_offline = f"its server did not take the run: {first_line(error)}"
         wandb.teardown()  # its service holds on to the id otherwise
-        tracker = WandBTracker(settings.project or PROJECT, **options, mode="offline")
+        tracker = WandBTracker(project, **options, mode="offline")
         tracker.start()
     run = tracker.tracker
     run.define_metric("step", hidden=True)

@@ -128,8 +128,8 @@ def wandb_here(monkeypatch, tmp_path):
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    ours = "ERROR_REPORTING INIT_TIMEOUT FINISH_TIMEOUT SHOW_INFO RUN_GROUP DATA_DIR CACHE_DIR"
-    for name in ours.split():
+    ours = "ERROR_REPORTING INIT_TIMEOUT FINISH_TIMEOUT FINISH_TIMEOUT_RAISES SHOW_INFO RUN_GROUP"
+    for name in [*ours.split(), "DATA_DIR", "CACHE_DIR"]:
         monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back, too
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
