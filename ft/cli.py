@@ -37,7 +37,7 @@ HINTS = {
 
 
 class _Text(str):
-    """A text of YAML that is taken as it stands: "null" in quotes is not null."""
+    """A text that is taken as it stands, and not as YAML: "null" in quotes is not null."""
 
 
 class _Parser(ArgumentParser):
@@ -92,7 +92,9 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
     files, words = _read(argv, kinds)
     given = {name: word for file in files for name, word in _read_yaml(file, kinds).items()} | words
     given |= {
-        name: _Text(word) for name, word in given.items() if _is_mapping(kinds.get(name)) and word != "null"
+        name: _Text(word)
+        for name, word in given.items()
+        if word != "null" and (_is_mapping(kinds.get(name)) or _is_text(kinds.get(name), word))
     }
     print_it = given.pop("print_config", "false") != "false"
     values = {name: str(word) for name, word in given.items() if isinstance(word, _Text)}
@@ -127,6 +129,13 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     """The types that a field may have: those of a union, or the one."""
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_text(annotation: Any, word: str) -> bool:
+    """Whether a word is a text as it stands, of which YAML might make something else ("~" and "#" are null
+    to it): for an option that takes texts, but for a list in brackets."""
+    members = set(_members(annotation)) - {type(None)}
+    return str in members and (members == {str} or not (_is_list(annotation) and word.startswith("[")))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
@@ -238,8 +247,7 @@ def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
         return json.dumps([entry.value for entry in entries])
     if node.tag.endswith(":null"):
         return "null"
-    is_text = str in _members(annotation) and not _is_list(annotation)
-    return _Text(node.value) if is_text else node.value
+    return _Text(node.value) if str in _members(annotation) else node.value
 
 
 def _known(name: str, known: Sequence[str], where: str) -> None:

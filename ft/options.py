@@ -45,8 +45,8 @@ class DataOptions:
     train_split_name: str = "train"
     """Name of the training split in dataset_name."""
     validation_split_name: str | None = None
-    """Name of the validation split. Default: validation, valid or dev where there is one, else rows of the
-    training split are set aside. Never the test split."""
+    """Name of the validation split. Default: validation, valid, dev or val where there is one, else rows of
+    the training split are set aside. Never the test split."""
     test_split_name: str | None = None
     """Name of the test split. Default: test, where there is one."""
     validation_split_percentage: float = 10.0
@@ -58,7 +58,8 @@ class DataOptions:
     """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: found by its name or
     type."""
     label_column_name: str | None = None
-    """The label column. Default: label, labels, target, class, category or score, where there is one."""
+    """The label column. Default: label, labels, target, class, category, intent, sentiment, stars or score,
+    where there is one."""
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
@@ -68,7 +69,8 @@ class DataOptions:
     """What stands between the labels of a row, for multi-label data without lists: "|" for "a|b". An empty
     text is a row without any label."""
     max_length: int | None = None
-    """Longest text in tokens; what is cut is counted and said. Default: the model's own limit."""
+    """Longest text in tokens; what is cut is counted and said. Default: the model's own limit, or 512 where
+    it has none."""
     long_text: Literal["truncate", "head_tail", "windows"] | None = None
     """What the model sees of a longer text: its beginning; the first quarter of max_length from its beginning
     and the rest from its end; or all of it, in overlapping windows of max_length that are scored together
@@ -185,7 +187,8 @@ class OptimOptions:
     class_weights: dict[str, float] | str | None = None
     """What a training row counts, by its label: none, balanced (rows / (classes * rows of the class)), or
     weights by label ("a=2,b=0.5", JSON, or a mapping in YAML; 1 for the others). The loss of an update is the
-    weighted mean, as in torch's CrossEntropyLoss. Evaluations are not weighted."""
+    weighted mean, as in torch's CrossEntropyLoss (with label_smoothing_factor, of the rows' smoothed losses).
+    Evaluations are not weighted."""
     pos_weight: dict[str, float] | str | None = None
     """Multi-label: what a label that a row has counts against one that it has not: none, balanced (rows
     without the label / rows with it), or weights by label, as for class_weights; see torch's

@@ -220,15 +220,22 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
 
 def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
-    each (GLUE's), unless that is one of the labels that the task knows."""
+    each (GLUE's), unless that is one of the labels that the task knows, or it knows none yet."""
     if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
         return False
-    column = table[label]
-    if HIDDEN in task.state().get("label_names", ()) or not (
-        pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    ):
+    if not task.has_targets or HIDDEN in task.state().get("label_names", ()):
         return True
-    return not pc.all(pc.equal(column, int(HIDDEN))).as_py()
+    column = table[label].drop_null()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if _is_string(column.type):  # of a csv file
+        trimmed = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+        hidden = pc.is_in(trimmed, pa.array(["", HIDDEN, f"{HIDDEN}.0"], pa.large_string()))
+    elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        hidden = pc.equal(column.cast(pa.float64(), safe=False), float(HIDDEN))
+    else:
+        return True
+    return not pc.all(hidden).as_py()
 
 
 def _is_missing(label: pa.ChunkedArray, blank_is_a_label: bool = False) -> pa.ChunkedArray:

@@ -30,7 +30,7 @@ def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
 
 def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     """The splits of a folder with a repository's files in it, such as data/train-00000-of-00002.parquet; None
-    where it holds none.
+    where it holds none. Of csv and tsv files, a split is the list of them, not read yet.
 
     Its README.md may name configurations; without, each folder with training files is one. Raises `UserError`
     for shards that are missing, and where it is not clear which configuration is meant."""
@@ -44,9 +44,10 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     if not has_configurations:
         inside = _choose(wanted, sorted({str(_configuration(file, word)) for file in training}), path)
         wanted = None
-    _check_files([file for file in files if inside is None or (path / inside) in file.parents], path)
+    files = [file for file in files if inside is None or (path / inside) in file.parents]
+    _check_files(files, path)
     try:
-        return _load(str(path), wanted, data_dir=inside)
+        return _files_of(str(path), wanted, data_dir=inside) or _load(str(path), wanted, data_dir=inside)
     except Exception as error:
         why = " ".join(str(error).split())[:400] or "no reason given"
         raise UserError(
@@ -59,6 +60,25 @@ def _load(name: str, configuration: str | None, **options: Any) -> dict[str, Any
 
     datasets.disable_progress_bars()
     return dict(datasets.load_dataset(name, configuration, **{k: v for k, v in options.items() if v}))
+
+
+def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str, list[Path]] | None:
+    """The csv or tsv files of each split, as `datasets` tells them apart; None where it has to read them, as
+    they are others, or its README.md says how. It reads a csv file by the rules of pandas, to which "NA" and
+    "None" are nothing, and 007 is 7."""
+    import datasets
+
+    options = {key: value for key, value in options.items() if value}
+    builder = datasets.load_dataset_builder(name, configuration, **options)
+    found = {str(split): [Path(file) for file in files] for split, files in builder.config.data_files.items()}
+    separators = {"csv": ",", "tsv": "\t"}
+    kinds = {format_of(file) for files in found.values() for file in files}
+    if not kinds <= separators.keys() or builder.info.features is not None:
+        return None
+    plain, config = vars(type(builder.config)()), vars(builder.config)
+    ours = {"name", "data_dir", "data_files", "description", "version", "sep"}  # not of how it reads
+    is_plain = all(config[name] == value for name, value in plain.items() if name not in ours)
+    return found if is_plain and {separators[kind] for kind in kinds if kind} == {config["sep"]} else None
 
 
 def _is_hidden(path: Path) -> bool:

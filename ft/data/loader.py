@@ -3,6 +3,7 @@ processes."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -283,6 +284,7 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
         batch_sampler=sampler,
         collate_fn=_same,
         num_workers=num_workers,
+        worker_init_fn=_leave_group if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
     )
@@ -295,6 +297,12 @@ def build_evaluation_loader(
     dataset = RowDataset(rows, tokenizer)
     sampler = EvaluationSampler(dataset, options.per_device_eval_batch_size, accelerator.num_processes)
     return build_loader(dataset, sampler, options.dataloader_num_workers, accelerator.device)
+
+
+def _leave_group(_worker: int) -> None:
+    """A launcher hands a signal to the whole group of a process. One that ends the workers would end the run
+    before it has saved; they end with the run."""
+    os.setpgid(0, 0)
 
 
 def _same(batch: Any) -> Any:

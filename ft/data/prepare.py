@@ -8,6 +8,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 12  # part of every key: raise it when what is written changes
+CACHE_VERSION = 13  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -62,19 +63,26 @@ def prepare_data(
         )
     prints = fingerprints(sources)
     folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits, scoring)
-    if not options.overwrite_cache and (data := _open(folder, task)):
-        return data
+    data = None if options.overwrite_cache else _open(folder, task)
+    if data is None:
+        about = options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
+        data = _built_once(folder, task, options.overwrite_cache, partial(_build, folder, *about))
+    read = [source for name, source in sources.items() if not splits or name in splits]
+    data.notes[:0] = [note for source in read for note in source.notes()]
+    return data
+
+
+def _built_once(folder: Path, task: Task, overwrite: bool, build: Callable[[], object]) -> Data:
+    """What the first of the processes of a machine that want it has built."""
     from filelock import FileLock
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            again = options.overwrite_cache and os.environ.get("LOCAL_RANK", "0") == "0"
+            again = overwrite and os.environ.get("LOCAL_RANK", "0") == "0"
             data = None if again else _open(folder, task)
             if data is None:
-                _build(
-                    folder, options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
-                )
+                build()
                 data = _open(folder, task)
     except OSError as error:
         raise UserError(

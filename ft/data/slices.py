@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 
 from ft.config import Config
+from ft.data.audit import guess_label, has_labels
 from ft.data.sources import Source, find_sources
 from ft.errors import UserError
+from ft.tasks.base import Task
 
 
-def check_slice_columns(options: Config, splits: tuple[str, ...] = ("validation", "test")) -> None:
+def check_slice_columns(
+    options: Config, task: Task, splits: tuple[str, ...] = ("validation", "test")
+) -> None:
     """Raise `UserError` where a column of `slice_columns` is not in the data of a split that is scored."""
     if not options.slice_names:
         return
     sources = find_sources(options)
-    for split in splits:
-        source = _source_of(split, sources)
-        if source is None:
-            continue
+    used = {source.name: source for split in splits if (source := _source_of(split, sources, options, task))}
+    for split, source in used.items():
         there = source.read().column_names
         for name in options.slice_names:
             if there.count(name) != 1:
@@ -30,12 +32,12 @@ def check_slice_columns(options: Config, splits: tuple[str, ...] = ("validation"
                 )
 
 
-def slice_values(options: Config, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
+def slice_values(options: Config, task: Task, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
     """For each column of `slice_columns` its values in some rows (rows,) of a split, which are named by their
     numbers in the source."""
     if not options.slice_names:
         return {}
-    source = _source_of(split, find_sources(options))
+    source = _source_of(split, find_sources(options), options, task)
     assert source is not None
     table = source.read()
     found = {}
@@ -53,6 +55,13 @@ def _named(value: Any, classes: list[str]) -> Any:
     return classes[value] if value is not None and value >= 0 else value
 
 
-def _source_of(split: str, sources: dict[str, Source]) -> Source | None:
-    """Where the rows of a split come from: what was not given was set aside from the training rows."""
-    return sources.get(split) or sources.get("train")
+def _source_of(split: str, sources: dict[str, Source], options: Config, task: Task) -> Source | None:
+    """Where the rows of a split come from: what was not given, or has no labels, was set aside from the
+    training rows."""
+    found = sources.get(split)
+    if found and split == "test" and "train" in sources:
+        table = found.read()
+        label = options.label_column_name or guess_label(table)
+        if label is None or not has_labels(table, label, task):
+            found = None
+    return found or sources.get("train")

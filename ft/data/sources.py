@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +32,18 @@ class Source:
         default_factory=dict
     )  # of ClassLabel columns, lists of them too
     root: Path | None = None  # of a folder of texts, where the names below it are part of the data
+    left_out: list[Path] = field(default_factory=list)  # beside these texts
     identity: str = ""  # stands for the bytes where there are no files
+
+    def notes(self) -> list[str]:
+        """What the user should know of the files."""
+        if not self.left_out:
+            return []
+        are = "file is" if len(self.left_out) == 1 else "files are"
+        return [
+            f"{self.name}: {len(self.left_out):,} {are} left out, as no .txt file in the folder of a class: "
+            f"{self.left_out[0]}{', ...' * (len(self.left_out) > 1)}"
+        ]
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files, in hexadecimal, and over what else decides how they are read;
@@ -207,12 +219,19 @@ def _from_path(split: str, path: Path) -> Source:
         is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
         hint = "saved `datasets` are named as dataset_name." if is_saved else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
-    return Source(split, texts, lambda: _read_texts(texts), root=path)
+    below = {file for file in path.glob("*/**/*") if file.is_file()}
+    left_out = sorted(file for file in below - {*texts} if not _is_hidden(file.relative_to(path)))
+    return Source(split, texts, lambda: _read_texts(texts), root=path, left_out=left_out)
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The .txt files of the class folders in a folder, sorted; hidden folders (of editors) are no classes."""
-    return sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith("."))
+    """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes."""
+    found = (path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and path.is_file())
+    return sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_texts(paths: list[Path]) -> pa.Table:
@@ -256,6 +275,9 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
         if name is None:
             continue
         dataset = splits[name]
+        if isinstance(dataset, list):
+            found[split] = Source(split, dataset, partial(_read_files, dataset))
+            continue
         files = [Path(entry["filename"]) for entry in dataset.cache_files]
         labels = {}
         for column, kind in dataset.features.items():
@@ -266,6 +288,18 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
         found[split] = Source(split, files, _table_of(dataset, labels), labels, identity=identity)
     _require(found, options, list(splits), where)
     return found
+
+
+def _read_files(paths: list[Path]) -> pa.Table:
+    """The rows of one file after another; they have the same columns."""
+    tables = [read_table(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if sorted(table.column_names) != sorted(tables[0].column_names):
+            raise UserError(
+                f"{path}: has the columns {', '.join(table.column_names)}, but {paths[0].name} has "
+                f"{', '.join(tables[0].column_names)}; expected the same in all files of a split."
+            )
+    return pa.concat_tables(table.select(tables[0].column_names) for table in tables)
 
 
 def _table_of(dataset: Any, class_labels: Iterable[str]) -> Callable[[], pa.Table]:

@@ -57,8 +57,9 @@ def usable_splits(
         if splits == ("test",) and split != "test" and "test" in sources:
             continue  # nothing changes a test split that was given; the others may depend on one another
         raw = read.pop(split) if split in read else source.read()
-        if split == "test" and not splits and columns and not has_labels(raw, columns.label, task):
-            notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
+        if split == "test" and split not in splits and columns and not has_labels(raw, columns.label, task):
+            if not splits:
+                notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
         texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None

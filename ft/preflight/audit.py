@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from ft.config import Config
+from ft.data.split import sample
 from ft.errors import UserError
 from ft.preflight.findings import Findings
 from ft.preflight.near import near_copies, sample_note
@@ -27,10 +30,16 @@ CUT_SHARE = 0.01  # of the training rows; more is worth a warning
 
 
 def audit_apart(config: Config) -> dict[str, Any]:
-    """`audit`, in a process that ends with it."""
+    """`audit`, in a process that ends with it. Raises `UserError` where that is killed."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(audit, config).result()
+        try:
+            return pool.submit(audit, config).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "preflight: the process that looks at the data was killed, most often because the host ran "
+                "out of memory: it holds all texts. Give it more, or try it on a file of fewer rows."
+            ) from None
 
 
 def audit(config: Config) -> dict[str, Any]:
@@ -131,8 +140,14 @@ def _tokens(split: ReadSplit, tokenizer: Any) -> np.ndarray:
 
 
 def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray] | None:
+    """Texts and labels of a split, at most of as many rows as floors look at; None where it has no labels."""
+    from ft.preflight.floors import MOST_ROWS
+
     rows = splits.get(name)
-    return None if rows is None or rows.labels is None else (rows.texts.to_pylist(), rows.labels)
+    if rows is None or rows.labels is None:
+        return None
+    chosen = np.sort(sample(len(rows), MOST_ROWS))
+    return rows.texts.take(pa.array(chosen)).to_pylist(), rows.labels[chosen]
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 from ft.metrics import classification_metrics, multilabel_metrics, regression_metrics
 from ft.tasks.text_classification.thresholds import choose_thresholds
 
-MOST_ROWS = 50_000  # to fit on; more are sampled
+MOST_ROWS = 50_000  # to fit on, and to score; of more, a sample is given
 MOST_TERMS = 50_000
-SEED = 0
 
 
 def floors(
@@ -29,10 +28,6 @@ def floors(
     mean. tf_idf: logistic regression, one a label for several labels; ridge regression. A threshold for
     several labels is chosen on the scored rows, as a run chooses its own."""
     texts, labels = train
-    rows = np.arange(len(texts))
-    if len(rows) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(SEED).permutation(rows)[:MOST_ROWS])
-        texts, labels = [texts[row] for row in rows], labels[rows]
     fit = {"multi_label_classification": _multi_label, "regression": _regression}.get(
         problem_type, _single_label
     )
@@ -41,7 +36,7 @@ def floors(
         warnings.simplefilter("ignore")  # not converged, or a label that no row has: it is only a floor
         prior, linear = fit(seen, labels, unseen, len(names))
     return {
-        "fitted_on_rows": len(rows),
+        "fitted_on_rows": len(texts),
         "scored_rows": len(scored[1]),
         "prior": _numbers(problem_type, prior, scored[1], names),
         "tf_idf": _numbers(problem_type, linear, scored[1], names),

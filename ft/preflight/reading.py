@@ -134,7 +134,8 @@ def _split(
         findings.block("labels", str(error))
         if task.has_targets:
             unknown = _unknown(task, targets, field, keep, name, names)
-    return ReadSplit(raw.take(pa.array(keep)), keep, columns, raw.num_rows, bad, labels, unknown)
+    texts = raw.select(list(columns.texts)).take(pa.array(keep))  # Arrow would join all of every column
+    return ReadSplit(texts, keep, columns, raw.num_rows, bad, labels, unknown)
 
 
 def _keep(

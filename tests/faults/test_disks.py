@@ -2,10 +2,12 @@
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from compare import same_bits, without_timing
 from conftest import DAMAGE, FORK, ONE, flags, launch, train_here
+from prepared import Prepared
 
 from ft.data.prepare import cache_root
 
@@ -72,17 +74,21 @@ def test_a_damaged_encoding(base_flags, tmp_path, monkeypatch, name, damage):
     words = {**base_flags, "max_train_steps": 3, "save_strategy": "no"}
     assert train_here(**{**words, "output_dir": tmp_path / "before"}) == 0
     (folder,) = [path for path in cache_root().iterdir() if path.is_dir()]
-    made = (folder / "train.arrow").read_bytes()
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
     DAMAGE[damage](folder / name)
     assert train_here(**words) == 0
-    assert (folder / "train.arrow").read_bytes() == made
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
     assert without_timing(tmp_path / "before") == without_timing(tmp_path / "run")
 
 
 @pytest.mark.case(
     "two runs that encode the same data at once", "both end with the same; the data is encoded once"
 )
-def test_two_runs_encode_at_once(started, base_flags, tmp_path, monkeypatch):
+def test_two_runs_encode_at_once(started, base_flags, tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "before"))
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(lambda _: Prepared(tokenizer, dataset_name=base_flags["dataset_name"]), range(2))
+        assert sum(one.encoded for one in both) == 203 + 61 + 47
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     processes = [started(ONE, flags(**{**base_flags, "output_dir": tmp_path / name})) for name in ("a", "b")]
     said = [process.communicate(timeout=120) for process in processes]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -186,6 +187,15 @@ def test_a_slice_column_that_is_not_there_is_one_message_before_training(
         f"slice_columns: the {split} data has no column 'shop'; its columns: 'text', 'label'" in done.stderr
     )
     assert done.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops, tmp_path):
+    folder = shutil.copytree(shops, tmp_path / "copy")
+    write_csv(folder / "test.csv", [{"text": "a film"}])
+    words = {**base_flags, "dataset_name": folder, "slice_columns": "shop", "max_train_steps": 1}
+    assert train_here(**words, test_split_percentage=10) == EXIT_DONE  # set aside in its place
+    results = results_of(tmp_path / "run")
+    assert results["eval/slices"]["shop"] and results["test/slices"]["shop"]
 
 
 def test_without_cleanlab_it_is_said_before_anything_is_scored(trained, tmp_path, monkeypatch):

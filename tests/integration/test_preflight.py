@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from ft.cli import parse
 from ft.config import Config
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 from ft.preflight import preflight
-from ft.preflight.audit import audit
+from ft.preflight.audit import audit, audit_apart
 from ft.preflight.forecast import forecast
 
 KEYS = {
@@ -350,18 +352,21 @@ def test_a_run_without_validation_rows_is_forecast_without_evaluations(base_flag
 
 def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_flags, tmp_path, monkeypatch):
     """Where few rows are scored, and few resamples drawn."""
-    seen, measured = [], []
+    seen, measured, waited, found = [], [], [], {}
 
     def slow(config, task, data, split, result, resamples):
         seen.append((split, len(result.scores), len(data.splits[split])))
-        time.sleep(resamples / 1000)
-        return assess(config, task, data, split, result, resamples)
+        waited.append(resamples / 1000)  # seconds
+        if split not in found:  # what the machine takes for it would count as of all resamples, too
+            found[split] = assess(config, task, data, split, result, resamples)
+        return found[split]
 
     def kept(config, found, *rest):
         measured.append(found)
         return forecast(config, found, *rest)
 
     monkeypatch.setattr("ft.run.assess", slow)
+    monkeypatch.setattr("ft.preflight.probe.Probe._now", lambda _: time.perf_counter() + sum(waited))
     monkeypatch.setattr("ft.preflight.forecast.forecast", kept)
     assert train_here(**base_flags, per_device_eval_batch_size=1, preflight=True) == EXIT_DONE
     assert set(seen) == {("validation", 61, 61), ("test", 47, 47)}
@@ -386,6 +391,17 @@ def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
     done = launch(ONE, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
     assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
     assert "BLOCKING: validation data: row 61: found the label 'strange'" in done.stdout
+
+
+def killed(config):
+    """In the place of an audit for which the memory does not suffice."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_audit_that_is_killed_is_a_message(base_flags, monkeypatch):
+    monkeypatch.setattr("ft.preflight.audit.audit", killed)
+    with pytest.raises(UserError, match=r"preflight: the process that looks at the data was killed"):
+        audit_apart(parse(Config, flags(**base_flags)))
 
 
 def test_windows_are_tried_as_the_run_scores_them(base_flags, tmp_path):

@@ -1,5 +1,6 @@
 """The command line and YAML: what stands where, who has the last word, and what a user may type."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -106,6 +107,17 @@ def test_numbers_may_be_names(tmp_path):
     (tmp_path / "c.yaml").write_text("label_column_name: 1\nrun_name: 2024\n")
     config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
     assert (config.label_column_name, config.run_name) == ("1", "2024")
+
+
+@pytest.mark.parametrize("text", ["~", "#", "#a", "'a'", "Null", "a: b", "|", "12", "true"])
+def test_a_text_is_what_was_typed(tmp_path, text):
+    """For YAML, ~ and # are null, and quotes go."""
+    config = config_of(*NEEDED, "--label_delimiter", text, "--slice_columns", f"{text},b")
+    assert config.label_delimiter == text and config.slice_names == [text, "b"]
+    quoted = json.dumps(text)
+    (tmp_path / "c.yaml").write_text(f"label_delimiter: {quoted}\ntext_column_names: {quoted}\n")
+    config = config_of(*NEEDED, str(tmp_path / "c.yaml"))
+    assert config.label_delimiter == text and config.text_columns == [text]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +283,11 @@ def test_help_explains_every_option(capsys, monkeypatch):
         after = next(line for line in lines[place:] if line.startswith(('    """', "    @")))
         first = after.strip().strip('"').split(".")[0]
         assert len(first) > 8 and " ".join(first.split()) in text, field.name
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"])
+    groups = capsys.readouterr().out.split("\n\n")
+    (optimisation,) = [group for group in groups if group.lstrip().startswith("Optimisation")]
+    assert "--learning_rate " in optimisation and "default: 5e-05)" in optimisation
 
 
 def test_neither_help_nor_a_mistake_imports_torch():

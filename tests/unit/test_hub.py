@@ -67,6 +67,35 @@ def test_split_files_in_a_data_folder(tmp_path):
     assert set(found(tmp_path)) == {"train", "test"}
 
 
+def test_csv_files_are_read_as_everywhere_else(tmp_path):
+    """`datasets` would take the first label for nothing, and the others for 7 and true."""
+    rows = [{"text": "NA", "label": label} for label in ("None", "007", "True", "")]
+    write_csv(tmp_path / "data" / "train-00000-of-00002.csv", rows[:2])
+    write_csv(tmp_path / "data" / "train-00001-of-00002.csv", rows[2:])
+    write_csv(tmp_path / "data" / "test-00000-of-00001.csv", rows)
+    splits = found(tmp_path)
+    assert set(splits) == {"train", "test"}
+    for split in splits.values():
+        assert split.read().to_pylist() == rows
+    write_csv(tmp_path / "data" / "train-00001-of-00002.csv", [{"text": "a", "stars": "b"}])
+    with pytest.raises(UserError, match=r"00001-of-00002.csv: has the columns text, stars, but train-00000"):
+        found(tmp_path)["train"].read()
+
+
+@pytest.mark.parametrize(("separator", "read"), [(",", "007"), (";", "7")])
+def test_csv_files_of_which_the_readme_says_how_to_read_them(tmp_path, separator, read):
+    """Only `datasets` knows all that may stand there."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "reviews.csv").write_text(
+        f"text{separator}label\na{separator}007\nb{separator}010\n"
+    )
+    how = "" if separator == "," else f"  sep: '{separator}'\n"
+    card = f"configs:\n- config_name: small\n{how}  data_files:\n  - split: train\n    path: data/*.csv\n"
+    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
+    table = found(tmp_path)["train"].read()
+    assert table.column_names == ["text", "label"] and str(table["label"][0].as_py()) == read
+
+
 @pytest.fixture
 def two_configurations(tmp_path):
     put(tmp_path / "one" / "train-00000-of-00001.parquet", "one")

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from conftest import make_rows, write_csv
 from hypothesis import given
@@ -20,6 +21,7 @@ from transformers import BertTokenizer
 
 from ft import heap
 from ft.data import encode, encoder, workers
+from ft.data.audit import has_labels
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.prepare import cache_root
@@ -464,14 +466,29 @@ def test_a_test_split_without_labels_is_not_scored_and_that_is_said(tokenizer, r
     assert any(note.startswith("test: no row has a label") for note in made.notes)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("tests", [[{"text": "a"}], [{"text": "a", "label": "-1"}]])
+def test_another_split_can_be_evaluated_where_the_test_split_has_no_labels(
+    tokenizer, reviews, tmp_path, split, tests
+):
+    folder = shutil.copytree(reviews, tmp_path / "copy")
+    write_csv(folder / "test.csv", tests)
+    task = TextClassification()
+    task.load_state({"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]})
+    made = Prepared(tokenizer, dataset_name=folder, splits=(split,), task=task)
+    assert set(made.splits) == {split}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
 @pytest.mark.parametrize("labels", [[0.5, 2.5, 4.0, 1.0], [0, 1, 1, 0]])
-def test_a_test_split_with_minus_one_for_every_label_has_none(tokenizer, tmp_path, labels):
+def test_a_test_split_with_minus_one_for_every_label_has_none(tokenizer, tmp_path, labels, kind):
     """As GLUE keeps them for itself. Where training has it, it is a label."""
+    write = {"jsonl": jsonl, "csv": write_csv}[kind]
 
     def made(training, tests):
         for name, values in (("train", training), ("test", tests)):
-            jsonl(tmp_path / f"{name}.jsonl", [{"text": f"a {i}", "label": v} for i, v in enumerate(values)])
-        files = {f"{name}_file": tmp_path / f"{name}.jsonl" for name in ("train", "test")}
+            write(tmp_path / f"{name}.{kind}", [{"text": f"a {i}", "label": v} for i, v in enumerate(values)])
+        files = {f"{name}_file": tmp_path / f"{name}.{kind}" for name in ("train", "test")}
         return Prepared(tokenizer, **files, validation_split_percentage=0)
 
     hidden = made(labels, [type(labels[0])(-1)] * 2)
@@ -479,6 +496,15 @@ def test_a_test_split_with_minus_one_for_every_label_has_none(tokenizer, tmp_pat
     assert any(note.startswith("test: no row has a label") for note in hidden.notes)
     if isinstance(labels[0], int):
         assert set(made([-1, 1, 1, -1], [-1, -1]).splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8])
+def test_minus_one_is_known_in_every_type_of_number(kind):
+    task = TextClassification()
+    task.load_state({"problem_type": "single_label_classification", "label_names": ["1", "2"]})
+    for last, found in ((-1, False), (2, True)):
+        table = pa.table({"label": pa.array(np.array([-1, last], kind))})
+        assert has_labels(table, "label", task) is found
 
 
 def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenizer, reviews):

@@ -5,6 +5,7 @@ import sys
 import pyarrow as pa
 import pytest
 from conftest import make_rows, write_csv
+from prepared import Prepared
 
 from ft.data.sources import choose_split, find_sources, local_path
 from ft.errors import UserError
@@ -127,6 +128,20 @@ def test_a_folder_of_class_folders(tmp_path):
         ("ein schöner good 1", "good", "good/1.txt"),
     ]
     assert list(sources(dataset_name=tmp_path)) == ["train"]
+
+
+def test_what_is_no_text_in_class_folders_is_left_out_and_counted(tmp_path, tokenizer, own_cache):
+    for name in ("good/a.txt", "good/b.TXT", "bad/c.txt", "bad/d.md", "bad/2023/e.txt", "bad/.f", "g.md"):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    prepared = Prepared(tokenizer, train_file=tmp_path / "texts", validation_split_percentage=0)
+    assert sorted(prepared.texts("train")) == ["bad/c.txt", "good/a.txt", "good/b.TXT"]
+    (note,) = [note for note in prepared.notes if "left out" in note]
+    assert note.startswith("train: 2 files are left out") and "e.txt, ..." in note
+    (tmp_path / "texts/bad/d.md").unlink()  # encoded before
+    again = Prepared(tokenizer, train_file=tmp_path / "texts", validation_split_percentage=0)
+    assert again.encoded == 0 and "train: 1 file is left out" in again.notes[0]
 
 
 def test_train_and_test_folders_of_class_folders(tmp_path):

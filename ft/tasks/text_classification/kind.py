@@ -46,7 +46,7 @@ def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: 
         return []
     places = {name.casefold(): number for number, name in enumerate(theirs)}
     order = [places.get(name.casefold()) for name in names]
-    if None in order or len(places) < len(names):
+    if None in order or len(set(order)) < len(names):
         before, now = (", ".join(some[:5]) + ", ..." * (len(some) > 5) for some in (theirs, names))
         return [f"the head is not a new one: it was trained for {before} and goes on from there as {now}"]
     if order == sorted(order):  # type: ignore[type-var]
