@@ -35,6 +35,8 @@ def score(config: EvalConfig) -> int:
     from ft.prediction_files import PredictionFile
     from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_texts
     from ft.report import (
+        check_apart,
+        clear_evaluation,
         evaluation_folder,
         evaluation_notes,
         prediction_lines,
@@ -55,7 +57,9 @@ def score(config: EvalConfig) -> int:
     max_length = longest_text(config.max_length, tokenizer, model_config)
     notes: list[str] = []
     model = build_model(config, task, model_config, tokenizer, notes)
-    split = config.split or choose_split(config, find_sources(config))
+    sources = find_sources(config)
+    split = config.split or choose_split(config, sources)
+    check_apart(config, split, sources.values())
     if config.suspected_label_errors:
         check_cleanlab()
     named = load_named_metrics(config.metric_names, task, accelerator)
@@ -70,7 +74,7 @@ def score(config: EvalConfig) -> int:
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
-    check_slice_columns(config, (split,))
+    check_slice_columns(config, task, (split,))
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)
 
@@ -82,14 +86,16 @@ def score(config: EvalConfig) -> int:
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
         results["sources"] = data.sources
+        results["predictions"] = f"predictions.{config.predictions_format}"
         found = assess(config, task, data, split, result)
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
-        write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         predicted = prediction_lines(rows, data.columns, task, result.scores)
         with PredictionFile(folder, config, rows.table.schema) as file:
             file.write(predicted)
+            clear_evaluation(folder)
         write_page(folder, config, task, data, results, {split: result}, accelerator)
+        write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         notes = [
             *data.notes,
             *notes,

@@ -108,7 +108,8 @@ def attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
 
 
 def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The scores and what Transformers' mask takes off them, in place where it has no gradient of its own."""
+    """The scores and what Transformers' mask takes off them: in place, but for one that is added as it is,
+    which may have a gradient of its own."""
     if mask.dtype != torch.bool:
         return scores + mask
     lowest = torch.finfo(scores.dtype).min / 2  # half of it, so that no sum is infinite

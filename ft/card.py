@@ -134,7 +134,8 @@ def _settings(config: Config) -> list[str]:
     for name in names:
         value = getattr(config, name)
         if name in ALWAYS or value != defaults[name]:
-            lines.append(f"| {name} | `{json.dumps(value, ensure_ascii=False)}` |")
+            shown = json.dumps(value, ensure_ascii=False).replace("|", "\\|")  # or it would end the cell
+            lines.append(f"| {name} | `{shown}` |")
     return lines
 
 

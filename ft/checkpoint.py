@@ -197,6 +197,11 @@ def lies_in(checkpoint: Path | None, folder: Path) -> bool:
     return checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
 
 
+def is_own(checkpoint: Path | None, folder: Path) -> bool:
+    """The same, and no copy that somebody has made beside one."""
+    return checkpoint is not None and lies_in(checkpoint, folder) and _is_name(checkpoint.name)
+
+
 def write_manifest(folder: Path) -> None:
     """Write the sizes and hashes of the files of a folder to its manifest.json."""
     files = {path.name: digest(path) for path in sorted(folder.iterdir())}

@@ -83,7 +83,13 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     """The folder that has (or will have) the predictions of a run, and the split to score first, None where
     they are there."""
     if (run / PREDICTIONS).exists():
-        found = _results(run).get("split", split)
+        known = _results(run)
+        found, newest = known.get("split", split), known.get("predictions", PREDICTIONS)
+        if newest != PREDICTIONS:
+            raise UserError(
+                f"compare: {str(run)!r} was evaluated again since {PREDICTIONS} was written, with {newest}: "
+                "evaluate with --predictions_format jsonl."
+            )
         if split not in (None, found):
             raise UserError(
                 f"compare: {str(run)!r} holds the predictions of the {found} split, not those of {split}; "
@@ -108,7 +114,8 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
         # An evaluation of another model, by other options or of other data, may have been written there.
         known, config = _results(place), _scoring(run, split)
-        if known.get("options") == config.mark() and _data(config) in (None, known.get("sources")):
+        is_its_own = known.get("options") == config.mark() and known.get("predictions") == PREDICTIONS
+        if is_its_own and _data(config) in (None, known.get("sources")):
             return place, None
     return place, split
 

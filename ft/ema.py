@@ -15,9 +15,10 @@ AVERAGE = "average"  # beside AdamW's moments, so that checkpoints hold it and r
 def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
     """Have every step of an AdamW update the average of each parameter that it trains, in fp32.
 
-    After step n it is `d * average + (1 - d) * weight` with d = min(decay, (1 + n) / (10 + n)), so that a
-    short run does not average over its start, where the head is random (as TensorFlow's
-    ExponentialMovingAverage does with num_updates); n counts the steps that changed something."""
+    It begins as the weight after the first step; after step n it is `d * average + (1 - d) * weight` with
+    d = min(decay, (1 + n) / (10 + n)), so that a short run does not average over its start, where the head is
+    random (as TensorFlow's ExponentialMovingAverage does with num_updates); n counts the steps that changed
+    something."""
     optimizer.register_step_post_hook(partial(_update, decay))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
+import sys
 
 
 def asks_for(name: str) -> bool:
@@ -33,6 +35,22 @@ def asked_processes() -> int:
     if given is None and (options.config_file or os.path.isfile(default_config_file)):
         given = load_config_from_file(options.config_file).num_processes
     return max(asked, given or 1)
+
+
+def relaunch_command() -> str:
+    """The command that started this process: that of its launcher, where there is one."""
+    import psutil
+
+    try:
+        parent = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        parent = []
+    if (start := _launch_words(parent)) is not None:
+        return shlex.join(["accelerate", "launch", *parent[start:]])
+    for place, word in enumerate(parent[:4]):
+        if os.path.basename(word) == "torchrun" or word == "torch.distributed.run":
+            return shlex.join(["torchrun", *parent[place + 1 :]])
+    return shlex.join([os.path.basename(sys.executable), *sys.argv])
 
 
 def launch_command(process_id: int) -> list[str] | None:

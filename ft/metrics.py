@@ -239,6 +239,9 @@ class NamedMetrics:
         self, key: str, metric: Any, predictions: np.ndarray, labels: np.ndarray
     ) -> dict[str, Any]:
         options = {"average": AVERAGES[self.style]} if key in AVERAGED and self.style in AVERAGES else {}
+        if options and labels.ndim == 2 and labels.shape[1] == 1:
+            # To scikit-learn, a label that a row has or has not is two classes, whose micro F1 is accuracy.
+            options = {"average": "binary"}
         try:
             value = metric.compute(predictions=predictions, references=labels, **options)
             found = _plain(value if isinstance(value, dict) else {key: value})

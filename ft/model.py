@@ -52,6 +52,9 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
             ) from error
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
+    for part in (model.config, model.config.get_text_config()):
+        if getattr(part, "use_cache", False):  # of keys and values, for the next token: here there is none
+            part.use_cache = False
     if options.PURPOSE == "training":
         freeze(model, options.frozen)
         if options.lora_rank is not None:
@@ -65,6 +68,12 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         raise UserError(
             f"tokenizer_name: the tokenizer has {tokenizer.vocab_size:,} tokens, but the model has "
             f"embeddings for {there:,}; they do not belong together."
+        )
+    if there is not None and tokenizer.pad_token_id >= there:
+        raise UserError(
+            f"tokenizer_name: the padding token {tokenizer.pad_token!r}, number {tokenizer.pad_token_id:,}, "
+            f"was added to the tokenizer, but the model has embeddings for {there:,} tokens: add one "
+            "(model.resize_token_embeddings), and save the model with its tokenizer."
         )
     return model
 
@@ -158,8 +167,8 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     before, tokenizer.model_max_length = tokenizer.model_max_length, max_length
     try:
-        # By the names of the weights in the model, not by older ones of the folder that it came from
-        # (bert-base-cased has LayerNorm.gamma): `load_weights` reads them, and any version loads them.
+        # By the names that the weights have in the model, not by those of the folder that it came from (of
+        # bert-base-cased, LayerNorm.gamma; of mixtures of experts, others), as `load_weights` reads them.
         model.save_pretrained(
             temporary,
             state_dict=merge(model, state) if has_lora(model) else state,

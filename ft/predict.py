@@ -19,7 +19,7 @@ from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, within_memory
 from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
-from ft.report import evaluation_folder, evaluation_notes, prediction_lines
+from ft.report import clear_evaluation, evaluation_folder, evaluation_notes, prediction_lines
 from ft.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def predict(
             for part, scores in chunks:
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made
-    if (folder / "results.json").exists():
-        notes = [*notes, f"{folder / 'results.json'} is of an earlier evaluation"]
+            clear_evaluation(folder)
     for note in (*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)):
         print(printable(f"note: {note}"))
     print(f"{split}: {len(rows):,} rows predicted, none scored")

@@ -26,6 +26,7 @@ OWNED = {
     **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type"), "the data"),
     **dict.fromkeys(("dtype", "torch_dtype"), "the launch: accelerate launch --mixed_precision bf16"),
     **dict.fromkeys(("model_type", "architectures", "transformers_version"), "model_name_or_path"),
+    "pad_token_id": "the tokenizer",
     **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions"), "the loop"),
 }
 # RoBERTa and its kin count positions from behind the number of the padding token: a table of 514 holds 512.
@@ -214,10 +215,13 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
                 "have read it, or choose another model."
             ) from None
         # What Transformers falls back to, for which the file is the wrong one.
-        if "tiktoken" in str(error) and (any(Path(path).glob("*.model")) or not Path(path).is_dir()):
+        is_folder = Path(path).is_dir()
+        if "tiktoken" in str(error) and (any(Path(path).glob("*.model")) or not is_folder):
+            what = "has its tokenizer as a SentencePiece file alone, which"
+            what = what if is_folder else "has no tokenizer.json; a SentencePiece file alone"
             raise UserError(
-                f"{key}: {path!r} has its tokenizer as a SentencePiece file alone, which takes pip install "
-                "sentencepiece protobuf (where both are there, the file is damaged)."
+                f"{key}: {path!r} {what} takes pip install sentencepiece protobuf (where both are there, the "
+                "file is damaged)."
             ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
         raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None

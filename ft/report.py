@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ft.config import Config
+from ft.config import Config, EvalConfig
 from ft.data.plan import shares
+from ft.data.sources import Source
 from ft.errors import UserError
+from ft.launch import relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 
@@ -199,7 +200,7 @@ def environment(data: Any, accelerator: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_fingerprint": data.fingerprint,
         "data": data.facts,
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "command": relaunch_command(),
     }
 
 
@@ -265,16 +266,39 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
-    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run. Raises
-    `UserError` where it cannot be made."""
+    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run or of
+    several seeds. Raises `UserError` where it cannot be made."""
     folder = Path(output_dir)
-    if (folder / "metrics.jsonl").exists():
+    if any((folder / name).exists() for name in ("metrics.jsonl", "seeds.json")):
         folder = folder / f"evaluation-{split}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: {str(folder)!r} cannot be made: {error.strerror}.") from None
     return folder
+
+
+# What an evaluation leaves beside its predictions.
+EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
+
+
+def clear_evaluation(folder: Path) -> None:
+    """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
+    for what is said of the new predictions."""
+    for name in EVALUATION:
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:
+    """Raise `UserError` where an evaluation would replace the data that it reads."""
+    folder = Path(config.output_dir).resolve()
+    written = {*EVALUATION, f"predictions.{config.predictions_format}"}
+    for path in (path for source in sources for path in source.files):
+        if path.name in written and path.resolve().parent in (folder, folder / f"evaluation-{split}"):
+            raise UserError(
+                f"output_dir: {str(path)!r} is read as data, and would be replaced by what is written there; "
+                "name another output_dir."
+            )
 
 
 def prediction_lines(

@@ -15,11 +15,13 @@ from ft.errors import UserError
 from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
 from ft.output import held_in
-from ft.sharded import class_name, whole
+from ft.sharded import class_name
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
+    from ft.config import Config
     from ft.run import Run
 
 
@@ -39,8 +41,6 @@ def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must share: the model before training, its targets, the
     data, and every option but those that `MAY_CHANGE`."""
     config = run.config
-    model = run.accelerator.unwrap_model(run.model)
-    shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
     # The options come first, so that an error names what the user has changed.
     return {
         **{
@@ -53,7 +53,7 @@ def identity(run: Run) -> dict[str, Any]:
         "threshold_mode": config.threshold_mode,
         "long_text": config.long_text,
         "max_windows": config.max_windows,
-        "model": f"{class_name(model)} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}",
+        "model": shapes_mark(run.accelerator.unwrap_model(run.model)),
         "pretrained model": run.pretrained,
         "labels": run.task.state(),
         "data": run.data.fingerprint,
@@ -62,23 +62,28 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-def of_launch(run: Run) -> dict[str, Any]:
-    """What all processes of a run must share: every option but the places of files, and what is in them. (The
-    labels follow from these; a mean of numbers may differ in its last bit where hosts have other CPUs.)"""
-    places = {*DataOptions.__annotations__, *ModelOptions.__annotations__}
-    places |= {"output_dir", "resume_from_checkpoint"}
-    options = {f.name: getattr(run.config, f.name) for f in fields(run.config) if f.name not in places}
-    found = {**options, "mixed precision": run.accelerator.mixed_precision, **identity(run)}
-    return {name: value for name, value in found.items() if name != "labels"}
+def of_launch(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+    """What all processes of a run must share before anything is read: every option but the places of files
+    and what the main process alone does. What is in the files is compared when they are read."""
+    own = {*DataOptions.__annotations__, *ModelOptions.__annotations__} - {"config_overrides"}
+    own |= {"output_dir", "resume_from_checkpoint", "run_name", "report_to", "log_artifacts", "hub_model_id"}
+    options = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in own}
+    return {**options, "mixed precision": accelerator.mixed_precision}
+
+
+def shapes_mark(model: torch.nn.Module) -> str:
+    """The class of a model, with a hash of the names and shapes of its weights."""
+    shapes = [(name, list(p.shape)) for name, p in model.named_parameters()]
+    return f"{class_name(model)} {hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]}"
 
 
 def weights_mark(model: torch.nn.Module) -> str:
     """A hash of some weights of a pretrained model, by which it is known again where its place has changed;
-    the head is new and left out. To be called by all processes."""
+    the head is new and left out. To be called before the model is cut into shards."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
-            digest.update(whole(parameter.detach()).flatten()[:4].float().cpu().numpy().tobytes())
+            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -32,7 +32,7 @@ from ft.model import check_tokens, export
 from ft.output import OutputDir, clear_output_dir, write_whole
 from ft.push import check_hub
 from ft.report import environment, progress_bar, start_summary
-from ft.resume import identity, of_launch, resume, weights_mark
+from ft.resume import identity, of_launch, resume, shapes_mark, weights_mark
 from ft.runtime import STARTED, run_began
 from ft.saver import Saver
 from ft.sharded import is_sharded, whole_state
@@ -62,10 +62,11 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.folder = OutputDir(config)
         self.hosts = HostGroup(accelerator)
+        self.hosts.check_same(of_launch(config, accelerator))
         self.checkpoint, warnings = self.hosts.from_main(self.folder.look)
         for warning in warnings:
             self.say(f"warning: {warning}")
-        self.hosts.from_main(lambda: check_slice_columns(config))
+        self.hosts.from_main(lambda: check_slice_columns(config, task))
         if config.lora_rank is not None:
             check_peft()
         if not config.metric_names:  # what these give is known when they are loaded
@@ -97,6 +98,14 @@ class Run:
         """A progress bar, shown by the main process on a terminal."""
         return progress_bar(self.accelerator.is_local_main_process, leave=False, **options)
 
+    def compare_hosts(self, data: Data, model: Any) -> None:
+        """Raise `UserError` on all processes where one has read other data or another model, before any of it
+        is exchanged."""
+        self.pretrained = weights_mark(model)
+        self.hosts.check_same(
+            {"data": data.fingerprint, "model": shapes_mark(model), "pretrained model": self.pretrained}
+        )
+
     def start(
         self, model: Any, optimizer: Any, scheduler: Any, sampler: PlanSampler, data: Data, tokenizer: Any,
         max_length: int, total: int, notes: list[str],
@@ -122,8 +131,6 @@ class Run:
             from ft.fsdp import finish_sharding
 
             finish_sharding(accelerator, model)
-        self.pretrained = weights_mark(accelerator.unwrap_model(model))
-        self.hosts.check_same(of_launch(self))
         if self.checkpoint is not None:
             try:
                 self.progress = resume(self, self.checkpoint, notes)
@@ -135,7 +142,7 @@ class Run:
             notes.append("no checkpoint to resume from: this run starts anew")
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
-        is_own = checkpoint.lies_in(self.checkpoint, self.output_dir / "checkpoints")
+        is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
@@ -342,7 +349,7 @@ class Run:
 
     def stop(self, asked: StopAsked) -> NoReturn:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
-        if not self.saved or self.progress.evaluation_due:
+        if not self.saved:
             self.save()
         self.saver.wait_until_it_stands()
         self.updates_bar.close()
@@ -360,14 +367,15 @@ class Run:
         self.health.check(keep=0)
         if self.progress.log_weight:  # early stopping came between two logs
             self.tracker.log(self.progress.step, self.epoch, {"train/loss": self.train_loss.take_mean()})
-        self.saver.wait()
+        with self.clock:
+            self.saver.wait()
         self.updates_bar.close()
 
     def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
         """Let trackers, watchdog and folder go. For the trackers are `summary`, empty where the run is to be
         resumed, and what makes charts and artifacts (see `Tracker.finish`)."""
-        self.tracker.finish(summary, *shown)
         self.watchdog.end()
+        self.tracker.finish(summary, *shown)  # an upload may take longer than hang_timeout
         if self.accelerator.is_main_process:
             self.folder.release()
 

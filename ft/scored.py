@@ -133,9 +133,10 @@ def check_same(one: Scored, other: Scored) -> None:
         for row, mine, theirs in zip(one.rows, getattr(one, what), getattr(other, what), strict=True):
             if not same(mine, theirs):
                 shown = f" ({mine!r} and {theirs!r})" if what == "labels" else ""
+                columns = "" if what == "labels" else ", and from the same columns (text_column_names)"
                 raise UserError(
                     f"compare: the rows differ: row {row} has other {what} in {one.path} than in "
-                    f"{other.path}{shown}. Score both on the same data and split."
+                    f"{other.path}{shown}. Score both on the same data and split{columns}."
                 )
 
 

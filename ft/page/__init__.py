@@ -29,7 +29,7 @@ NAME = "report.html"
 MOST_ROWS = 100  # of a table
 OTHER_LOSS = ("class_weights", "pos_weight", "focal_gamma", "label_smoothing_factor")  # of training alone
 MOST_CLASSES = 20  # of a confusion matrix that is a table; a picture beyond
-NOT_HTML = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # what no HTML file may hold
+NOT_HTML = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no HTML file may hold
 
 
 def write_page(
@@ -69,6 +69,7 @@ def page_content(
         "trained": trained,
         "results": results,
         "config": config,
+        "source": _source(config, "train" if trained else results["split"]),
         "splits": found,
         "metrics": _metrics(found, results["headline"]),
         "curves": _curves(folder, config.best_metric, plots) if trained else [],
@@ -87,6 +88,12 @@ def page_content(
         "yaml": dump(config.repeatable()),
         "most_rows": MOST_ROWS,
     }
+
+
+def _source(config: Config, split: str) -> str:
+    """The file or data set that the rows of a split come from: one that was not given is set aside from the
+    training rows."""
+    return str(getattr(config, f"{split}_file") or config.dataset_name or config.train_file)
 
 
 def _found(results: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def said(value: Any) -> str:
     """A target or a prediction, as the data has it, for people."""
     if isinstance(value, list):
         return ", ".join(value) or "no label"
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else f"{value:.7g}"
 
 
 def breakable(name: str) -> Any:

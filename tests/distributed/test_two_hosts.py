@@ -12,6 +12,7 @@ import pytest
 import yaml
 from compare import same_bits, without_timing
 from conftest import ACCELERATE, FORK, ROOT, flags, launch, wait_for
+from safetensors.torch import load_file, save_file
 
 from ft.launch import kill_launch
 from ft.verify import compare
@@ -90,17 +91,24 @@ def launched_on(hosts, tmp_path, words, *own):
     ]
 
 
-def test_a_host_with_another_config_is_refused(base_flags, tmp_path, hosts):
-    processes = launched_on(
-        hosts,
-        tmp_path,
-        config(base_flags, tmp_path / "two"),
-        {"learning_rate": 1e-3},
-        {"learning_rate": 2e-3},
-    )
+@pytest.mark.parametrize("what", ["config_overrides", "pretrained model", "data"])
+def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, tmp_path, hosts, what):
+    if what == "pretrained model":  # of the same shapes
+        other = shutil.copytree(tiny_model, tmp_path / "other")
+        weights = load_file(other / "model.safetensors")
+        save_file({n: w + 1 for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    else:
+        other = shutil.copytree(reviews, tmp_path / "other")
+        shutil.copy(other / "validation.csv", other / "test.csv")
+    own = {
+        "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
+        "pretrained model": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
+        "data": ({"dataset_name": reviews}, {"dataset_name": other}),
+    }[what]
+    processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"), *own)
     said = end(processes)
     assert all(process.returncode for process in processes)
-    assert "learning_rate: process 1 of 2 has another than process 0" in said[0]
+    assert f"{what}: process 1 of 2 has another than process 0" in said[0]
     assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 

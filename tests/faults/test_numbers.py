@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_hangs import FAULTY
 
 from ft.errors import UserError
-from ft.health import SPIKE_AFTER, Health, HealthWatch
+from ft.health import SPIKE_AFTER, Health
 from ft.tasks.text_classification import TextClassification
 
 
@@ -118,12 +118,13 @@ def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path)
     "NaN in two updates before a stop, and in the next after the resume",
     "counts as three in a row; the rows of the first are named",
 )
-def test_updates_in_a_row_that_are_not_finite_are_counted_over_a_resume():
-    health = Health(nonfinite=2, nonfinite_in_a_row=2)
-    watch = HealthWatch(health, lambda *x: x, lambda step: f"rows of {step}", print, "error", print)
-    watch.push(9, 1.0, [torch.tensor(float("nan"))], torch.tensor(1.0))
-    with pytest.raises(UserError, match=r"3 updates in a row, 9 the last.* of the first, the rows of 7"):
-        watch.check(keep=0)
+def test_updates_in_a_row_that_are_not_finite_are_counted_over_a_resume(config, monkeypatch):
+    with monkeypatch.context() as patched:
+        break_updates(patched, {3, 4}, float("nan"))
+        assert train_here(**{**config, "max_train_steps": 4}) == 0
+    break_updates(monkeypatch, {1}, float("nan"))
+    with pytest.raises(UserError, match=r"3 updates in a row, 5 the last.*training rows are \d+, \d+"):
+        train_here(**config, resume_from_checkpoint="latest")
 
 
 @pytest.mark.case(

@@ -51,6 +51,19 @@ def short(base_flags):
     return {**base_flags, "max_train_steps": 2, "save_strategy": "no", "eval_strategy": "no"}
 
 
+def test_a_run_says_by_which_command_it_is_launched_again(short, tmp_path):
+    def command_of(launcher, name):
+        place = tmp_path / name
+        assert launch(launcher, flags(**{**short, "output_dir": place})).returncode == 0
+        return json.loads((place / "environment.json").read_text())["command"]
+
+    script = f"{ROOT / 'train.py'} --model_name_or_path"
+    launcher = [*ACCELERATE, *config_file("multi_cpu")]
+    assert command_of(launcher, "a").startswith(f"accelerate launch {' '.join(launcher[3:])} {script}")
+    assert command_of([*TORCHRUN, "2"], "b").startswith(f"torchrun --standalone --nproc_per_node 2 {script}")
+    assert command_of(ONE, "c").startswith(f"{Path(sys.executable).name} {script}")
+
+
 # --- the files
 
 

@@ -278,6 +278,16 @@ def test_an_evaluation_of_another_model_in_the_folder_of_a_run_is_not_taken_for_
     assert compare(short, deep, tmp_path / "out")["metrics"] == before
 
 
+def test_an_evaluation_in_the_folder_of_several_seeds_has_a_place_of_its_own(trained, reviews):
+    before = (trained / "short/results.json").read_bytes()
+    best = trained / "short/seed-42/best"
+    assert (
+        score_here(model_name_or_path=best, dataset_name=reviews, output_dir=trained / "short") == EXIT_DONE
+    )
+    assert (trained / "short/results.json").read_bytes() == before
+    assert (trained / "short/evaluation-test/results.json").exists()
+
+
 def test_with_seeds_a_side_is_a_folder_of_runs(trained, tmp_path, capsys):
     found = compare(trained / "short", trained / "deep", tmp_path / "out")
     runs = found["metrics"]["accuracy"]

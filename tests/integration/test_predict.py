@@ -4,6 +4,7 @@ chunk at a time."""
 import csv
 import json
 import weakref
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 from conftest import FORKS, ROOT, flags, launch, make_rows, score_here, train_here, write_csv
 
 import ft.predict
+from ft.compare import find_predictions
 from ft.errors import EXIT_DONE, UserError
 
 DATA = {
@@ -238,6 +240,37 @@ def test_labelled_rows_keep_their_scores_and_get_their_ids(models, tmp_path):
     right = np.mean([line["prediction"] == line["label"] for line in lines])
     assert results["test/accuracy"] == pytest.approx(right)
     assert all("id" not in line for line in results["test/worst_errors"])  # as after training
+
+
+def test_what_is_said_in_a_folder_is_of_its_last_evaluation(models, kinds, reviews, tmp_path, monkeypatch):
+    """Of two, `--compare` could take the predictions of one for those of the other's options."""
+    source, file = unlabelled(kinds, reviews, "single", tmp_path / "new.jsonl", drop=True)
+    words = {"model_name_or_path": models / "single/best", "output_dir": tmp_path / "out"}
+
+    def left():
+        return {path.name for path in (tmp_path / "out").iterdir()}
+
+    assert score_here(**words, test_file=source) == EXIT_DONE
+    assert left() == {"predictions.jsonl", "report.html", "results.json"}
+    assert score_here(**words, test_file=source, predictions_format="csv") == EXIT_DONE
+    with pytest.raises(UserError, match=r"was evaluated again since predictions.jsonl was written"):
+        find_predictions(tmp_path / "out", None)
+    predict(models / "single/best", file, tmp_path / "out")
+    assert left() == {"predictions.csv", "predictions.jsonl"}
+    monkeypatch.setattr("ft.page.write_page", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score_here(**words, test_file=source)
+    assert left() == {"predictions.csv", "predictions.jsonl"}
+
+
+def test_data_is_not_replaced_by_its_own_evaluation(models, reviews, tmp_path):
+    words = {"model_name_or_path": models / "single/best", "output_dir": tmp_path / "out"}
+    words |= {"predictions_format": "csv"}
+    assert score_here(**words, test_file=reviews / "test.csv") == EXIT_DONE
+    before = (tmp_path / "out/predictions.csv").read_bytes()
+    with pytest.raises(UserError, match=r"output_dir: '.*predictions.csv' is read as data, and would be"):
+        score_here(**words, test_file=tmp_path / "out/predictions.csv")
+    assert (tmp_path / "out/predictions.csv").read_bytes() == before
 
 
 LINES = [{"id": 1, "text": "good", "two": "bad"}]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from conftest import ONE, flags, launch, train_here
+from conftest import ONE, flags, launch, train_here, two_processes
 from stand_in import StandIn
 
 from ft.errors import UserError
@@ -16,7 +16,7 @@ class Hub(StandIn):
     """Takes one account's repositories: whoami, create, preupload, LFS objects, commit."""
 
     def __init__(self):
-        self.objects, self.files, self.broken, self.about = {}, {}, (), None
+        self.objects, self.files, self.broken, self.about, self.asked = {}, {}, (), None, None
         super().__init__()
 
     def respond(self, method, path, headers, body):
@@ -34,7 +34,7 @@ class Hub(StandIn):
         if path == "/api/whoami-v2":
             return 200, {"type": "user", "name": "ann", "orgs": []}
         if path == "/api/repos/create":
-            asked = json.loads(body)
+            asked = self.asked = json.loads(body)
             name = f"{asked.get('organization') or 'ann'}/{asked['name']}"
             return 200, {"url": f"{self.url}/{name}", "name": name, "id": name}
         if path == "/api/validate-yaml":
@@ -74,10 +74,10 @@ def hub():
     made.close()
 
 
-def pushed(hub, base_flags, token="hf_secret", **values):
+def pushed(hub, base_flags, token="hf_secret", command=ONE, **values):
     words = {**base_flags, "max_train_steps": 2, "push_to_hub": "true", **values}
     return launch(
-        ONE, flags(**words), HF_ENDPOINT=hub.url, HF_TOKEN=token, HF_HUB_OFFLINE="0",
+        command, flags(**words), HF_ENDPOINT=hub.url, HF_TOKEN=token, HF_HUB_OFFLINE="0",
         HF_HUB_DISABLE_XET="1",
     )  # fmt: skip
 
@@ -94,6 +94,24 @@ def test_best_is_pushed_as_it_is(hub, base_flags, tmp_path):
     assert hub.requests[0].endswith("/api/whoami-v2") and hub.requests[1].endswith("/api/repos/create")
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [path for path in left if b"hf_secret" in path.read_bytes()]
+
+
+def test_several_processes_push_once(hub, base_flags):
+    """The account's name, which the main process learns, is no option that all must have been given."""
+    done = pushed(hub, base_flags, command=two_processes())
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in hub.objects or "config.json" in hub.files
+    assert sum("/repos/create" in request for request in hub.requests) == 1
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_is_private_where_it_is_asked_to_be(hub, base_flags, private):
+    hub.broken = ("/preupload/",)  # what follows is the same
+    pushed(hub, base_flags, hub_private_repo=private)
+    asked = (
+        hub.asked.get("private") or hub.asked.get("visibility") == "private"
+    )  # in older versions, and in newer ones
+    assert hub.asked["name"] == "run" and bool(asked) is private
 
 
 def test_a_token_that_the_hub_does_not_know_is_said_before_the_training(hub, base_flags, tmp_path):

@@ -4,6 +4,7 @@ The libraries' own clients talk to the stand-in (HF_ENDPOINT), so that loading b
 
 import hashlib
 import json
+import runpy
 import urllib.parse
 from pathlib import Path
 
@@ -12,6 +13,11 @@ import pytest
 import yaml
 from conftest import ONE, ROOT, flags, launch, make_rows, series
 from stand_in import StandIn
+
+from ft.cli import parse
+from ft.config import Config
+from ft.data.sources import local_path
+from ft.pretrained import find_model
 
 RECIPES = ROOT / "ft" / "recipes"
 TESTED = {"quickstart": "parsed", "yelp": "run", "yelp_small": "run"}  # the quickstart needs its packages
@@ -56,6 +62,17 @@ def test_yelp_small_is_the_tutorials_job():
     import torch
 
     assert torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).defaults["weight_decay"] == 0.01
+
+
+def test_without_arguments_train_py_runs_the_quickstart(monkeypatch):
+    seen = []
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr("ft.runtime.run_script", lambda main, config: seen.append(config))
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert seen == [parse(Config, [str(RECIPES / "quickstart.yaml")])]
+    # Of packages that are installed for these tests.
+    assert (Path(find_model(seen[0].model_name_or_path)) / "config.json").is_file()
+    assert local_path(seen[0].dataset_name).is_dir()
 
 
 # --- a stand-in of the Hub

@@ -58,6 +58,15 @@ def test_a_resumed_run_ends_bit_identical(config, whole, tmp_path, step):
     assert all(results[0][k] == results[1][k] for k in results[0] if not k.startswith("perf/"))
 
 
+def test_what_torch_itself_draws_is_drawn_again_after_a_resume(config, tmp_path):
+    """No generator's state is saved: each update has one that follows from the seed and its number."""
+    words = {**config, "dropout_mode": "torch"}
+    assert train_here(**words) == 0
+    place = cut_at(tmp_path / "run", 12, tmp_path / "cut")
+    assert train_here(**{**words, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert same_bits(tmp_path / "run/final", place / "final")
+
+
 def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp_path):
     place = cut_at(whole, 12, tmp_path / "cut")
     words = flags(**{**config, "output_dir": place}, resume_from_checkpoint="latest")

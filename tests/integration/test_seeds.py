@@ -112,7 +112,8 @@ def test_what_is_left_in_the_folder(whole):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_cut_in_its_second_seed_it_goes_on_there(whole, three, started, tmp_path, how):
-    words = flags(**three, save_strategy="steps", save_steps=2, resume_from_checkpoint="latest")
+    often = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 50}  # none goes before it is seen
+    words = flags(**three, **often, resume_from_checkpoint="latest")
     process = started(ONE, words)
     wait_for(tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json", process)
     process.send_signal(how)

@@ -113,6 +113,26 @@ def test_total_seconds_are_those_of_the_whole_run_with_the_scoring_of_the_test_r
     assert took and results["perf/total_seconds"] >= max(took)
 
 
+def test_seconds_of_training_are_without_those_of_evaluations_and_saves(base_flags, tmp_path, monkeypatch):
+    import ft.run
+    import ft.saver
+
+    def slow(function):
+        def slowed(*args, **options):
+            time.sleep(2)
+            return function(*args, **options)
+
+        return slowed
+
+    monkeypatch.setattr(ft.run, "evaluate", slow(ft.run.evaluate))
+    monkeypatch.setattr(ft.saver, "write_checkpoint", slow(ft.saver.write_checkpoint))
+    assert train_here(**base_flags, max_train_steps=3) == 0  # one of each, at the end
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["perf/train_seconds"] < 2 and results["perf/total_seconds"] > 4
+    rate = 3 * 32 / results["perf/train_seconds"]
+    assert results["perf/examples_per_second"] == pytest.approx(rate)
+
+
 def test_config_yaml_repeats_the_run(base_flags, tmp_path):
     assert train_here(**base_flags, per_device_train_batch_size=8, gradient_accumulation_steps=2) == 0
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
@@ -194,6 +214,18 @@ def test_old_checkpoints_go_after_the_new_one_stands(base_flags, tmp_path):
     assert train_here(**base_flags, save_strategy="steps", save_steps=3, save_total_limit=2) == 0
     kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
     assert kept == ["step-00000012", "step-00000014"]
+
+
+def test_a_gain_below_the_threshold_costs_patience(base_flags, tmp_path):
+    words = {
+        **base_flags,
+        "num_train_epochs": 9,
+        "metric_for_best_model": "loss",
+        "early_stopping_patience": 2,
+    }
+    assert train_here(**words, early_stopping_threshold=1.0) == 0  # the first is the one to beat
+    losses = list(series(tmp_path / "run", "eval/loss").values())
+    assert len(losses) == 3 and losses == sorted(losses, reverse=True)
 
 
 def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, capsys):
@@ -282,6 +314,13 @@ def test_the_number_that_chooses_is_one_that_a_metric_gives(base_flags, tmp_path
     ):
         train_here(**base_flags, metrics=metric, metric_for_best_model="errors")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_bar_in_an_option_ends_no_cell_of_the_card():
+    from ft.card import _settings
+    from ft.config import Config
+
+    assert r"""| label_delimiter | `"\|"` |""" in _settings(Config(label_delimiter="|"))
 
 
 def test_the_card_says_that_validation_rows_chose_the_best_model_and_not_the_last(base_flags, tmp_path):

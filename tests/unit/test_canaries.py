@@ -164,9 +164,10 @@ def test_a_batch_with_a_to_method_is_moved_by_it():
 
 # --- Accelerate: launching
 
+# One call that writes, as processes share a pipe: print makes eight where PYTHONUNBUFFERED is set.
 TELL = (
-    "from accelerate import Accelerator\na = Accelerator({})\n"
-    "print('I am', a.process_index, 'of', a.num_processes)\n"
+    "import os\nfrom accelerate import Accelerator\na = Accelerator(%s)\n"
+    "os.write(1, f'I am {a.process_index} of {a.num_processes}\\n'.encode())\n"
 )
 
 
@@ -174,7 +175,7 @@ def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_p
     """ft/launch.py's asked_processes reads the launcher's command line because of the first; if two start
     now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1."""
     command = [*ACCELERATE, "--cpu", "--num_processes", "2"]
-    done = run_script(tmp_path, command, TELL.format("") + "raise SystemExit(75)")
+    done = run_script(tmp_path, command, TELL % "" + "raise SystemExit(75)")
     assert done.stdout.splitlines() == ["I am 0 of 1"], done.stderr
     assert done.returncode == 1
 
@@ -183,9 +184,9 @@ def test_two_cpu_processes_find_each_other_only_with_cpu_true(tmp_path):
     """ft/runtime.py passes cpu=True where there is no accelerator: without it each believes to be alone."""
     command = [*TORCHRUN, "2"]
     for argument, world in (("cpu=True", 2), ("", 1)):
-        leave = "import os, torch, sys\nsys.stdout.flush()\n"
+        leave = "import torch\n"
         leave += "torch.distributed.is_initialized() and torch.distributed.barrier()\nos._exit(0)\n"
-        done = run_script(tmp_path, command, TELL.format(argument) + leave)
+        done = run_script(tmp_path, command, TELL % argument + leave)
         assert done.stdout.count(f"of {world}") == 2, (argument, done.stdout, done.stderr)
 
 

@@ -24,6 +24,23 @@ from ft.metrics import (
 from ft.tasks.text_classification import TextClassification
 
 
+def test_f1_of_a_single_label_is_that_of_its_rows():
+    """Of a matrix of one column, scikit-learn's micro F1 is the accuracy."""
+    from datasets import Features, Sequence, Value
+
+    rows = Sequence(Value("int32"))  # as `evaluate` wants them
+
+    def compute(average, **given):
+        given = Features(predictions=rows, references=rows).encode_batch(given)
+        return {"f1": sk.f1_score(given["references"], given["predictions"], average=average)}
+
+    named, metric = NamedMetrics([], [], "labels"), Mock(compute=compute)
+    truth, predicted = np.array([[1], [1], [0], [0]]), np.array([[1], [0], [0], [0]])
+    two = np.hstack([predicted] * 2), np.hstack([truth] * 2)
+    for given in ((predicted, truth), two):
+        assert named._of_evaluate("f1", metric, *given)["f1"] == pytest.approx(2 / 3)
+
+
 def certain(predicted, classes):
     """Probabilities that leave no doubt of the predicted classes."""
     return np.eye(classes)[predicted] * 0.9 + 0.1 / classes

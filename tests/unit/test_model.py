@@ -14,6 +14,7 @@ from ft.errors import UserError
 from ft.model import build_model, check_tokens, embedded_tokens
 from ft.pretrained import apply_overrides, load_model_config, load_tokenizer, longest_text
 from ft.tasks.text_classification import TextClassification
+from ft.tasks.text_classification.kind import settle_head
 
 
 def built(path, notes=None, config_class=Config, **options):
@@ -149,6 +150,21 @@ def test_a_token_without_an_embedding_is_refused_where_a_text_holds_it(tiny_mode
         check_tokens(model, added, {"train": rows[last], "test": rows[last + 1]})
 
 
+def test_a_padding_token_without_an_embedding_is_refused(folder, tokenizer):
+    from transformers import AutoTokenizer
+
+    added = AutoTokenizer.from_pretrained(folder)
+    added.add_special_tokens({"pad_token": "[NONE]"})
+    added.save_pretrained(folder)
+    with pytest.raises(UserError, match=rf"padding token '\[NONE\]', number {len(tokenizer)}, was added"):
+        built(folder)
+
+
+def test_the_padding_token_is_the_tokenizers_to_say(tiny_model):
+    with pytest.raises(UserError, match="'pad_token_id' is decided by the tokenizer"):
+        built(tiny_model, config_overrides="pad_token_id=3")
+
+
 def test_embeddings_that_are_no_table_count_no_tokens():
     from transformers import CanineConfig, CanineForSequenceClassification
 
@@ -178,6 +194,16 @@ def test_a_head_that_was_trained_before_has_its_outputs_in_the_order_of_the_labe
     assert torch.equal(found.classifier.weight, trained.classifier.weight[order])
     assert torch.equal(found.classifier.bias, trained.classifier.bias[order])
     assert [said in note for note in notes] == ([] if said is None else [True])
+
+
+def test_a_head_for_other_labels_that_differ_by_case_alone_stays_as_it_is(folder):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    before = model.classifier.weight.detach().clone()
+    (note,) = settle_head(model, {0: "good", 1: "bad"}, ["Good", "good"], set())
+    assert "was trained for good, bad and goes on from there as Good, good" in note
+    assert torch.equal(model.classifier.weight, before)
 
 
 # --- weights

@@ -48,6 +48,12 @@ def all_of(model, optimizer, schedule):
     return [tensor.detach().clone() for tensor in tensors], float(schedule.get_last_lr()[0])
 
 
+def test_adamw_has_the_numbers_of_the_options():
+    config = Config(learning_rate=3e-4, weight_decay=0.03, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-5)
+    known = build_optimizer(torch.nn.Linear(2, 2), config).defaults
+    assert (known["lr"], known["betas"], known["eps"]) == (3e-4, (0.8, 0.95), 1e-5)
+
+
 @pytest.mark.parametrize(("max_norm", "limit"), [(1.0, 1.0), (1e6, 1e6), (0.0, math.inf), (None, math.inf)])
 def test_gradients_are_clipped_in_the_step_as_torch_clips_them_before(max_norm, limit):
     models = []

@@ -16,7 +16,7 @@ from ft.cli import parse
 from ft.config import Config
 from ft.data.prepare import prepare_data
 from ft.evaluation import Evaluation, prefix_of
-from ft.page import breakable, number, write_page
+from ft.page import NOT_HTML, _source, breakable, number, said, write_page
 from ft.report import progress_bar
 from ft.tasks import build_task
 
@@ -169,7 +169,20 @@ def test_what_a_preflight_found_in_the_same_folder_is_there(tiny_model, tmp_path
     assert f"warning: {ITALIC} is a copy" in write(tmp_path, tiny_model, LABELS["numbers"]).text
 
 
+def test_what_html_may_hold_is_left():
+    assert NOT_HTML.findall("a\r\n\t\f b\x00 c\x0b d\x7f") == ["\x00", "\x0b", "\x7f"]
+
+
+def test_the_source_is_that_of_the_rows():
+    config = Config(dataset_name="all", test_file="new.csv")
+    assert (_source(config, "test"), _source(config, "validation")) == ("new.csv", "all")
+    assert _source(Config(train_file="t.csv"), "validation") == "t.csv"  # set aside
+
+
 def test_numbers_are_for_people():
     shown = [number(v) for v in (0.123456, 1.0, 0, 12345, 12345.6, 5e-05, None, float("nan"), -0.5)]
     assert shown == ["0.1235", "1.000", "0", "12,345", "12,346", "5.000e-05", "–", "–", "-0.5000"]
+    assert [said(v) for v in (1998.6, 234567.5, "a", ["a", "b"], [])] == [
+        "1998.6", "234567.5", "a", "a, b", "no label",
+    ]  # fmt: skip
     assert breakable("<a_b") == "&lt;a_<wbr>b"
