@@ -86,7 +86,6 @@ def score(config: EvalConfig) -> int:
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
         results["sources"] = data.sources
-        results["predictions"] = f"predictions.{config.predictions_format}"
         found = assess(config, task, data, split, result)
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}

@@ -83,9 +83,8 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     """The folder that has (or will have) the predictions of a run, and the split to score first, None where
     they are there."""
     if (run / PREDICTIONS).exists():
-        known = _results(run)
-        found, newest = known.get("split", split), known.get("predictions", PREDICTIONS)
-        if newest != PREDICTIONS:
+        found = _results(run).get("split", split)
+        if (newest := _newest(run)) != PREDICTIONS:
             raise UserError(
                 f"compare: {str(run)!r} was evaluated again since {PREDICTIONS} was written, with {newest}: "
                 "evaluate with --predictions_format jsonl."
@@ -114,10 +113,15 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
         # An evaluation of another model, by other options or of other data, may have been written there.
         known, config = _results(place), _scoring(run, split)
-        is_its_own = known.get("options") == config.mark() and known.get("predictions") == PREDICTIONS
+        is_its_own = known.get("options") == config.mark() and _newest(place) == PREDICTIONS
         if is_its_own and _data(config) in (None, known.get("sources")):
             return place, None
     return place, split
+
+
+def _newest(folder: Path) -> str:
+    """The predictions that were written last, in whatever format."""
+    return max(folder.glob("predictions.*"), key=lambda path: path.stat().st_mtime_ns).name
 
 
 def _data(config: EvalConfig) -> dict[str, str] | None:

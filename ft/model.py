@@ -52,9 +52,11 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
             ) from error
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
-    for part in (model.config, model.config.get_text_config()):
-        if getattr(part, "use_cache", False):  # of keys and values, for the next token: here there is none
-            part.use_cache = False
+    for part in model.modules():  # T5's decoder has a config of its own
+        if getattr(
+            getattr(part, "config", None), "use_cache", False
+        ):  # for the next token: there is none here
+            part.config.use_cache = False
     if options.PURPOSE == "training":
         freeze(model, options.frozen)
         if options.lora_rank is not None:

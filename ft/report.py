@@ -268,14 +268,18 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
 def evaluation_folder(output_dir: str, split: str) -> Path:
     """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run or of
     several seeds. Raises `UserError` where it cannot be made."""
-    folder = Path(output_dir)
-    if any((folder / name).exists() for name in ("metrics.jsonl", "seeds.json")):
-        folder = folder / f"evaluation-{split}"
+    folder = _evaluation_folder(output_dir, split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output_dir: {str(folder)!r} cannot be made: {error.strerror}.") from None
     return folder
+
+
+def _evaluation_folder(output_dir: str, split: str) -> Path:
+    folder = Path(output_dir)
+    is_run = any((folder / name).exists() for name in ("metrics.jsonl", "seeds.json"))
+    return folder / f"evaluation-{split}" if is_run else folder
 
 
 # What an evaluation leaves beside its predictions.
@@ -291,10 +295,10 @@ def clear_evaluation(folder: Path) -> None:
 
 def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:
     """Raise `UserError` where an evaluation would replace the data that it reads."""
-    folder = Path(config.output_dir).resolve()
+    folder = _evaluation_folder(config.output_dir, split).resolve()
     written = {*EVALUATION, f"predictions.{config.predictions_format}"}
-    for path in (path for source in sources for path in source.files):
-        if path.name in written and path.resolve().parent in (folder, folder / f"evaluation-{split}"):
+    for path in (path.resolve() for source in sources for path in source.files):
+        if path.name in written and path.parent == folder:
             raise UserError(
                 f"output_dir: {str(path)!r} is read as data, and would be replaced by what is written there; "
                 "name another output_dir."

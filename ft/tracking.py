@@ -156,7 +156,7 @@ class Tracker:
                     _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
                     show = partial(wandb_run.show, tracker.tracker, summary=numbers, charts=charts)
                     self._add("charts", partial(_in_time, show))
-                    # Not in a time: of a large model, the hashes alone take long.
+                    # In its own time: of a large model, hashes and upload take long.
                     self._add("artifacts", partial(wandb_run.keep, tracker.tracker, artifacts=artifacts))
                 elif tracker.name == "wandb":
                     wandb_run.stop(tracker.tracker)

@@ -69,10 +69,10 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
     from accelerate.tracking import WandBTracker
 
     # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
-    own = {"ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "SHOW_INFO": "false"}
-    if config["log_artifacts"] not in ("model", "all"):  # whose upload takes what it takes
-        own |= {"FINISH_TIMEOUT": "300", "FINISH_TIMEOUT_RAISES": "true"}
-    for key, value in own.items():
+    for key, value in {
+        "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "SHOW_INFO": "false", "FINISH_TIMEOUT": "300",
+        "FINISH_TIMEOUT_RAISES": "true",
+    }.items():  # fmt: skip
         os.environ.setdefault(f"WANDB_{key}", value)
     folder = os.environ.get("WANDB_DIR", str(output_dir))
     # Where it stages and caches artifacts, tables with texts among them; else below the user's home.
@@ -172,7 +172,9 @@ def keep(run: Any, artifacts: Callable[[], Sequence[Artifact]]) -> None:
             for path in (path for path in sorted(artifact.content.rglob("*")) if path.is_file()):
                 place = path.relative_to(artifact.content).as_posix()
                 kept.add_file(str(path), place, skip_cache=True, policy=policy)
-        run.log_artifact(kept)
+        logged = run.log_artifact(kept)
+        if not (run.offline or run.disabled):
+            logged.wait()  # however long a model takes; what is left then has FINISH_TIMEOUT
 
 
 def stop(run: Any) -> None:

@@ -220,10 +220,10 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
 
 def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
-    each (GLUE's), unless that is one of the labels that the task knows, or it knows none yet."""
+    each (GLUE's), unless that is one of the labels that the task knows."""
     if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
         return False
-    if not task.has_targets or HIDDEN in task.state().get("label_names", ()):
+    if HIDDEN in task.state().get("label_names", ()):
         return True
     column = table[label].drop_null()
     if pa.types.is_dictionary(column.type):

@@ -4,6 +4,7 @@ processes."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -285,6 +286,8 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
         collate_fn=_same,
         num_workers=num_workers,
         worker_init_fn=_leave_group if num_workers else None,
+        # Another process of the run's group, as Python 3.14 starts them by, would end with a signal to it.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
     )

@@ -60,8 +60,7 @@ def _source_of(split: str, sources: dict[str, Source], options: Config, task: Ta
     training rows."""
     found = sources.get(split)
     if found and split == "test" and "train" in sources:
-        table = found.read()
-        label = options.label_column_name or guess_label(table)
-        if label is None or not has_labels(table, label, task):
+        label = options.label_column_name or guess_label(sources["train"].read())
+        if label is None or not has_labels(found.read(), label, task):
             found = None
     return found or sources.get("train")

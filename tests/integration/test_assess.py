@@ -189,9 +189,10 @@ def test_a_slice_column_that_is_not_there_is_one_message_before_training(
     assert done.stdout == "" and not (tmp_path / "out").exists()
 
 
-def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops, tmp_path):
+@pytest.mark.parametrize("row", [{"text": "a film"}, {"text": "a film", "label": "-1"}])
+def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops, tmp_path, row):
     folder = shutil.copytree(shops, tmp_path / "copy")
-    write_csv(folder / "test.csv", [{"text": "a film"}])
+    write_csv(folder / "test.csv", [row])
     words = {**base_flags, "dataset_name": folder, "slice_columns": "shop", "max_train_steps": 1}
     assert train_here(**words, test_split_percentage=10) == EXIT_DONE  # set aside in its place
     results = results_of(tmp_path / "run")

@@ -206,6 +206,33 @@ def test_a_head_for_other_labels_that_differ_by_case_alone_stays_as_it_is(folder
     assert torch.equal(model.classifier.weight, before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 2, "pad_token_id": 0}),
+        (
+            "t5",
+            {
+                "d_model": 32,
+                "d_kv": 16,
+                "d_ff": 32,
+                "num_layers": 1,
+                "num_heads": 2,
+                "decoder_start_token_id": 0,
+            },
+        ),
+    ],
+)
+def test_no_keys_and_values_are_kept_for_a_next_token(tokenizer, tmp_path, kind, options):
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), eos_token_id=3, **options)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = {"input_ids": torch.tensor([[2, 5, 6, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    assert built(tmp_path)(**rows).past_key_values is None
+
+
 # --- weights
 
 
