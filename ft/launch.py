@@ -39,12 +39,7 @@ def asked_processes() -> int:
 
 def relaunch_command() -> str:
     """The command that started this process: that of its launcher, where there is one."""
-    import psutil
-
-    try:
-        parent = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        parent = []
+    parent = _command_of(os.getppid())
     if (start := _launch_words(parent)) is not None:
         return shlex.join(["accelerate", "launch", *parent[start:]])
     for place, word in enumerate(parent[:4]):
@@ -55,14 +50,19 @@ def relaunch_command() -> str:
 
 def launch_command(process_id: int) -> list[str] | None:
     """The words behind `accelerate launch` in a process's command line; None where it is another program."""
+    command = _command_of(process_id)
+    start = _launch_words(command)
+    return None if start is None else command[start:]
+
+
+def _command_of(process_id: int) -> list[str]:
+    """A process's command line; empty where it cannot be read."""
     import psutil
 
     try:
-        command = psutil.Process(process_id).cmdline()
+        return psutil.Process(process_id).cmdline()
     except psutil.Error:
-        return None
-    start = _launch_words(command)
-    return None if start is None else command[start:]
+        return []
 
 
 def kill_launch(process: subprocess.Popen[str]) -> None:

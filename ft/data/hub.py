@@ -11,6 +11,7 @@ from ft.data.files import format_of, is_pointer
 from ft.errors import UserError
 from ft.options import DataOptions
 
+SEPARATORS = {"csv": ",", "tsv": "\t"}
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\..+")
 
 
@@ -34,7 +35,7 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
 
     Its README.md may name configurations; without, each folder with training files is one. Raises `UserError`
     for shards that are missing, and where it is not clear which configuration is meant."""
-    files = sorted(p for p in path.rglob("*") if format_of(p) and not _is_hidden(p.relative_to(path)))
+    files = sorted(p for p in path.rglob("*") if format_of(p) and not is_hidden(p.relative_to(path)))
     word = re.compile(rf"(?<![a-z0-9]){re.escape(options.train_split_name.lower())}(?![a-z0-9])")
     training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)).lower())]
     has_configurations = "configs" in _card(path)
@@ -47,7 +48,10 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     files = [file for file in files if inside is None or (path / inside) in file.parents]
     _check_files(files, path)
     try:
-        return _files_of(str(path), wanted, data_dir=inside) or _load(str(path), wanted, data_dir=inside)
+        where = {"data_dir": inside} if inside else {}
+        has_tables = any(format_of(file) in SEPARATORS for file in files)
+        splits = _files_of(str(path), wanted, **where) if has_tables else None
+        return splits or _load(str(path), wanted, **where)
     except Exception as error:
         why = " ".join(str(error).split())[:400] or "no reason given"
         raise UserError(
@@ -59,7 +63,7 @@ def _load(name: str, configuration: str | None, **options: Any) -> dict[str, Any
     import datasets
 
     datasets.disable_progress_bars()
-    return dict(datasets.load_dataset(name, configuration, **{k: v for k, v in options.items() if v}))
+    return dict(datasets.load_dataset(name, configuration, **options))
 
 
 def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str, list[Path]] | None:
@@ -68,20 +72,19 @@ def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str,
     "None" are nothing, and 007 is 7."""
     import datasets
 
-    options = {key: value for key, value in options.items() if value}
     builder = datasets.load_dataset_builder(name, configuration, **options)
     found = {str(split): [Path(file) for file in files] for split, files in builder.config.data_files.items()}
-    separators = {"csv": ",", "tsv": "\t"}
     kinds = {format_of(file) for files in found.values() for file in files}
-    if not kinds <= separators.keys() or builder.info.features is not None:
+    if not kinds <= SEPARATORS.keys() or builder.info.features is not None:
         return None
     plain, config = vars(type(builder.config)()), vars(builder.config)
     ours = {"name", "data_dir", "data_files", "description", "version", "sep"}  # not of how it reads
     is_plain = all(config[name] == value for name, value in plain.items() if name not in ours)
-    return found if is_plain and {separators[kind] for kind in kinds if kind} == {config["sep"]} else None
+    return found if is_plain and {SEPARATORS[kind] for kind in kinds if kind} == {config["sep"]} else None
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder that it lies in, is hidden."""
     return any(part.startswith(".") for part in path.parts)
 
 

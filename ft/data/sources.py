@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
-from ft.data.hub import load_by_id, load_copy
+from ft.data.hub import is_hidden, load_by_id, load_copy
 from ft.errors import UserError
 from ft.options import DataOptions
 
@@ -220,18 +220,14 @@ def _from_path(split: str, path: Path) -> Source:
         hint = "saved `datasets` are named as dataset_name." if is_saved else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
     below = {file for file in path.glob("*/**/*") if file.is_file()}
-    left_out = sorted(file for file in below - {*texts} if not _is_hidden(file.relative_to(path)))
+    left_out = sorted(file for file in below - {*texts} if not is_hidden(file.relative_to(path)))
     return Source(split, texts, lambda: _read_texts(texts), root=path, left_out=left_out)
 
 
 def _texts_in(folder: Path) -> list[Path]:
     """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes."""
     found = (path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and path.is_file())
-    return sorted(path for path in found if not _is_hidden(path.relative_to(folder)))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
 
 
 def _read_texts(paths: list[Path]) -> pa.Table:
