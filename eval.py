@@ -33,7 +33,7 @@ def score(config: EvalConfig) -> int:
     from ft.page import write_page
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
-    from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_texts
+    from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_columns
     from ft.report import (
         check_apart,
         clear_evaluation,
@@ -67,14 +67,14 @@ def score(config: EvalConfig) -> int:
     def bar(**options):  # noqa: ANN003, ANN202
         return progress_bar(accelerator.is_local_main_process, leave=False, **options)
 
-    scoring = Scoring(training_texts(config), config.id_column_name)
-    data = prepare_data(config, task, tokenizer, max_length, bar, splits=(split,), scoring=scoring)
+    scoring = Scoring(*training_columns(config), config.id_column_name)
+    data = prepare_data(config, task, tokenizer, max_length, bar, (split,), scoring, sources)
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
-    check_slice_columns(config, task, (split,))
+    check_slice_columns(config, data)
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)
 

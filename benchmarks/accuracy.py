@@ -5,6 +5,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from benchmarks.common import (
+    ALL_ROWS,
     add_data_options,
     class_file,
     column_flags,
@@ -46,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Both arms in turn, seed after seed: all training rows, and the model of the last update."""
-    train, test = class_file(options.data, "train"), class_file(options.data, "test")
+    train, test = class_file(options.data, "train"), class_file(options.data, "test", "validation")
     shared = {
         name: getattr(options, name) for name in "max_length learning_rate warmup_ratio weight_decay".split()
     }
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
                     "model_name_or_path": options.model, "train_file": train, "test_file": test,
                     "validation_split_percentage": 0, "global_batch_size": GLOBAL_BATCH,
                     "num_train_epochs": options.epochs, "save_strategy": "no", "seed": seed,
-                    **column_flags(train), **shared,
+                    **column_flags(train), **shared, **ALL_ROWS,
                 }  # fmt: skip
                 found = train_py(flags, options.extra, free=RECIPE)
                 found |= {"accuracy": found["test/accuracy"], "seconds": found["perf/train_seconds"]}
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             measured[arm].append({"seed": seed} | kept)
             say(f"{arm}: {measured[arm][-1]}")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured, gemm), measured, gemm)
+        save(options, _text(options, test.stem, measured, gemm), measured, gemm)
 
 
 def _counts(
@@ -93,10 +94,12 @@ def _counts(
     return {"tokens": planned, "squares": squares, "positions": round(positions)}
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]], gemm: list[float]) -> str:
+def _text(
+    options: argparse.Namespace, split: str, measured: dict[str, list[dict[str, Any]]], gemm: list[float]
+) -> str:
     header = [
         "",
-        "test accuracy, mean",
+        f"{split} accuracy, mean",
         *[f"seed {seed}" for seed in options.seeds],
         "seconds of training, mean",
         "Trainer's seconds / this one's",
@@ -114,7 +117,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         ratios = [other / one["seconds"] for other, one in zip(theirs, runs, strict=False)]
         faster = median_and_spread(ratios, 2) if arm != "trainer" else ""
         memory = median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0)
-        speed = f"{median([one['tokens'] / one['seconds'] for one in runs]):,.0f}"
+        speed = median_and_spread([one["tokens"] / one["seconds"] for one in runs], 0)
         padding = f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}"
         percent = peak_shares(options.model, runs, gemm)
         cells += [seconds, faster, speed, padding, median_and_spread(percent, 0), memory]

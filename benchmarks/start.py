@@ -147,12 +147,16 @@ def _text(shape: list[Any], measured: dict[str, dict[str, list[float]]]) -> str:
     for arms in measured.values():
         ours, base = arms.values()
         ratios = [a / b for a, b in zip(ours, base, strict=True)]
+        more = [a - b for a, b in zip(ours, base, strict=True)]
         for name, seconds in arms.items():
-            shown = median_and_spread(ratios, 2) if seconds is ours else ""
-            rows.append([name, f"{median(seconds):.2f}", spread(seconds, 2), shown])
+            shown = (
+                [median_and_spread(ratios, 2), median_and_spread(more, 2)] if seconds is ours else ["", ""]
+            )
+            rows.append([name, f"{median(seconds):.2f}", spread(seconds, 2), *shown])
+    header = ["", "seconds, median", "min to max", "ratio to the next line", "seconds more than it"]
     return (
-        f"{table(['', 'seconds, median', 'min to max', 'ratio to the next line'], rows)}\n\n"
+        f"{table(header, rows)}\n\n"
         f"From the start of the process; the batch is {shape[1]} x {shape[2]} tokens. In turn, "
         f"{len(rows and next(iter(measured['help'].values())))} rounds after one that does not count; the "
-        "ratio is the median of the ratios of each round."
+        "ratio is the median of the ratios of each round, and so is the difference."
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
+    ALL_ROWS,
     WARM_UP,
     add_data_options,
     at_least,
@@ -118,7 +119,7 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
         "num_train_epochs": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
         "seed": seed, "overwrite_cache": "true",  # each run encodes, as the others do
-        **column_flags(train),
+        **column_flags(train), **ALL_ROWS,
     }  # fmt: skip
     found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)

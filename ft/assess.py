@@ -38,7 +38,7 @@ def assess(
     temperature = None if split == "validation" else task.calibration.get("temperature")
     found = {**result.metrics, **interval_numbers(judged, resamples)}
     found |= calibration_summary(judged, scores, rows.labels, temperature)
-    sliced = slice_values(config, task, split, rows.row)
+    sliced = slice_values(config, data, split, rows.row)
     found |= slice_tables(judged, task.headline, rows.full_lengths, sliced, resamples)
     if judged.one_label:
         found["confused_pairs"] = confused_pairs(

@@ -16,6 +16,7 @@ from ft.data.sources import local_path
 from ft.evaluation import Evaluation
 from ft.options import BatchOptions, DataOptions, ModelOptions, OptimOptions
 from ft.tasks.base import Task
+from ft.values import short
 
 RESAMPLES = 1000  # ten times as many stand behind results.json; this is done whenever a model is the best
 ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "weight_decay")
@@ -120,8 +121,8 @@ def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
     for name, value in scored.metrics.items():
         if name == "rows" or not isinstance(value, int | float):
             continue
-        interval = "" if found.get(name) is None else " ({:.4f} to {:.4f})".format(*found[name])
-        lines.append(f"| {name} | {value:.4f}{interval} |")
+        interval = "" if found.get(name) is None else " ({} to {})".format(*map(short, found[name]))
+        lines.append(f"| {name} | {short(value)}{interval} |")
     return lines
 
 

@@ -202,6 +202,12 @@ def is_own(checkpoint: Path | None, folder: Path) -> bool:
     return checkpoint is not None and lies_in(checkpoint, folder) and _is_name(checkpoint.name)
 
 
+def mark(folder: Path) -> str:
+    """By what a checkpoint is known to be the same on every host; "nothing" where a host does not see it."""
+    path = folder / "manifest.json"
+    return digest(path)["sha256"] if path.exists() else "nothing"
+
+
 def write_manifest(folder: Path) -> None:
     """Write the sizes and hashes of the files of a folder to its manifest.json."""
     files = {path.name: digest(path) for path in sorted(folder.iterdir())}

@@ -8,6 +8,7 @@ key and what it expects in one line, or takes "--flag" for "--flag true", "a b" 
 so these are added here: a config file is read as the flags that it stands for."""
 
 import difflib
+import inspect
 import json
 import os
 import sys
@@ -81,9 +82,9 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
     )
     grouped: set[str | int] = set()
     for group in reversed(config_class.__mro__[:-1]):  # each class of options is one group of --help
-        if "__annotations__" in vars(group):
+        if own := inspect.get_annotations(group):
             parser.add_class_arguments(group, None, skip=set(grouped))
-            grouped |= set(vars(group)["__annotations__"])
+            grouped |= set(own)
     kinds = {field.name: field.type for field in fields(config_class)}
     if "-h" in argv or "--help" in argv:
         for action in parser._actions:  # --names+, to append to a list, is not taken here
@@ -244,7 +245,8 @@ def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
         pairs = (f"{json.dumps(key.value)}: {json.dumps(value.value)}" for key, value in node.value)
         return "{" + ", ".join(pairs) + "}"
     if isinstance(node, yaml.SequenceNode):
-        return json.dumps([entry.value for entry in entries])
+        texts = [entry.value for entry in entries]  # in quotes, or 1e3 would be a number again
+        return yaml.safe_dump(texts, default_flow_style=True, default_style='"', width=10**9).strip()
     if node.tag.endswith(":null"):
         return "null"
     return _Text(node.value) if str in _members(annotation) else node.value

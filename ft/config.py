@@ -195,7 +195,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         for name in ("dataset_config_name", "validation_split_name", "test_split_name"):
             if getattr(self, name) and not self.dataset_name:
                 raise UserError(f"{name}: is about dataset_name, which is not set; leave it out.")
-        if self.train_split_name != Config.train_split_name and not self.dataset_name:
+        is_its_own = self.PURPOSE == "training" and self.train_split_name != Config.train_split_name
+        if is_its_own and not self.dataset_name:
             raise UserError("train_split_name: is about dataset_name, which is not set; leave it out.")
         if self.validation_split_percentage + self.test_split_percentage >= 100:
             raise UserError(

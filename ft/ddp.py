@@ -21,10 +21,11 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator) -> nn.Parameter | None
     Where a trial on short rows leaves weights without a gradient (XLNet and ESM have such), DDP has to search
     for them in each update; else it does not, and stops at the first. Returns the table whose gradient is
     left to `exchange_met_rows`, if any."""
-    if accelerator.num_processes == 1 or accelerator.is_fsdp2:
+    if accelerator.is_fsdp2 or not torch.distributed.is_initialized():
         return None
+    # One process under torchrun on a CPU is wrapped in DDP, too.
     accelerator.ddp_handler.find_unused_parameters = not uses_all_weights(model)
-    return keep_from_ddp(model)
+    return keep_from_ddp(model) if accelerator.num_processes > 1 else None
 
 
 def uses_all_weights(model: nn.Module) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 from ft.checkpoint import flush
 from ft.errors import UserError
 from ft.layers import head_names
+from ft.values import is_installed
 
 if TYPE_CHECKING:
     from ft.config import Config
@@ -24,7 +24,7 @@ ALL_LINEAR = "all-linear"
 
 def check_peft() -> None:
     """Raises `UserError` where peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
+    if not is_installed("peft"):
         raise UserError("lora_rank: peft is not installed; pip install '.[peft]', or leave it out.")
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from ft.checkpoint import replace_folder
 from ft.config import Config
+from ft.data.audit import describe_rows
 from ft.data.encode import EncodedRows
 from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
@@ -30,6 +32,12 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
 
     disable_progress_bar()  # its bars of one second each would stand between ours
     path = find_model(options.model_name_or_path)
+    if getattr(model_config, "attention_type", None) == "block_sparse":
+        model_config.attention_type = "original_full"
+        notes.append(
+            "the model attends to whole texts: BigBird's sparse attention is left for good at the first "
+            "batch of short texts, so that results would depend on the order of batches"
+        )
     try:
         model, loaded = task.build_model(
             path, model_config, notes, revision=options.model_revision,
@@ -90,11 +98,27 @@ def embedded_tokens(model: Any) -> int | None:
 
 def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> None:
     """Raise `UserError` for a text with a token that the model has no embedding for: one that was added to
-    the tokenizer alone. (Gemma 3 has such a token for images, which no ordinary text holds.)"""
+    the tokenizer alone. (Gemma 3 has such a token for images, which no ordinary text holds.) And for one that
+    holds the token by which BART, T5 and their kin find its end: they refuse any batch that it is in."""
     there = embedded_tokens(model)
-    if there is None or len(tokenizer) <= there:
-        return
+    end = model.config.eos_token_id if model.config.is_encoder_decoder else None
+    if not isinstance(end, int) or model.config.model_type.startswith(
+        "t5gemma"
+    ):  # which takes the last token
+        end = None
     for split, rows in splits.items():
+        if end is not None:
+            pieces = 1 if rows.pieces is None else rows.pieces
+            times = rows.times(end)
+            odd = np.flatnonzero(times != pieces * np.bincount(times // pieces).argmax())
+            if len(odd):
+                raise UserError(
+                    f"{split} data: {describe_rows(rows.row[odd])}: the text holds "
+                    f"{tokenizer.convert_ids_to_tokens(end)!r}, by which this model finds the end of a text; "
+                    "rows count from 0. Take it out of them."
+                )
+        if there is None or len(tokenizer) <= there:
+            continue
         if (highest := rows.highest_token()) >= there:
             raise UserError(
                 f"{split} data: a text holds the token {tokenizer.convert_ids_to_tokens(highest)!r}, which "
@@ -129,6 +153,8 @@ def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config
             f"model_name_or_path: {path!r} holds none of the weights of a {type(model).__name__}; expected "
             "a pretrained model of this kind."
         )
+    for name, parameter in model.named_parameters():
+        parameter.was_drawn = name in missing  # which `weights_mark` leaves out
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         notes.append(
@@ -175,6 +201,7 @@ def export(
             temporary,
             state_dict=merge(model, state) if has_lora(model) else state,
             save_original_format=False,
+            max_shard_size="10TB",  # one file, whatever the model: it is read as one
         )
         if has_lora(model):
             save_adapter(model, state, temporary / "adapter")

@@ -155,7 +155,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, total_upda
         )
     warmup = config.warmup_steps
     if warmup is None:
-        warmup = math.ceil(config.warmup_ratio * total_updates)
+        warmup = math.ceil(round(config.warmup_ratio * total_updates, 6))  # 0.07 * 100 is more than 7
     if warmup > total_updates:
         raise UserError(
             f"warmup_steps: found {warmup}, more than the {total_updates} updates of this run; lower "

@@ -5,10 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
-from ft.checkpoint import checkpoints_in, find_checkpoint
+from ft.checkpoint import checkpoints_in, find_checkpoint, lies_in
 from ft.config import Config
 from ft.errors import UserError
 from ft.options import RunOptions
@@ -37,6 +38,12 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
+    if options.resume_from_checkpoint != "latest" and found is not None:
+        _check_restart(found, next(reversed(checkpoints_in(folder / "checkpoints")), found))
+    if lies_in(found, folder / "checkpoints") and options.overwrite_output_dir:
+        warnings.append(
+            f"overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from {found}"
+        )
     if found is not None or not held or options.overwrite_output_dir:
         return found, warnings
     if options.resume_from_checkpoint is None:
@@ -47,6 +54,18 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "replace it with --overwrite_output_dir, or name another folder."
         )
     return None, warnings  # it died before its first checkpoint
+
+
+def _check_restart(found: Path, newest: Path) -> None:
+    """Raise `UserError` where a launcher starts a run again that would go back behind the checkpoints that it
+    has made since the launch."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or newest.resolve() == found.resolve():
+        return
+    if (newest / "manifest.json").stat().st_mtime > psutil.Process(os.getppid()).create_time():
+        raise UserError(
+            f"resume_from_checkpoint: the launcher has started this run again, which began from {found} and "
+            f"has come to {newest}; launch it with --resume_from_checkpoint latest, to go on from there."
+        )
 
 
 def check_seeds_dir(options: Config) -> None:
@@ -177,9 +196,9 @@ class OutputDir:
 
 def release_output_dir(lock: FileLock) -> None:
     """Let a folder go that `lock_output_dir` took; one that holds nothing else goes, too."""
-    lock.release()
     place = Path(lock.lock_file)
-    place.unlink(missing_ok=True)
+    place.unlink(missing_ok=True)  # before another run can take it
+    lock.release()
     with contextlib.suppress(OSError):
         place.parent.rmdir()
 

@@ -28,7 +28,8 @@ class PredictionFile(AbstractContextManager):
     def __init__(self, folder: Path, config: EvalConfig, schema: Any) -> None:
         self.kind, self.delimiter = config.predictions_format, config.label_delimiter or JOINED
         self.path = folder / f"predictions.{self.kind}"
-        self.types = {field.name: field.type for field in schema if field.name != "label"}
+        made = ("label", "prediction")
+        self.types = {field.name: field.type for field in schema if field.name not in made}
         self._temporary = folder / f".{self.path.name}.tmp"
         self._table: Any = None  # the csv or parquet writer, once there is a first line
         with self._complaints():

@@ -47,17 +47,17 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
     return name
 
 
-def training_texts(options: ModelOptions) -> tuple[str, ...]:
-    """The text columns that were named for the training of a model in best/ or final/ of a run, from the
-    run's config.yaml; empty where that does not say."""
+def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None]:
+    """The text columns and the label that were named for the training of a model in best/ or final/ of a run,
+    from the run's config.yaml; nothing where that does not say."""
     import yaml
 
     path = local_path(options.model_name_or_path).parent / "config.yaml"
     try:
         known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return tuple(split_names(known["text_column_names"]))
+        return tuple(split_names(known["text_column_names"])), known["label_column_name"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return ()
+        return (), None
 
 
 def check_model_folder(path: str, allow_pickle: bool) -> None:
@@ -207,7 +207,7 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
 def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:  # the last two: a tokenizer's package
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(

@@ -20,6 +20,7 @@ from ft.errors import UserError
 from ft.launch import relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
+from ft.values import short
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
@@ -41,7 +42,9 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
         for parts in cut:
             for part in (part for part in parts if len(part)):
                 real += int(rows.lengths[part].sum())
-                padded += int(widths[part].max()) * int(pieces[part].sum())
+                width, multiple = int(widths[part].max()), sampler.dataset.multiple
+                width = min(-(-width // multiple) * multiple, max(width, rows.longest))  # as `padded` has it
+                padded += width * int(pieces[part].sum())
     return 1 - real / max(padded, 1)
 
 
@@ -143,7 +146,7 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
     lines = []
     if results.get(f"best/{metric}") is not None:
         lines.append(
-            f"best: validation {metric} {results[f'best/{metric}']:.4f} at update {results['best/step']}"
+            f"best: validation {metric} {short(results[f'best/{metric}'])} at update {results['best/step']}"
         )
     if "test/loss" in results:
         lines.append(f"test: {result_line(results, 'test', task)}")
@@ -170,8 +173,8 @@ def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:
         if results.get(key) is None:
             continue
         low, high = results.get(f"{key}_low"), results.get(f"{key}_high")
-        interval = "" if low is None or high is None else f" ({low:.4f} to {high:.4f})"
-        parts.append(f"{name} {results[key]:.4f}{interval}")
+        interval = "" if low is None or high is None else f" ({short(low)} to {short(high)})"
+        parts.append(f"{name} {short(results[key])}{interval}")
     return ", ".join(parts)
 
 
@@ -297,7 +300,8 @@ def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> No
     """Raise `UserError` where an evaluation would replace the data that it reads."""
     folder = _evaluation_folder(config.output_dir, split).resolve()
     written = {*EVALUATION, f"predictions.{config.predictions_format}"}
-    for path in (path.resolve() for source in sources for path in source.files):
+    others = [Path(file) for file in (config.train_file, config.validation_file) if file]
+    for path in (path.resolve() for path in [*others, *(path for one in sources for path in one.files)]):
         if path.name in written and path.parent == folder:
             raise UserError(
                 f"output_dir: {str(path)!r} is read as data, and would be replaced by what is written there; "

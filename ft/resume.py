@@ -78,11 +78,13 @@ def shapes_mark(model: torch.nn.Module) -> str:
 
 
 def weights_mark(model: torch.nn.Module) -> str:
-    """A hash of some weights of a pretrained model, by which it is known again where its place has changed;
-    the head is new and left out. To be called before the model is cut into shards."""
+    """A hash of some weights of a pretrained model, by which it is known again where its place has changed.
+    What is new is left out, as the head is: another kind of CPU may draw other last bits. To be called before
+    the model is cut into shards."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if name.startswith(f"{getattr(model, 'base_model_prefix', '')}."):
+        is_new = getattr(parameter, "was_drawn", False) or ".lora_" in name
+        if name.startswith(f"{getattr(model, 'base_model_prefix', '')}.") and not is_new:
             digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -100,6 +102,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             f"resume_from_checkpoint: {path} stands after update {progress.step:,}, but this run has "
             f"{run.total:,}; raise max_train_steps or num_train_epochs, or choose an earlier checkpoint."
         )
+    run.hosts.check_same({f"resume_from_checkpoint: {path}": checkpoint.mark(path)})
     checkpoint.restore(path, run.accelerator, run.model, run.optimizer, run.scheduler)
     notes.append(f"resumed from {path} after update {progress.step:,}")
     if saved["total_updates"] != run.total:

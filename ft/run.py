@@ -66,7 +66,6 @@ class Run:
         self.checkpoint, warnings = self.hosts.from_main(self.folder.look)
         for warning in warnings:
             self.say(f"warning: {warning}")
-        self.hosts.from_main(lambda: check_slice_columns(config, task))
         if config.lora_rank is not None:
             check_peft()
         if not config.metric_names:  # what these give is known when they are loaded
@@ -117,6 +116,7 @@ class Run:
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
         check_tokens(accelerator.unwrap_model(model), tokenizer, data.splits)
+        self.hosts.from_main(lambda: check_slice_columns(config, data))
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         notes += self._load_metrics()

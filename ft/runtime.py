@@ -34,6 +34,7 @@ _first_start = [STARTED]
 
 # Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not know.
 UNKNOWN_PLUGINS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
+PRECISIONS = ("no", "bf16", "fp16")
 NO_FP16 = (
     "the launch asks for mixed precision fp16 on a CPU, where Accelerate would compute in fp32 and say fp16; "
     "launch with --mixed_precision bf16 or no."
@@ -126,6 +127,12 @@ def build_accelerator(config: Config) -> Accelerator:
     # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
     kind = torch.accelerator.current_accelerator(check_available=True)
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in PRECISIONS:  # which Accelerate would pass over in silence
+        raise UserError(
+            f"ACCELERATE_MIXED_PRECISION: found {precision!r} in the environment, expected "
+            f"{', '.join(PRECISIONS)}."
+        )
     sharding = None
     if asks_for("FSDP"):
         from ft.fsdp import Sharding, shard_over_processes
@@ -231,7 +238,8 @@ def seed_generators(number: int) -> None:
 
 def total_updates(config: Config, updates_per_epoch: int) -> int:
     """Optimizer updates of the whole run."""
-    return config.max_train_steps or math.ceil(config.num_train_epochs * updates_per_epoch)
+    # Rounded, as 0.55 * 100 is a little more than 55.
+    return config.max_train_steps or math.ceil(round(config.num_train_epochs * updates_per_epoch, 6))
 
 
 def run_began() -> float:

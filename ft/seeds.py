@@ -32,6 +32,7 @@ from ft.output import (
 from ft.runtime import STARTED, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
+from ft.values import short
 from ft.wandb_run import group_runs
 
 SUMMARISED = ("eval/", "test/", "best/")
@@ -195,10 +196,10 @@ def table(results: dict[str, Any]) -> str:
     if not names:
         return "no rows were scored, so there is nothing to compare; a test split or validation rows would be"
     lines = [["", *(f"{split}/{name}" for name in names)]]
-    lines += [[run, *(f"{values[f'{split}/{name}']:.4f}" for name in names)] for run, values in runs.items()]
+    lines += [[run, *(short(values[f"{split}/{name}"]) for name in names)] for run, values in runs.items()]
     for title, ending in (("mean", ""), ("std", "_std")):
         cells = [results.get(f"{split}/{name}{ending}") for name in names]
-        lines.append([title, *("" if cell is None else f"{cell:.4f}" for cell in cells)])
+        lines.append([title, *("" if cell is None else short(cell) for cell in cells)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -7,7 +7,6 @@ is dropped with a warning and the run goes on. Numbers that JSON does not know a
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ft import wandb_run
 from ft.config import Config
 from ft.errors import UserError
+from ft.values import is_installed
 from ft.wandb_run import PROJECT, Artifact, Chart, first_line
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def choose_trackers(names: list[str]) -> list[str]:
     for name in chosen:
         if name not in MODULES:
             raise UserError(f"report_to: found {name!r}, expected {', '.join(MODULES)}, none or all.")
-        if not importlib.util.find_spec(MODULES[name]):
+        if not is_installed(MODULES[name]):
             raise UserError(f"report_to: {name} is not installed; pip install '.[{name}]', or leave it out.")
     if "all" in names:
-        return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+        return [name for name, module in MODULES.items() if is_installed(module)]
     return chosen
 
 
@@ -205,8 +205,12 @@ class Tracker:
 
     def flush(self) -> None:
         """Have the disk take the rows so far."""
-        if self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            return
+        try:
             os.fsync(self._file.fileno())
+        except OSError as error:  # network file systems say only here that they are full
+            raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
 
     def _cut(self, rows: int) -> None:
         """Keep the first `rows` rows: a resumed run writes the later ones again."""

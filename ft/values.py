@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -14,6 +15,18 @@ def split_names(value: list[str] | str | None) -> list[str]:
     """A list of names from a list or from a comma-separated string."""
     parts = value.split(",") if isinstance(value, str) else (value or [])
     return [part.strip() for part in parts if part.strip()]
+
+
+def is_installed(module: str) -> bool:
+    """Whether there is such a module to import. (A folder of its name, such as W&B's, is none.)"""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+def short(value: float, digits: int = 4) -> str:
+    """A metric for people: so many digits behind the point, or, of one too small for it, three that count."""
+    is_small = 0 < abs(value) < 10.0 ** (1 - digits)
+    return f"{value:.3g}" if is_small else f"{value:.{digits}f}"
 
 
 def parse_duration(key: str, text: str | None) -> float | None:

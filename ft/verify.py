@@ -115,7 +115,7 @@ class _Matrix:
         evaluates = config.eval_strategy != "no"
         short = config.private(
             max_train_steps=UPDATES, max_time=None, logging_steps=1, save_strategy="steps",
-            save_steps=SAVE_EVERY, save_total_limit=None, resume_from_checkpoint=None,
+            save_steps=SAVE_EVERY, save_total_limit=1, resume_from_checkpoint=None,
             eval_strategy="steps" if evaluates else "no", eval_steps=UPDATES // 2 if evaluates else None,
             early_stopping_patience=None, early_stopping_threshold=0.0, verify=False,
             overwrite_output_dir=False,
@@ -149,6 +149,7 @@ class _Matrix:
         for name, place, processes, words in launches:
             self._launch(place, processes, words)
             found = compare(whole, place, *self.tolerances)
+            shutil.rmtree(place)
             cells = [f"{found.worst[key]:.1e}" for key in names] + [f"{found.rows_scored[1]:,}"]
             print(f"{name:40}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
             if found.first:

@@ -10,12 +10,14 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ft.errors import EXIT_STOPPED, UserError
+from ft.signals import noted_signal
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -174,7 +176,26 @@ def keep(run: Any, artifacts: Callable[[], Sequence[Artifact]]) -> None:
                 kept.add_file(str(path), place, skip_cache=True, policy=policy)
         logged = run.log_artifact(kept)
         if not (run.offline or run.disabled):
-            logged.wait()  # however long a model takes; what is left then has FINISH_TIMEOUT
+            wait_for_upload(logged)
+
+
+def wait_for_upload(logged: Any) -> None:
+    """Wait for an artifact, however long a model takes, but not when the run is asked to stop: what is left
+    then has FINISH_TIMEOUT. Raises what the upload raises."""
+    raised: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            logged.wait()  # given a limit, it would cancel the upload there
+        except Exception as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    while waiting.is_alive() and noted_signal() is None:
+        waiting.join(0.2)
+    if raised:
+        raise raised[0]
 
 
 def stop(run: Any) -> None:

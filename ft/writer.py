@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -50,7 +51,8 @@ class BackgroundWriter:
             # Of this thread alone: training on the same cores goes first, but does not starve it. Never lower
             # than `nice` has it, which the kernel forbids.
             thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))
+            with contextlib.suppress(OSError):  # a container may forbid it
+                os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))
         try:
             write()
             self.failures, self.last_error = 0, ""

@@ -98,15 +98,16 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     logits (rows, targets); targets (rows,) for a single label, (rows, labels) for several. To be fitted on
     validation rows, never on those that are reported on. The order of the scores, and so every prediction,
-    stays. It is looked for between 1/20 and 20, which matters where nothing is wrong: the lowest loss is then
-    at 0."""
+    stays. It is looked for between 1/20 and 20, and is 1 where the loss is lowest at one of these: rows of
+    which none is wrong, or each, do not tell it."""
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
         return proper_scores(logits / np.exp(log_temperature), targets)["log_loss"]
 
-    found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
-    return float(np.exp(found.x))
+    bounds = np.log(TEMPERATURES)
+    found = minimize_scalar(loss, bounds=tuple(bounds), method="bounded")
+    return 1.0 if min(map(loss, bounds)) <= found.fun else float(np.exp(found.x))
 
 
 # --- accuracy against coverage

@@ -8,15 +8,14 @@ import numpy as np
 
 from ft.analysis.predictions import Predictions
 from ft.errors import UserError
+from ft.values import is_installed
 
 REGRESSION_SHARE = 0.05  # of the rows that are listed, where nothing says how many are wrong
 
 
 def check_cleanlab() -> None:
     """Raise `UserError` where cleanlab is not installed."""
-    import importlib.util
-
-    if not importlib.util.find_spec("cleanlab"):
+    if not is_installed("cleanlab"):
         raise UserError(
             "suspected_label_errors: cleanlab is not installed; pip install '.[cleanlab]', or leave it out."
         )

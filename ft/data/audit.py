@@ -38,10 +38,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What else an evaluation asks of the columns: the texts that the model was trained on, which are taken
-    where the data has them and the user names none, and the id that the user named."""
+    """What else an evaluation asks of the columns: the texts and the label that the model was trained on,
+    which are taken where the data has them and the user names none, and the id that the user named."""
 
     texts: tuple[str, ...] = ()
+    label: str | None = None
     id: str | None = None
 
 

@@ -91,6 +91,13 @@ class EncodedRows:
         """The highest number of a token in any of the rows."""
         return max((int(values.max(initial=0)) for values in self._lists["input_ids"]), default=0)
 
+    def times(self, token: int) -> np.ndarray:
+        """How often a token stands in each row (rows,), padding aside."""
+        chunks = zip(self._lists["input_ids"], self._offsets, strict=True)
+        return np.concatenate(
+            [np.diff(np.append(0, np.cumsum(values == token))[offsets]) for values, offsets in chunks]
+        )
+
     def padded(self, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
         the pieces of a row follow one another. Widths are rounded up to a multiple, as far as there are rows

@@ -3,7 +3,9 @@ processes."""
 
 from __future__ import annotations
 
-import os
+import atexit
+import multiprocessing
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ft.data.encode import EncodedRows
 from ft.data.plan import Plan, evaluation_batches, plan, shares
+from ft.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -280,12 +283,14 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
     to a multiple of eight tokens, in page-locked memory."""
     if device.type == "cuda":
         dataset.multiple = 8
+    if num_workers:
+        atexit.register(_end_workers)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=_same,
         num_workers=num_workers,
-        worker_init_fn=_leave_group if num_workers else None,
+        worker_init_fn=_ignore_stop_signals if num_workers else None,
         # Another process of the run's group, as Python 3.14 starts them by, would end with a signal to it.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         persistent_workers=num_workers > 0,
@@ -302,10 +307,18 @@ def build_evaluation_loader(
     return build_loader(dataset, sampler, options.dataloader_num_workers, accelerator.device)
 
 
-def _leave_group(_worker: int) -> None:
-    """A launcher hands a signal to the whole group of a process. One that ends the workers would end the run
-    before it has saved; they end with the run."""
-    os.setpgid(0, 0)
+def _ignore_stop_signals(_worker: int) -> None:
+    """A terminal, a launcher and Slurm send a signal to all processes of a run. One that ends a worker would
+    end the run before it has saved; the workers end with the run."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """End those that are left when Python ends, before it does so by a signal that they ignore."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _same(batch: Any) -> Any:

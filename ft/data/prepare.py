@@ -22,7 +22,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 13  # part of every key: raise it when what is written changes
+CACHE_VERSION = 14  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -40,6 +40,10 @@ class Data:
     fingerprint: str
     sources: dict[str, str]
 
+    def was_set_aside(self, split: str) -> bool:
+        """Whether the rows of a split were training rows, and have no source of their own."""
+        return "dropped" not in self.facts[split]
+
 
 def prepare_data(
     options: DataOptions,
@@ -49,14 +53,16 @@ def prepare_data(
     progress: Callable,
     splits: tuple[str, ...] = (),
     scoring: Scoring | None = None,
+    sources: dict[str, Source] | None = None,
 ) -> Data:
     """Read, audit and encode the data that the options name, or map what an earlier run has encoded.
 
     `splits` limits the work to some of them (all: train, validation, test). Without "train" the task must
     know its targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need
-    no labels. One process of a machine does the work while the others wait for its lock, not
-    in a collective that could time out. Raises `UserError` for whatever is wrong with the data."""
-    sources = find_sources(options)
+    no labels. `sources` are what the options name, where they were found already. One process of a machine
+    does the work while the others wait for its lock, not in a collective that could time out. Raises
+    `UserError` for whatever is wrong with the data."""
+    sources = sources or find_sources(options)
     if not splits and "train" not in sources:
         raise UserError(
             f"no training data: found {' and '.join(sources)} only; set train_file or train_split_name."
@@ -150,6 +156,12 @@ def _identity(tokenizer: Any) -> list[Any]:
     return [type(tokenizer).__name__, backend.to_str(), known]
 
 
+def _is_glued(tokenizer: Any) -> bool:
+    """Whether the texts of a pair follow one another without a token between them, or types of tokens."""
+    more = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add()
+    return more < 1 and "token_type_ids" not in tokenizer.model_input_names
+
+
 # What does not change the encoding; paths are left out because the bytes behind them are in the key.
 NOT_IN_KEY = (
     "overwrite_cache preprocessing_num_workers dataloader_num_workers train_file validation_file test_file "
@@ -182,6 +194,11 @@ def _build(
         raise UserError(
             f"long_text: found {cut.long_text}, but a row has two texts ({', '.join(columns.texts)}), of "
             "which the longer one is truncated; leave it out, or name one column in text_column_names."
+        )
+    if is_pair and _is_glued(tokenizer):
+        notes.append(
+            f"WARNING text_column_names: the tokenizer puts nothing between {' and '.join(columns.texts)}: "
+            "the model cannot see where the second begins; give both in one column, with words between them"
         )
     tokenizer = copy.deepcopy(
         tokenizer

@@ -7,38 +7,34 @@ from typing import Any
 import numpy as np
 
 from ft.config import Config
-from ft.data.audit import guess_label, has_labels
+from ft.data.prepare import Data
 from ft.data.sources import Source, find_sources
 from ft.errors import UserError
-from ft.tasks.base import Task
 
 
-def check_slice_columns(
-    options: Config, task: Task, splits: tuple[str, ...] = ("validation", "test")
-) -> None:
+def check_slice_columns(options: Config, data: Data) -> None:
     """Raise `UserError` where a column of `slice_columns` is not in the data of a split that is scored."""
-    if not options.slice_names:
-        return
-    sources = find_sources(options)
-    used = {source.name: source for split in splits if (source := _source_of(split, sources, options, task))}
-    for split, source in used.items():
+    scored = [split for split in data.splits if split != "train"] or list(
+        data.splits
+    )  # eval.py --split train
+    for split in scored if options.slice_names else ():
+        source = _source_of(split, options, data)
         there = source.read().column_names
         for name in options.slice_names:
             if there.count(name) != 1:
                 found = "no column" if name not in there else "more than one column"
                 raise UserError(
-                    f"slice_columns: the {split} data has {found} {name!r}; its columns: "
+                    f"slice_columns: the {source.name} data has {found} {name!r}; its columns: "
                     f"{', '.join(map(repr, there))}."
                 )
 
 
-def slice_values(options: Config, task: Task, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
+def slice_values(options: Config, data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
     """For each column of `slice_columns` its values in some rows (rows,) of a split, which are named by their
     numbers in the source."""
     if not options.slice_names:
         return {}
-    source = _source_of(split, find_sources(options), options, task)
-    assert source is not None
+    source = _source_of(split, options, data)
     table = source.read()
     found = {}
     for name in options.slice_names:
@@ -55,12 +51,5 @@ def _named(value: Any, classes: list[str]) -> Any:
     return classes[value] if value is not None and value >= 0 else value
 
 
-def _source_of(split: str, sources: dict[str, Source], options: Config, task: Task) -> Source | None:
-    """Where the rows of a split come from: what was not given, or has no labels, was set aside from the
-    training rows."""
-    found = sources.get(split)
-    if found and split == "test" and "train" in sources:
-        label = options.label_column_name or guess_label(sources["train"].read())
-        if label is None or not has_labels(found.read(), label, task):
-            found = None
-    return found or sources.get("train")
+def _source_of(split: str, options: Config, data: Data) -> Source:
+    return find_sources(options)["train" if data.was_set_aside(split) else split]

@@ -71,7 +71,9 @@ def _digest(file: IO[bytes]) -> str:
 
 def find_sources(options: DataOptions) -> dict[str, Source]:
     """The splits that the options name, keyed train, validation and test; those that do not exist are left
-    out."""
+    out. Of an evaluation of a test file, that alone: the others may not be on this machine."""
+    if options.test_file and getattr(options, "split", "train") in (None, "test"):
+        return {"test": _from_path("test", local_path(options.test_file))}
     named = {"train": options.train_file, "validation": options.validation_file, "test": options.test_file}
     sources = {split: _from_path(split, local_path(value)) for split, value in named.items() if value}
     if options.dataset_name:
@@ -217,16 +219,18 @@ def _from_path(split: str, path: Path) -> Source:
     texts = _texts_in(path)
     if not texts:
         is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-        hint = "saved `datasets` are named as dataset_name." if is_saved else "expected one per class."
+        is_saved = is_saved or any(format_of(file) for file in path.iterdir())
+        hint = "a folder of data files is named as dataset_name." if is_saved else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
-    below = {file for file in path.glob("*/**/*") if file.is_file()}
+    below = {file for file in path.glob("*/**/*") if not file.is_dir()}
     left_out = sorted(file for file in below - {*texts} if not is_hidden(file.relative_to(path)))
     return Source(split, texts, lambda: _read_texts(texts), root=path, left_out=left_out)
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes."""
-    found = (path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and path.is_file())
+    """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes. A
+    link to nothing is one of them: reading it says so."""
+    found = (path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and not path.is_dir())
     return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
 
 

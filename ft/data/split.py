@@ -21,8 +21,8 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
     """Row numbers of each named part, and under "train" of the rest, every class cut in the same proportions.
 
     `strata` is (rows,) of class numbers, or what a task gives in their place. The parts of a class are
-    rounded so that the sizes of the parts add up; a class with one row stays in training. Row numbers are
-    in rising order."""
+    rounded so that the sizes of the parts add up, but for classes with one row, which stay in training. Row
+    numbers are in rising order."""
     generator = np.random.default_rng(DRAW_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
     owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class
@@ -31,7 +31,8 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
         for name, percentage in percentages.items():
             owed[name] += np.count_nonzero(strata == value) * percentage / 100
             take = min(round(owed[name]), max(len(rows) - 1, 0))
-            owed[name] -= take
+            # What a class cannot give is no other's to give: hundreds of one row each would take a large one.
+            owed[name] = min(owed[name] - take, 0.5)
             parts[name].append(rows[:take])
             rows = rows[take:]
         parts["train"].append(rows)

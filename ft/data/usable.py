@@ -43,7 +43,7 @@ def usable_splits(
     if scoring and splits[0] in sources:
         split = splits[0]
         read[split] = sources[split].read()
-        label = options.label_column_name or guess_label(read[split])
+        label = _label(options, scoring, read[split])
         twice = label is not None and read[split].column_names.count(label) > 1  # refused further down
         if label is None or not (twice or has_labels(read[split], label, task)):
             return _unlabelled(options, scoring, read.pop(split), label, split)
@@ -64,6 +64,8 @@ def usable_splits(
         texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None
         label = columns.label if columns else options.label_column_name
+        if scoring and not columns:
+            label = _label(options, scoring, raw)
         # Of the split that is scored, or the one that it is set aside from.
         if scoring and split == (splits[0] if splits[0] in sources else "train"):
             used = [*texts, *filter(None, [label or guess_label(raw)])]
@@ -143,8 +145,23 @@ def _sampled(options: DataOptions, split: str, count: int, notes: list[str]) -> 
 def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tuple[str, ...]:
     """The text columns that the user named, or that the model was trained on, if these are there; else
     none."""
-    trained_on = scoring.texts if scoring and set(scoring.texts) <= set(raw.column_names) else ()
-    return tuple(options.text_columns) or trained_on
+    if options.text_columns or not scoring:
+        return tuple(options.text_columns)
+    missing = [name for name in scoring.texts if name not in raw.column_names]
+    if missing and len(scoring.texts) > 1:
+        raise UserError(
+            f"text_column_names: the model was trained on {' and '.join(map(repr, scoring.texts))}, but the "
+            f"data has no column {missing[0]!r}; its columns: {', '.join(map(repr, raw.column_names))}. Name "
+            "the two here."
+        )
+    return () if missing else scoring.texts
+
+
+def _label(options: DataOptions, scoring: Scoring, raw: pa.Table) -> str | None:
+    """The label column that the user named, or that the model was trained on, if it is there; else what it
+    seems to be, if anything."""
+    known = scoring.label if scoring.label in raw.column_names else None
+    return options.label_column_name or known or guess_label(raw)
 
 
 def _unused_note(columns: Columns, others: list[str]) -> str:

@@ -84,7 +84,7 @@ def page_content(
         "label_table": audit.label_table(data, task),
         "target_table": audit.target_table(data),
         "notes": [*data.notes, *truncation_notes(data.splits)],
-        "findings": audit.preflight_findings(config.output_dir),
+        "findings": audit.preflight_findings(config.output_dir, data.sources),
         "yaml": dump(config.repeatable()),
         "most_rows": MOST_ROWS,
     }

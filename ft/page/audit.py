@@ -69,10 +69,11 @@ def _labels(data: Data) -> list[np.ndarray]:
     return [] if any(rows is None for rows in labels) else labels  # type: ignore[return-value]
 
 
-def preflight_findings(output_dir: str) -> list[dict[str, str]]:
-    """What a preflight in the same folder found, the blocking first; nothing where there was none."""
+def preflight_findings(output_dir: str, sources: dict[str, str]) -> list[dict[str, str]]:
+    """What a preflight of the same data in the same folder found, the blocking first; nothing where there was
+    none."""
     try:
-        found = json.loads((Path(output_dir) / "preflight.json").read_text(encoding="utf-8"))["findings"]
-        return sorted(found, key=lambda finding: finding["level"])
+        found = json.loads((Path(output_dir) / "preflight.json").read_text(encoding="utf-8"))
+        return sorted(found["findings"], key=lambda one: one["level"]) if found["sources"] == sources else []
     except (OSError, ValueError, KeyError, TypeError):  # none, or the user's own file of that name
         return []

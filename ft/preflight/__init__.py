@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -52,7 +53,8 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     if not failed or accelerator.num_processes == 1:
         return hosts.from_main(lambda: _conclude(config, report, findings))
     # An error of one process, such as its memory, may have left the others in a collective: whoever comes
-    # here first speaks, and its launcher ends the others.
+    # here first speaks, and its launcher ends the others (which had begun to note signals, and no more).
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(accelerator.process_index)
     return _conclude(config, report, findings)
 

@@ -59,10 +59,10 @@ def audit(config: Config) -> dict[str, Any]:
     tokenizer, max_length = _tokenizer(config, findings)
     splits = {name: split.rows() for name, split in read.items() if len(split.row)}
     rows = {name: split.facts() for name, split in read.items()}
-    report: dict[str, Any] = {"rows": rows, "notes": []}
+    report: dict[str, Any] = {"rows": rows, "notes": [], "sources": {}}
     if tokenizer is not None and (data := _prepared(config, tokenizer, max_length, findings)):
         splits = {name: _rows_of(data, name) for name in data.splits}
-        report["notes"] = data.notes
+        report |= {"notes": data.notes, "sources": data.sources}
         for name, known in data.facts.items():
             rows.setdefault(name, {"read": None, "bad": {}}).update(known)
     elif tokenizer is not None:

@@ -10,10 +10,13 @@ import numpy as np
 from ft.data.plan import Plan, shares
 
 
-def update_costs(lengths: np.ndarray, plan: Plan, num_processes: int, micro_batch_size: int) -> np.ndarray:
+def update_costs(
+    lengths: np.ndarray, plan: Plan, num_processes: int, micro_batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(updates, 3): micro-batches, tokens, tokens x length of each update of an epoch, of the process that
-    has most of them. `lengths` (rows,) is in tokens."""
-    costs = np.zeros((len(plan), 3))
+    has most of them; and (updates,) tokens x length of the largest micro-batch, which needs most memory.
+    `lengths` (rows,) is in tokens."""
+    costs, largest = np.zeros((len(plan), 3)), np.zeros(len(plan))
     for update in range(len(plan)):
         in_update = lengths[plan.rows(update)]
         cut = shares(in_update, in_update, num_processes, micro_batch_size)
@@ -22,7 +25,8 @@ def update_costs(lengths: np.ndarray, plan: Plan, num_processes: int, micro_batc
             tokens = sum(rows * longest for rows, longest in sizes)
             if tokens > costs[update, 1]:
                 costs[update] = len(sizes), tokens, sum(rows * longest**2 for rows, longest in sizes)
-    return costs
+            largest[update] = max([largest[update], *(rows * longest**2 for rows, longest in sizes)])
+    return costs, largest
 
 
 def batch_costs(batches: list[np.ndarray], lengths: np.ndarray, num_processes: int) -> np.ndarray:

@@ -39,8 +39,16 @@ def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> d
         "device_memory_bytes": device_bytes(accelerator.device),
         "free_disk_bytes": shutil.disk_usage(there).free,
     }
-    _judge(config, measured, found, findings)
+    said = "\n".join(measured.said).splitlines()
+    notes = [line.removeprefix("note: ") for line in said if line.startswith("note: ")]
+    warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+    of_data = set(probe.data.notes)  # which the audit has found, too
+    warnings += [
+        note.removeprefix("WARNING ") for note in notes if note.startswith("WARNING ") and note not in of_data
+    ]
+    _judge(config, measured, found, warnings, findings)
     return {
+        "notes": notes,
         "launch": {
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
@@ -58,8 +66,10 @@ def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> d
     }
 
 
-def _judge(config: Config, measured: Measured, found: dict[str, Any], findings: Findings) -> None:
-    """Findings about memory, disk, time and what the probe said."""
+def _judge(
+    config: Config, measured: Measured, found: dict[str, Any], warnings: list[str], findings: Findings
+) -> None:
+    """Findings about memory, disk, time and what the probe warned of."""
     if found["peak_memory_bytes"] > found["memory_bytes"]:
         findings.block(
             "memory",
@@ -80,9 +90,8 @@ def _judge(config: Config, measured: Measured, found: dict[str, Any], findings: 
     if limit is not None and found["total_seconds"] > limit:
         takes = duration(found["total_seconds"])
         findings.warn("max_time", f"max_time: {config.max_time} is not enough for a run of {takes}")
-    for line in "\n".join(measured.said).splitlines():
-        if line.startswith("warning: "):
-            findings.warn("run", line.removeprefix("warning: "))
+    for warning in warnings:
+        findings.warn("run", warning)
 
 
 def forecast(
@@ -110,6 +119,12 @@ def forecast(
         "saves": saves * measured.save,
         "end": measured.end + rounds.get("test", 0.0) + (measured.write if saves else 0.0),
     }
+    if saves:  # one that is still being written is waited for
+        between = (seconds["updates"] + seconds["evaluations"]) / saves
+        seconds["saves"] += (saves - 1) * max(0.0, measured.write - between)
+    peak = int(max(measured.peak_host))
+    if saves > 1 and not max(measured.peak_device):  # the copy that is being written, beside the next updates
+        peak = max(peak, measured.before_saving + measured.checkpoint_bytes)
     kept = saves if config.save_total_limit is None else min(saves, config.save_total_limit + 2)
     return {
         "runs": config.num_seeds,  # one for each seed, of all of which this is
@@ -118,7 +133,7 @@ def forecast(
         "updates": measured.updates,
         "evaluations": evaluations,
         "saves": saves,
-        "peak_memory_bytes": int(max(measured.peak_host)) + measured.encoded_bytes,
+        "peak_memory_bytes": peak + measured.encoded_bytes,
         "peak_device_bytes": int(max(measured.peak_device)) or None,
         # best/, final/ and, while one takes the place of another, a third; the newest checkpoints, that of
         # the best step and the one that is being written.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
+GROUPS = Path("/proc/self/cgroup")
 LEAST = 2**28  # bytes below which nothing is tried: importing a library may end the process
 LITTLE = 2**24  # bytes; less does not hold the stacks of two threads
 UNLIMITED = 2**60  # version 1 writes about 2**63 for "no limit"
@@ -41,21 +42,36 @@ def used_host_bytes() -> int:
 
 
 def free_host_bytes() -> int:
-    """What this process could still take: free memory of the host, or less where its container has a limit,
-    to which the files that it has read count until others need the room."""
+    """What this process could still take: free memory of the host, or less where its container, its Slurm
+    job or another group that it is in has a limit, to which the files that were read count until others need
+    the room."""
     import psutil
 
     free = psutil.virtual_memory().available
-    for folder, limit, used, cached in (
-        (CGROUP, "memory.max", "memory.current", "inactive_file"),
-        (CGROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            most = int((folder / limit).read_text())
-            if most < UNLIMITED:
-                taken = int((folder / used).read_text()) - _reclaimable(folder / "memory.stat", cached)
-                free = min(free, most - taken)
+    for root, path in _groups():
+        names = ("memory.max", "memory.current", "inactive_file")
+        if root != CGROUP:  # version 1
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        inside = root / path
+        for folder in (inside, *inside.parents[: len(inside.parts) - len(root.parts)]):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                most = int((folder / names[0]).read_text())
+                if most < UNLIMITED:
+                    taken = int((folder / names[1]).read_text())
+                    free = min(free, most - taken + _reclaimable(folder / "memory.stat", names[2]))
     return max(free, 0)
+
+
+def _groups() -> Iterator[tuple[Path, str]]:
+    """For each hierarchy of control groups that counts memory, where it is mounted, and the place in it of
+    this process's group."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                yield CGROUP, path.lstrip("/")
+            elif "memory" in controllers.split(","):
+                yield CGROUP / "memory", path.lstrip("/")
 
 
 def _reclaimable(facts: Path, name: str) -> int:

@@ -63,6 +63,7 @@ class Measured:
     export_bytes: int = 0
     encoded_bytes: int = 0  # of the data on disk, which is mapped into memory
     peak_host: list[float] = field(default_factory=list)  # of every process
+    before_saving: int = 0  # the same of the main one, which copies what is to be saved
     peak_device: list[float] = field(default_factory=list)
     most_host_bytes: int = 0  # that a process may have
     said: list[str] = field(default_factory=list)
@@ -105,13 +106,16 @@ class Probe(Run):
         for epoch in range(first_epoch, -(-self.total // sampler.updates_per_epoch)):
             plan = sampler.plan(epoch)
             begin = epoch * sampler.updates_per_epoch
-            costs = update_costs(lengths, plan, sampler.num_processes, sampler.micro_batch_size)
-            costs = costs[max(self.done - begin, 0) : self.total - begin]
+            to_come = slice(max(self.done - begin, 0), self.total - begin)
+            costs, largest = (
+                of_all[to_come]
+                for of_all in update_costs(lengths, plan, sampler.num_processes, sampler.micro_batch_size)
+            )
             measured.planned += costs.sum(axis=0)
             measured.updates += len(costs)
-            if costs[:, 2].max() > longest:
-                longest = float(costs[:, 2].max())
-                update = int(costs[:, 2].argmax()) + max(self.done - begin, 0)
+            if largest.max() > longest:
+                longest = float(largest.max())
+                update = int(largest.argmax()) + max(self.done - begin, 0)
                 self._longest = [plan.rows(update)]
                 measured.longest = {
                     "epoch": epoch, "update": begin + update + 1, "rows": len(plan.rows(update)),
@@ -147,7 +151,7 @@ class Probe(Run):
         begin = time.monotonic()
         for _ in range(MOST_PASSES):
             yield self._pass(self._spread)
-            if time.monotonic() - begin > SECONDS:
+            if any(self.hosts.sum(time.monotonic() - begin > SECONDS)):  # on all, or none
                 break
         self.log(self._grad_norm, self.scheduler.get_last_lr())
         self._between_updates()
@@ -159,7 +163,7 @@ class Probe(Run):
         planned = Plan(np.concatenate(updates), len(updates[0]))
         sampler.plan = lambda epoch: planned  # type: ignore[method-assign]
         sampler.start(0, len(updates))
-        costs = update_costs(
+        costs, _ = update_costs(
             sampler.dataset.rows.lengths, planned, sampler.num_processes, sampler.micro_batch_size
         )
         self.measured.update_costs += list(costs)
@@ -186,6 +190,7 @@ class Probe(Run):
         measured = self.measured
         if self.config.eval_strategy != "no":
             measured.first_evaluation_rest, measured.evaluation_rest = self._rest(), self._rest()
+        measured.before_saving = peak_host_bytes()
         begin = self._now()
         self.save()
         saved = self._now()

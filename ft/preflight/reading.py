@@ -171,5 +171,6 @@ def _unknown(
         try:
             task.encode_targets(targets.slice(place, 1), field, rows[place : place + 1], split, names)
         except UserError:
-            unknown.append(targets[place].as_py())
+            value = targets[place].as_py()
+            unknown.append(value if isinstance(value, str | int | float | list) else str(value))
     return unknown

@@ -8,6 +8,7 @@ from typing import Any
 from ft.preflight.findings import BLOCKING, WARNING
 from ft.preflight.forecast import duration, giga
 from ft.preflight.near import sample_note
+from ft.values import short
 
 WIDTH = 110
 WARNINGS = 8  # shown; preflight.json has them all
@@ -96,7 +97,7 @@ def _labels(report: dict[str, Any]) -> list[str]:
         floors = report["floors"]
         for name, words in (("prior", "without the text"), ("tf_idf", "TF-IDF and a linear model")):
             found = floors[name]
-            numbers = [f"{m} {found[m]:.3f}" for m in floors["headline"] if found.get(m) is not None]
+            numbers = [f"{m} {short(found[m], 3)}" for m in floors["headline"] if found.get(m) is not None]
             lines.append(f"to beat on validation, {words}: {', '.join(numbers) or 'not defined'}")
     return lines
 

@@ -74,8 +74,9 @@ def config(base_flags, folder):
     }  # fmt: skip
 
 
-def launched_on(hosts, tmp_path, words, *own):
-    """Accelerate's launcher on each host; `own` are the flags of each."""
+def launched_on(hosts, tmp_path, words, *own, behind=()):
+    """Accelerate's launcher on each host; `own` are the flags of each, `behind` what starts that of the
+    second."""
     topology = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())
     topology |= {"use_cpu": True, "mixed_precision": "no"}
     del topology["gpu_ids"]
@@ -86,9 +87,13 @@ def launched_on(hosts, tmp_path, words, *own):
     ]  # fmt: skip
     script = [str(ROOT / "train.py"), *flags(**words)]
     return [
-        start(name, number, [*ACCELERATE, *launcher, "--machine_rank", str(number), *script, *flags(**mine)])
+        start(
+            name, number,
+            [*(behind if number else ()), *ACCELERATE, *launcher, "--machine_rank", str(number), *script,
+             *flags(**mine)],
+        )
         for number, (name, mine) in enumerate(zip(hosts, own or ({}, {}), strict=True))
-    ]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", ["config_overrides", "pretrained model", "data"])
@@ -122,6 +127,22 @@ def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
     assert done.returncode == 0, done.stderr
     found = compare(tmp_path / "one", tmp_path / "two")
     assert found.first == "" and found.rows_scored == (61, 61)
+
+
+def test_a_host_with_another_checkpoint_in_the_same_place_is_refused(base_flags, tmp_path, hosts):
+    one = config(base_flags, tmp_path / "one")
+    done = launch(FORK, flags(**one))
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "one/checkpoints/step-00000056"
+    other = shutil.copytree(place, tmp_path / "other")
+    (other / "manifest.json").write_text("{}")
+    words = {**one, "output_dir": tmp_path / "two", "resume_from_checkpoint": place}
+    mounted = ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(other), str(place)]
+    processes = launched_on(hosts, tmp_path, words, behind=mounted)
+    said = end(processes)
+    assert all(process.returncode for process in processes)
+    assert f"resume_from_checkpoint: {place}: process 1 of 2 has another than process 0" in said[0]
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 
 def elastic(hosts, words):

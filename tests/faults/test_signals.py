@@ -99,7 +99,7 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
     "both save the same update, once",
 )
 def test_two_processes_save_together_whoever_got_the_signal(started, run_words, tmp_path, told):
-    # The launcher hands its signal to the workers of the loader, too.
+    # The launcher and Slurm send theirs to the workers of the loader, too.
     process = started([*TORCHRUN, "2"], [*run_words, "--dataloader_num_workers", "1"])
     wait_for_updates(tmp_path / "run", 20)
     both = [p for p in trainers(process) if p.ppid() == process.pid]
@@ -109,7 +109,7 @@ def test_two_processes_save_together_whoever_got_the_signal(started, run_words, 
     elif told == "launcher":
         process.send_signal(signal.SIGTERM)
     else:  # as Slurm does; the launcher then hands its own on to both, which must not end them
-        for one in [*both, process]:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
             one.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=90)
     assert "stopped after update" in out, err

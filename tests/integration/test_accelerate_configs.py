@@ -242,6 +242,11 @@ def test_a_launch_that_splits_the_model_in_an_unknown_way_is_refused(short, monk
     ("variable", "value", "message"),
     [
         ("ACCELERATE_DYNAMO_BACKEND", "inductor", "asks for torch dynamo .*--torch_compile"),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "bfloat16",
+            "found 'bfloat16' in the environment, expected no, bf16, fp16",
+        ),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 on a CPU.*--mixed_precision bf16 or no"),
     ],
 )

@@ -199,6 +199,36 @@ def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops
     assert results["eval/slices"]["shop"] and results["test/slices"]["shop"]
 
 
+def test_an_unlabelled_test_split_does_not_have_its_slice_column_looked_for_elsewhere(
+    base_flags, shops, tmp_path
+):
+    folder = shutil.copytree(shops, tmp_path / "copy")
+    with open(folder / "train.csv", newline="") as file:
+        rows = [{"text": row["text"], "label": row["label"]} for row in csv.DictReader(file)]
+    write_csv(folder / "train.csv", rows)
+    write_csv(folder / "test.csv", [{"text": "a film", "shop": "north"}])
+    words = {**base_flags, "dataset_name": folder, "slice_columns": "shop", "max_train_steps": 1}
+    assert train_here(**words) == EXIT_DONE
+    assert results_of(tmp_path / "run")["eval/slices"]["shop"]
+
+
+def test_an_evaluation_slices_the_rows_that_it_scores_whatever_training_called_its_labels(
+    trained, shops, tmp_path
+):
+    with open(shops / "train.csv", newline="") as file:
+        rows = [
+            {"text": row["text"], "category": row["label"], "shop": "other"} for row in csv.DictReader(file)
+        ]
+    write_csv(tmp_path / "train.csv", rows)
+    words = {"train_file": tmp_path / "train.csv", "test_file": shops / "test.csv", "slice_columns": "shop"}
+    words |= {"model_name_or_path": trained / "best", "output_dir": tmp_path / "out"}
+    done = launch(FORK, flags(**words), script="eval.py")
+    assert done.returncode == EXIT_DONE, done.stderr
+    values = {one["value"] for one in results_of(tmp_path / "out")["test/slices"]["shop"]}
+    with open(shops / "test.csv", newline="") as file:
+        assert values == {row["shop"] for row in csv.DictReader(file)}
+
+
 def test_without_cleanlab_it_is_said_before_anything_is_scored(trained, tmp_path, monkeypatch):
     import importlib.util
 

@@ -79,9 +79,9 @@ def unlabelled(kinds, reviews, name, path, drop):
 @pytest.mark.parametrize("name", DATA)
 def test_every_kind_is_predicted_as_where_it_is_scored(name, models, kinds, reviews, tmp_path, capsys):
     source, file = unlabelled(kinds, reviews, name, tmp_path / "new.jsonl", drop=name != "tags")
-    model = models / name / "best"  # whose run tells the text columns
-    options = {key: value for key, value in DATA[name][1].items() if key == "label_column_name"}
-    scored = predict(model, source, tmp_path / "scored", **options)
+    model = models / name / "best"  # whose run tells the columns
+    scored = predict(model, source, tmp_path / "scored")
+    assert (tmp_path / "scored/results.json").exists()
     capsys.readouterr()
     predicted = predict(model, file, tmp_path / "new")
     said = capsys.readouterr().out
@@ -271,6 +271,26 @@ def test_data_is_not_replaced_by_its_own_evaluation(models, reviews, tmp_path):
     with pytest.raises(UserError, match=r"output_dir: '.*predictions.csv' is read as data, and would be"):
         score_here(**words, test_file=tmp_path / "out/predictions.csv")
     assert (tmp_path / "out/predictions.csv").read_bytes() == before
+
+
+def test_a_pair_of_which_a_text_is_missing_is_not_taken_for_a_text(models, tmp_path):
+    (tmp_path / "new.jsonl").write_text('{"one": "a film", "text": "another"}\n')
+    with pytest.raises(UserError, match=r"trained on 'two' and 'one', but the data has no column 'two'"):
+        predict(models / "pairs/best", tmp_path / "new.jsonl", tmp_path / "out")
+
+
+def test_a_text_column_may_have_the_name_of_ours(models, tmp_path):
+    file = write_csv(tmp_path / "new.csv", [{"prediction": "the film was great"}])
+    words = {"model_name_or_path": models / "scores/best", "test_file": file, "output_dir": tmp_path / "out"}
+    assert score_here(**words, text_column_names="prediction", predictions_format="parquet") == EXIT_DONE
+    (row,) = pq.read_table(tmp_path / "out/predictions.parquet").to_pylist()
+    assert row["text"] == "the film was great" and isinstance(row["prediction"], float)
+
+
+def test_a_test_file_is_scored_where_the_training_data_is_not(models, reviews, tmp_path):
+    words = {"train_file": "gone.csv", "validation_file": tmp_path / "gone.csv"}
+    predict(models / "single/best", reviews / "test.csv", tmp_path / "out", **words)
+    assert json.loads((tmp_path / "out/results.json").read_text())["test/accuracy"] > 0
 
 
 LINES = [{"id": 1, "text": "good", "two": "bad"}]

@@ -19,8 +19,8 @@ from ft.preflight.audit import audit, audit_apart
 from ft.preflight.forecast import forecast
 
 KEYS = {
-    "fit", "findings", "rows", "notes", "copies", "near_copies", "conflicts", "tokens", "labels", "floors",
-    "launch", "longest_update", "checkpoint", "forecast",
+    "fit", "findings", "rows", "notes", "sources", "copies", "near_copies", "conflicts", "tokens", "labels",
+    "floors", "launch", "longest_update", "checkpoint", "forecast",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 import sys
 import threading
@@ -418,6 +419,32 @@ def test_a_finished_run_without_a_checkpoint_is_not_wiped_by_latest(config, tmp_
     with pytest.raises(UserError, match="finished and has no checkpoint"):
         train_here(**words, resume_from_checkpoint="latest")
     assert (tmp_path / "run/best/model.safetensors").exists()
+
+
+def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_began(
+    config, whole, tmp_path, monkeypatch
+):
+    begun = shutil.copytree(
+        cut_at(whole, 12, tmp_path / "cut") / "checkpoints/step-00000012", tmp_path / "from"
+    )
+    words = {**config, "output_dir": tmp_path / "new", "resume_from_checkpoint": begun, "max_train_steps": 30}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    older = shutil.copytree(whole, tmp_path / "new") / "checkpoints/step-00000030/manifest.json"
+    os.utime(older, (1, 1))  # of another run, before the launch
+    assert train_here(**words, overwrite_output_dir="true") == 0  # nothing was saved since
+    before = (tmp_path / "new/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"has come to .*step-.* --resume_from_checkpoint latest"):
+        train_here(**words, overwrite_output_dir="true")
+    assert (tmp_path / "new/metrics.jsonl").read_bytes() == before
+    assert train_here(**{**words, "resume_from_checkpoint": "latest"}) == 0
+
+
+def test_it_is_said_that_a_resumed_run_overwrites_nothing(config, whole, capsys):
+    words = {**config, "resume_from_checkpoint": "latest"}
+    assert train_here(**words, overwrite_output_dir="true") == 0
+    assert "warning: overwrite_output_dir: nothing is overwritten" in capsys.readouterr().out
+    assert train_here(**words) == 0
+    assert "overwrite_output_dir" not in capsys.readouterr().out
 
 
 def test_a_mistake_found_later_costs_the_old_run_nothing(config, whole):

@@ -95,17 +95,22 @@ def watched(reads, after):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "precision, words",
     [
-        {"per_device_train_batch_size": 8},
-        {
-            "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
-            "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
-        },
+        ("no", {"per_device_train_batch_size": 8}),
+        (
+            "no",
+            {
+                "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
+                "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
+            },
+        ),
+        ("bf16", {"per_device_train_batch_size": 8}),
     ],
-    ids=["accumulation", "options"],
+    ids=["accumulation", "options", "attention as on a GPU"],
 )  # fmt: skip
-def test_no_update_has_the_host_wait_for_the_device(base_flags, monkeypatch, words):
+def test_no_update_has_the_host_wait_for_the_device(base_flags, monkeypatch, precision, words):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     reads, after, whole = [], [], train.train
     monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, after)))
     assert train_here(**base_flags | WORDS | words) == 0
@@ -144,3 +149,15 @@ def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulati
         assert met == words and 0 < rows < words * width and rows % width == 0
         # Beside them, numbers of the host: was someone asked to stop, and the loss of the update before.
         assert sorted(size for size in sizes if size <= 3) == ([3] if update == 1 else [1, 3])
+
+
+def test_without_a_table_of_its_own_all_gradients_are_one_exchange(base_flags):
+    """As on GPUs, where DDP exchanges the word embeddings, too (in buckets of 25 MB)."""
+    words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4, "freeze": "embeddings"})
+    done = launch([*TORCHRUN, "2"], words, script="tests/counted.py")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
+    assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]
+    # Others, but for what follows the last update, are numbers of the host.
+    large = [(update, name) for update, name, size in found["others"] if size > 3]
+    assert large[: found["updates"]] == [(update, "all_reduce") for update in range(found["updates"])]

@@ -1,8 +1,8 @@
-"""A preempted, requeued and finished job on a real Slurm of one node: `python tests/slurm/try_slurm.py`.
+"""Jobs on a real Slurm of one node, stopped and queued again: `python tests/slurm/try_slurm.py`.
 
 Needs root and the packages slurm-wlm and munge (Debian). Starts their daemons with a configuration of their
-own, submits slurm/train.sbatch, sends what Slurm sends before the time limit, and compares the end with a run
-that was not stopped."""
+own, submits slurm/train.sbatch, sends what Slurm sends before the time limit, has another job preempt it, and
+compares the end with a run that was not stopped. A job that is cancelled stays so."""
 
 import contextlib
 import os
@@ -38,7 +38,10 @@ ReturnToService=2
 JobRequeue=1
 MailProg=/bin/true
 NodeName={host} CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 SECONDS = 400  # for all of it
 
@@ -135,27 +138,53 @@ def try_it(folder):
     assert done.returncode == 0, done.stderr
     place, end = folder / "run", time.monotonic() + SECONDS
     with daemons(folder):
-        job = said(
-            "sbatch", "--parsable", f"--output={folder}/job.log", "--ntasks-per-node=1", "--cpus-per-task=2",
-            str(ROOT / "slurm" / "train.sbatch"), *conftest.flags(**words, output_dir=place),
-        )  # fmt: skip
-        print(f"submitted job {job}", flush=True)
+        job = submitted(folder / "job.log", **words, output_dir=place)
         wait_for("the first updates", lambda: rows(place) >= 20, end)
         said("scancel", "--signal=USR1", "--batch", job)
-        wait_for("the requeue", lambda: state_of(job)[1] == 1, end)
-        stopped = sorted(path.name for path in (place / "checkpoints").glob("step-*"))
-        print(f"sent SIGUSR1: saved {stopped[-1]}, queued again", flush=True)
-        assert not (place / "results.json").exists()
-        time.sleep(15)  # slurmd refuses a job that it is still clearing away
-        said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+        goes_on(job, 1, place, end)
+        wait_for("more updates", lambda: rows(place) >= 80, end)
+        urgent = said("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null",
+                      "--wrap=sleep 5")  # fmt: skip
+        wait_for("the other job", lambda: state_of(urgent)[0] == "COMPLETED", end)
+        goes_on(job, 2, place, end)
         wait_for("the end", lambda: state_of(job)[0] in ("COMPLETED", "FAILED", "CANCELLED"), end)
         state, restarts = state_of(job)
-    log = (folder / "job.log").read_text()
-    assert (state, restarts) == ("COMPLETED", 1), log
-    assert "stopped after update" in log and "resumed from" in log, log
+        log = (folder / "job.log").read_text()
+        assert (state, restarts) == ("COMPLETED", 2), log
+        assert log.count("stopped after update") == 2 and log.count("resumed from") == 2, log
+
+        other = submitted(folder / "other.log", **words, output_dir=folder / "cancelled")
+        wait_for("the first updates", lambda: rows(folder / "cancelled") >= 20, end)
+        said("scancel", other)
+        wait_for("the end", lambda: state_of(other)[0] == "CANCELLED", end)
+        time.sleep(5)
+        assert state_of(other) == ("CANCELLED", 0), (folder / "other.log").read_text()
+        print("a job that was cancelled stayed so")
     assert same_bits(whole / "final", place / "final")
     assert without_timing(whole) == without_timing(place)
-    print("resumed, completed: bit-identical to a run that was not stopped")
+    print("twice resumed, completed: bit-identical to a run that was not stopped")
+
+
+def submitted(log, **words):
+    """The number of a job that runs slurm/train.sbatch."""
+    import conftest
+
+    job = said(
+        "sbatch", "--parsable", f"--output={log}", "--ntasks-per-node=1", "--cpus-per-task=2",
+        str(ROOT / "slurm" / "train.sbatch"), *conftest.flags(**words),
+    )  # fmt: skip
+    print(f"submitted job {job}", flush=True)
+    return job
+
+
+def goes_on(job, restarts, place, end):
+    """Wait until a job is queued again, which has saved, and have it start."""
+    wait_for("the requeue", lambda: state_of(job)[1] == restarts, end)
+    stopped = sorted(path.name for path in (place / "checkpoints").glob("step-*"))
+    print(f"saved {stopped[-1]}, queued again", flush=True)
+    assert not (place / "results.json").exists()
+    time.sleep(15)  # slurmd refuses a job that it is still clearing away
+    said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
 
 
 if __name__ == "__main__":

@@ -93,6 +93,46 @@ def test_a_file_without_rows_or_columns_is_said(content, found, tmp_path):
         read_csv(path)
 
 
+def test_numbers_with_fractions_and_blanks_around_labels_are_classes_of_all_arms(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,-0.4\nb, 2.6\nc,3.0\n")
+    assert read_csv(class_file(tmp_path, "train")) == (["a", "b", "c"], ["0", "3", "3"])
+    (tmp_path / "train.csv").write_text("text,label\na, good\nb,good \nc,1\n")
+    assert class_file(tmp_path, "train").read_text().splitlines() == ["text,label", "a,good", "b,good", "c,1"]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"text,label\na,x\n ,y\n", "row 1 has no text"),
+        (b"text,label\na\n", "row 0 has no label"),
+        (b"text,score\na,high\n", "column score: could not convert string to float: 'high'"),
+        (b"text,label\n\xff,x\n", "is not UTF-8"),
+    ],
+)
+def test_what_train_py_would_refuse_is_refused_at_once(content, said, tmp_path):
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(SystemExit, match=said):
+        class_file(tmp_path, "train")
+
+
+def test_a_text_may_be_a_book(tmp_path):
+    (tmp_path / "train.csv").write_text(f"text,label\n{'a ' * 100_000},x\n")
+    assert len(read_csv(tmp_path / "train.csv")[0][0]) == 200_000
+
+
+def test_class_folders_are_read_where_there_is_no_csv(tmp_path, monkeypatch):
+    for name in ("data/good/a.txt", "data/bad/b.txt", "data/.git/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("words")
+    monkeypatch.chdir(tmp_path)
+    made = common.data_folder("data")
+    assert made.name == tmp_path.name
+    assert sorted(read_csv(made / "train.csv")[1] + read_csv(made / "test.csv")[1]) == ["bad", "good"]
+    (tmp_path / "data/train.csv").write_text("text,label\na,x\n")
+    common.data_folder.cache_clear()
+    assert common.data_folder("data") == tmp_path / "data"
+
+
 def test_a_flag_that_the_command_sets_is_refused():
     assert command_line({"seed": 3}, ["--freeze", "all"]) == ["--seed", 3, "--freeze", "all"]
     assert command_line({"seed": 3}, ["--seed", "4"], free=["seed"]) == ["--seed", 3, "--seed", "4"]

@@ -132,6 +132,13 @@ def test_a_text_of_yaml_is_what_stands_there(tmp_path, text):
     assert config.label_column_name == config.model_revision == text and config.metric_names == [text, "b"]
 
 
+@pytest.mark.parametrize("name", ["\N{GRINNING FACE} text", "Review \x96 text", "a\u2028b", 'say "so"', "[a"])
+def test_a_list_that_was_written_is_read_again(tmp_path, name):
+    config = config_of(*NEEDED, "--text_column_names", name)
+    (tmp_path / "c.yaml").write_text(dump(config), encoding="utf-8")
+    assert config_of(str(tmp_path / "c.yaml")).text_columns == [name]
+
+
 def test_a_number_of_yaml_is_read_as_on_the_command_line(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("seed: 010\n")
     assert config_of(*NEEDED, str(tmp_path / "c.yaml")).seed == config_of(*NEEDED, "--seed", "010").seed == 10

@@ -93,11 +93,12 @@ def test_the_words_are_kept_from_ddp_where_they_are_trained():
 
 
 @pytest.mark.usefixtures("gloo")
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("spare", [False, True])
-def test_ddp_searches_for_weights_without_a_gradient_only_where_there_are_some(spare):
+def test_ddp_searches_for_weights_without_a_gradient_only_where_there_are_some(spare, processes):
     model, handler = Embedder(spare), SimpleNamespace()
     state = torch.get_rng_state()
-    prepared(model, ddp_handler=handler)
+    prepared(model, ddp_handler=handler, num_processes=processes)
     assert handler.find_unused_parameters == spare
     assert model.training and torch.equal(state, torch.get_rng_state())
     if spare:

@@ -158,7 +158,7 @@ def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
         assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
 
     config = Config(train_file=str(tmp_path / "train.parquet"), slice_columns="label")
-    assert slice_values(config, found.task, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
+    assert slice_values(config, found.data, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
 
 
 def test_a_label_twice_in_a_row_counts_once_and_is_said(made):

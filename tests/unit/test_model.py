@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -13,6 +14,7 @@ from ft.data.encode import EncodedRows
 from ft.errors import UserError
 from ft.model import build_model, check_tokens, embedded_tokens
 from ft.pretrained import apply_overrides, load_model_config, load_tokenizer, longest_text
+from ft.resume import weights_mark
 from ft.tasks.text_classification import TextClassification
 from ft.tasks.text_classification.kind import settle_head
 
@@ -276,6 +278,20 @@ def test_weights_that_a_folder_lacks_are_counted_and_named(folder):
     assert len(notes) == 1 and "2 of 39" in notes[0] and "bert.pooler.dense.bias" in notes[0]
 
 
+def test_drawn_weights_are_no_mark_of_the_pretrained_model(folder):
+    """Hosts with other CPUs may draw other last bits."""
+    change_weights(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n})
+    marks, poolers = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = built(folder)
+        marks.append(weights_mark(model))
+        poolers.append(model.bert.pooler.dense.weight)
+    assert marks[0] == marks[1] and not torch.equal(*poolers)
+    change_weights(folder, lambda weights: {n: t + 0.01 for n, t in weights.items()})
+    assert weights_mark(built(folder)) != marks[0]
+
+
 def test_the_head_of_a_model_with_other_classes_is_made_anew(folder, tmp_path):
     model = built(folder)
     model.classifier = torch.nn.Linear(32, 7)
@@ -290,6 +306,53 @@ def test_an_evaluation_needs_a_model_that_was_trained_for_its_task(tiny_model, f
         built(tiny_model, config_class=EvalConfig)
     built(folder).save_pretrained(folder)
     assert built(folder, config_class=EvalConfig).num_labels == 3
+
+
+def test_a_text_with_the_token_that_ends_texts_is_refused_with_its_row():
+    rows = EncodedRows(pa.table({
+        "input_ids": pa.array([[0, 5, 2], [0, 2, 6, 2], [0, 7, 8, 2]], pa.list_(pa.int32())),
+        "full_length": [3, 4, 4], "cut": pa.array([0] * 3, pa.int8()), "row": [4, 9, 11],
+    }))  # fmt: skip
+    assert rows.times(2).tolist() == [1, 2, 1] and rows.part(1, 3).times(2).tolist() == [2, 1]
+    config = SimpleNamespace(is_encoder_decoder=True, eos_token_id=2, model_type="t5")
+    model = SimpleNamespace(config=config, get_input_embeddings=lambda: SimpleNamespace(num_embeddings=9))
+
+    class Tokenizer:
+        convert_ids_to_tokens = {2: "</s>"}.get
+
+        def __len__(self):
+            return 9
+
+    with pytest.raises(UserError, match=r"test data: row 9: the text holds '</s>', by which"):
+        check_tokens(model, Tokenizer(), {"test": rows})
+    config.is_encoder_decoder = False
+    check_tokens(model, Tokenizer(), {"test": rows})
+
+
+def test_bigbird_attends_to_whole_texts_from_the_beginning(tmp_path, folder):
+    from transformers import BigBirdConfig, BigBirdForSequenceClassification
+
+    config = BigBirdConfig(
+        vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    assert config.attention_type == "block_sparse"
+    BigBirdForSequenceClassification(config).save_pretrained(tmp_path / "bigbird")
+    notes = []
+    model = built(tmp_path / "bigbird", notes, tokenizer_name=str(folder))
+    assert model.config.attention_type == "original_full" and "attends to whole texts" in notes[0]
+
+
+def test_a_tokenizer_that_needs_a_package_says_which(folder, monkeypatch):
+    from transformers import AutoTokenizer
+
+    def needs(*_, **__):
+        raise ModuleNotFoundError("You need to install fugashi to use MecabTokenizer.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", needs)
+    config = Config(model_name_or_path=str(folder))
+    with pytest.raises(UserError, match="cannot be loaded: You need to install fugashi"):
+        load_tokenizer(config, load_model_config(config))
 
 
 def test_a_run_in_the_place_of_its_model_is_told_where_its_best_is(folder, tmp_path):

@@ -15,7 +15,9 @@ from ft.assess import assess
 from ft.cli import parse
 from ft.config import Config
 from ft.data.prepare import prepare_data
+from ft.data.sources import find_sources, fingerprints
 from ft.evaluation import Evaluation, prefix_of
+from ft.options import DataOptions
 from ft.page import NOT_HTML, _source, breakable, number, said, write_page
 from ft.report import progress_bar
 from ft.tasks import build_task
@@ -161,12 +163,16 @@ def test_a_slice_without_a_name_has_one(tiny_model, tmp_path, monkeypatch):
     assert all(name in page.text for name in ("(empty)", "(none)", "north"))
 
 
-def test_what_a_preflight_found_in_the_same_folder_is_there(tiny_model, tmp_path):
+def test_what_a_preflight_of_the_same_data_found_in_the_same_folder_is_there(tiny_model, tmp_path):
     (tmp_path / "<b>run<").mkdir()
     (tmp_path / "<b>run<" / "b>").mkdir()
-    found = [{"level": "warning", "topic": "copies", "message": f"{ITALIC} is a copy"}]
-    (tmp_path / "<b>run<" / "b>" / "preflight.json").write_text(json.dumps({"findings": found}))
-    assert f"warning: {ITALIC} is a copy" in write(tmp_path, tiny_model, LABELS["numbers"]).text
+    write(tmp_path, tiny_model, LABELS["numbers"])
+    sources = fingerprints(find_sources(DataOptions(dataset_name=str(tmp_path / "data"))))
+    found = {"findings": [{"level": "warning", "topic": "copies", "message": f"{ITALIC} is a copy"}]}
+    for read, is_there in ((sources, True), (sources | {"train": "mended"}, False)):
+        (tmp_path / "<b>run<" / "b>" / "preflight.json").write_text(json.dumps(found | {"sources": read}))
+        page = write(tmp_path, tiny_model, LABELS["numbers"])
+        assert (f"warning: {ITALIC} is a copy" in page.text) == is_there
 
 
 def test_what_html_may_hold_is_left():

@@ -190,9 +190,11 @@ def test_the_costs_of_an_update_are_those_of_its_slowest_process():
     lengths = np.array([2, 4, 6, 8, 3, 5])
     plan = Plan(np.array([0, 1, 2, 3, 4, 5]), 4)  # an update of four rows, and a short one of two
     # Two processes: rows 2 and 8 long, and 4 and 6; then 5, and 3.
-    assert update_costs(lengths, plan, 2, 4).tolist() == [[1, 16, 128], [1, 5, 25]]
+    costs, largest = update_costs(lengths, plan, 2, 4)
+    assert costs.tolist() == [[1, 16, 128], [1, 5, 25]] and largest.tolist() == [128, 25]
     # In micro-batches of one row: one of 2 and one of 8; then one of 5.
-    assert update_costs(lengths, plan, 2, 1).tolist() == [[2, 10, 68], [1, 5, 25]]
+    costs, largest = update_costs(lengths, plan, 2, 1)
+    assert costs.tolist() == [[2, 10, 68], [1, 5, 25]] and largest.tolist() == [64, 25]
     batches = evaluation_batches(lengths, 2)  # 8 and 6, 5 and 4, 3 and 2
     assert batch_costs(batches, lengths, 2).tolist() == [[1, 16, 128], [1, 6, 18]]
 
@@ -232,6 +234,19 @@ def test_what_the_first_evaluation_alone_costs_is_forecast_once():
     assert found["total_seconds"] == pytest.approx(2 + 5 + 9 * 0.5)
 
 
+def test_a_checkpoint_that_is_written_slower_than_they_come_is_waited_for_and_held_beside_updates():
+    measured = Measured(
+        peak_host=[700.0], peak_device=[0.0], before_saving=600, checkpoint_bytes=300, save=0.5, write=25.0,
+        planned=np.array([100.0, 0, 0]), update_costs=[np.array([1.0, 0, 0])], update_seconds=[1.0],
+    )  # fmt: skip
+    config = Config(eval_strategy="no", save_strategy="steps", save_steps=10)
+    found = forecast(config, measured, total=100, per_epoch=100, done=0, start=0.0)
+    assert found["saves"] == 10 and found["seconds"]["saves"] == pytest.approx(10 * 0.5 + 9 * (25 - 10))
+    assert found["peak_memory_bytes"] == 900
+    once = Config(eval_strategy="no", save_strategy="steps", save_steps=100)
+    assert forecast(once, measured, total=100, per_epoch=100, done=0, start=0.0)["peak_memory_bytes"] == 700
+
+
 def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process():
     import torch
 
@@ -250,8 +265,19 @@ def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
     ],
 )
-def test_files_that_a_container_has_read_count_as_free_memory(tmp_path, monkeypatch, limit, used, inactive):
+@pytest.mark.parametrize("group", ["/", "/slurm/job_7/step_0"])
+def test_files_that_a_container_has_read_count_as_free_memory(
+    tmp_path, monkeypatch, limit, used, inactive, group
+):
+    """Of the container, or of a job whose limit stands above the process's own group."""
     monkeypatch.setattr("ft.preflight.memory.CGROUP", tmp_path)
+    monkeypatch.setattr("ft.preflight.memory.GROUPS", tmp_path / "groups")
+    (tmp_path / "groups").write_text(f"4:cpu:/x\n0::{group}\n5:hugetlb,memory:{group}\n")
+    if group != "/":
+        limit, used = (
+            "/".join([*path.split("/")[:-1], "slurm/job_7", path.split("/")[-1]]) for path in (limit, used)
+        )
+        (tmp_path / limit).parent.parent.mkdir(parents=True)
     (tmp_path / limit).parent.mkdir(exist_ok=True)
     (tmp_path / limit).write_text("5000\n")
     (tmp_path / used).write_text("4000\n")

@@ -144,6 +144,20 @@ def test_what_is_no_text_in_class_folders_is_left_out_and_counted(tmp_path, toke
     assert again.encoded == 0 and "train: 1 file is left out" in again.notes[0]
 
 
+def test_a_folder_of_files_that_is_named_as_a_file_is_told_its_place(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,x\n")
+    with pytest.raises(UserError, match="a folder of data files is named as dataset_name"):
+        sources(train_file=tmp_path)
+
+
+def test_a_text_that_is_a_link_to_nothing_is_said(tmp_path):
+    """As one that git-annex has not fetched; it is not taken for no text."""
+    write_classes(tmp_path, "ein")
+    (tmp_path / "good" / "2.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(UserError, match=r"2\.txt.*No such file"):
+        sources(train_file=tmp_path)["train"].fingerprint()
+
+
 def test_train_and_test_folders_of_class_folders(tmp_path):
     write_classes(tmp_path / "train", "learn")
     write_classes(tmp_path / "test", "try")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from ft import tracking, wandb_run
 from ft.config import Config
 from ft.errors import UserError
 from ft.tracking import Tracker, choose_trackers, scalars, to_json
+from ft.values import is_installed
 
 
 def open_tracker(folder, start_step=0, main=True, make_room=lambda: None):
@@ -22,6 +24,31 @@ def open_tracker(folder, start_step=0, main=True, make_room=lambda: None):
 
 def lines(folder):
     return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def test_an_upload_is_waited_for_until_it_is_done_or_the_run_is_asked_to_stop(monkeypatch):
+    done, asked = threading.Event(), [None] * 3
+
+    def upload(seconds, error=None):
+        def wait(timeout=None):
+            assert timeout is None, "wandb cancels an upload that takes longer"
+            done.wait(seconds)
+            done.set()
+            if error:
+                raise error
+
+        return SimpleNamespace(wait=wait)
+
+    monkeypatch.setattr(wandb_run, "noted_signal", lambda: asked.pop() if asked else "SIGTERM")
+    wandb_run.wait_for_upload(upload(60))
+    assert not done.is_set() and not asked  # it was left to itself
+    done.set()
+    monkeypatch.setattr(wandb_run, "noted_signal", lambda: None)
+    done = threading.Event()
+    wandb_run.wait_for_upload(upload(0.5))
+    assert done.is_set()
+    with pytest.raises(ValueError, match="full"):
+        wandb_run.wait_for_upload(upload(0, ValueError("full")))
 
 
 def test_a_row_that_the_disk_takes_in_part_is_whole_once_there_is_room(tmp_path):
@@ -222,7 +249,14 @@ def test_artifacts_without_wandb_are_refused(report_to):
 @pytest.fixture
 def installed(monkeypatch):
     there = {"wandb", "tensorboard"}
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: name in there or None)
+    monkeypatch.setattr(tracking, "is_installed", lambda name: name in there)
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    """W&B's own folder lies in the clone, the first place to import from."""
+    (tmp_path / "wandbs").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("wandbs") and not is_installed("nosuchmodule") and is_installed("json")
 
 
 @pytest.mark.parametrize(
