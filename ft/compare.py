@@ -19,6 +19,7 @@ from ft.output import check_place, write_whole
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
+from ft.values import short
 
 SHOWN = {
     SINGLE: ("accuracy", "f1_macro", "matthews_correlation", "auroc"),
@@ -194,9 +195,13 @@ def table(found: dict[str, Any]) -> str:
     cells = [["", "A", "B", "B - A", "95 % interval", "p", ""]]
     for name in (name for name in SHOWN[found["kind"]] if name in found["metrics"]):
         entry = found["metrics"][name]
-        interval = "" if entry["low"] is None else f"{entry['low']:+.4f} to {entry['high']:+.4f}"
+        interval = (
+            ""
+            if entry["low"] is None
+            else f"{short(entry['low'], sign='+')} to {short(entry['high'], sign='+')}"
+        )
         p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}".replace("0.0000", "<0.0001")
-        numbers = (f"{entry['a']:.4f}", f"{entry['b']:.4f}", f"{entry['difference']:+.4f}")
+        numbers = (short(entry["a"]), short(entry["b"]), short(entry["difference"], sign="+"))
         cells.append([name, *numbers, interval, p_value, (entry["test"] or "") if p_value else ""])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -110,7 +110,7 @@ def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> 
         if end is not None:
             pieces = 1 if rows.pieces is None else rows.pieces
             times = rows.times(end)
-            odd = np.flatnonzero(times != pieces * np.bincount(times // pieces).argmax())
+            odd = np.flatnonzero(times != pieces * (times // pieces).min())
             if len(odd):
                 raise UserError(
                     f"{split} data: {describe_rows(rows.row[odd])}: the text holds "

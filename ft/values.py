@@ -23,10 +23,11 @@ def is_installed(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def short(value: float, digits: int = 4) -> str:
-    """A metric for people: so many digits behind the point, or, of one too small for it, three that count."""
+def short(value: float, digits: int = 4, sign: str = "") -> str:
+    """A metric for people: so many digits behind the point, or, of one too small for it, three that count;
+    with "+" for `sign`, a plus before one that is not negative."""
     is_small = 0 < abs(value) < 10.0 ** (1 - digits)
-    return f"{value:.3g}" if is_small else f"{value:.{digits}f}"
+    return f"{value:{sign}.3g}" if is_small else f"{value:{sign}.{digits}f}"
 
 
 def parse_duration(key: str, text: str | None) -> float | None:

@@ -7,7 +7,6 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +16,7 @@ from ft.errors import UserError
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 ROWS_PER_CHUNK = 10_000
+CHARACTERS_PER_CHUNK = 2**27
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIXED = {b"values": b"mixed"}  # metadata of a column
@@ -118,7 +118,9 @@ def _open(path: Path) -> IO[bytes]:
 def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
     csv.field_size_limit(LONGEST_TEXT)
     with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors, newline="") as text:
-        records = _csv_records(csv.reader(_lines(text, path), delimiter=delimiter, strict=True), path)
+        taken: list[str] = []
+        lines = _noted(_lines(text, path), taken)
+        records = _csv_records(csv.reader(lines, delimiter=delimiter, strict=True), path, taken)
         line, fields = next(records, (1, []))
         header = [name.strip() for name in fields]
         if not any(header):
@@ -136,10 +138,13 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
         return _table(_csv_rows(records, header, path), path, header)
 
 
-def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The line on which a row begins, and its fields, for every row; a blank line is no row."""
+def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The line on which a row begins, and its fields, for every row; a blank line is no row. `taken` gets the
+    lines of each."""
+    tabs = reader.dialect.delimiter == "\t"
     while True:
         start = reader.line_num + 1
+        taken.clear()
         try:
             fields = next(reader, None)
         except csv.Error as error:
@@ -153,8 +158,20 @@ def _csv_records(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
             return
         if any("\0" in field for field in fields):
             raise UserError(f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text.")
+        # Files of tabs are often not quoted at all, and texts hold no tab.
+        if tabs and len(taken) > 1 and all(line.count("\t") == len(fields) - 1 > 0 for line in taken):
+            raise UserError(
+                f"{path}: lines {start} to {reader.line_num}: broken row: a quote opens a field that goes on "
+                f"over {len(taken)} rows; double the quotes inside a field, and put it in quotes."
+            )
         if fields:
             yield start, fields
+
+
+def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
 
 
 def _lines(text: IO[str], path: Path) -> Iterator[str]:
@@ -221,6 +238,20 @@ def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Some rows at a time, fewer where they are long: an Arrow array holds 2 GB of text."""
+    chunk: list[dict[str, Any]] = []
+    characters = 0
+    for row in rows:
+        chunk.append(row)
+        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(chunk) == ROWS_PER_CHUNK or characters > CHARACTERS_PER_CHUNK:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
 def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()) -> pa.Table:
     """Gather rows in chunks, so that a large file is never held as Python objects. `names` are the columns
     that every row has; without them they are those that occur.
@@ -231,7 +262,7 @@ def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
     sizes: list[int] = []
     chunks: list[dict[str, Any]] = []  # a list in the place of an array where pyarrow found several types
     mixed = set()
-    while chunk := list(islice(rows, ROWS_PER_CHUNK)):
+    for chunk in _chunks(rows):
         columns: dict[str, Any] = {}
         for name in names or dict.fromkeys(name for row in chunk for name in row):
             columns[name] = values = [row.get(name) for row in chunk]

@@ -12,7 +12,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
-SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\..+")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\..+")  # for years, with a hash behind it
 
 
 def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
@@ -35,7 +35,10 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
 
     Its README.md may name configurations; without, each folder with training files is one. Raises `UserError`
     for shards that are missing, and where it is not clear which configuration is meant."""
-    files = sorted(p for p in path.rglob("*") if format_of(p) and not is_hidden(p.relative_to(path)))
+    path = path.resolve()  # to `datasets`, "csv" is no folder
+    files = sorted(
+        p for p in path.rglob("*") if format_of(p) and not p.is_dir() and not is_hidden(p.relative_to(path))
+    )
     word = re.compile(rf"(?<![a-z0-9]){re.escape(options.train_split_name.lower())}(?![a-z0-9])")
     training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)).lower())]
     has_configurations = "configs" in _card(path)
@@ -123,6 +126,8 @@ def _check_files(files: list[Path], path: Path) -> None:
     """Refuse files that only stand for others, and splits of which a shard is missing."""
     shards: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
     for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: is a link to nothing; fetch the file.")
         if is_pointer(file):
             raise UserError(
                 f"{file}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull` in "

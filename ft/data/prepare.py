@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -148,6 +149,9 @@ def _identity(tokenizer: Any) -> list[Any]:
             )
         elif name not in ("name_or_path", "is_local", "local_files_only"):
             known[name] = value
+    if type(tokenizer).__module__.startswith("transformers_modules."):  # of the repository's own code
+        code = Path(sys.modules[type(tokenizer).__module__].__file__ or "").read_bytes()
+        known["code"] = hashlib.sha256(code).hexdigest()
     if not tokenizer.is_fast:
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), known]
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -207,6 +211,7 @@ def _build(
     for left in folder.parent.glob(f"{folder.name}.{host}.*.tmp"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.tmp")
+    old = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.old.tmp")
     temporary.mkdir(parents=True)
     try:
         with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:
@@ -223,7 +228,9 @@ def _build(
         }
         (temporary / "data.json").write_text(json.dumps(state))
         write_manifest(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # other runs may have mapped it, and keep what they have
+            folder.rename(old)
         temporary.rename(folder)
     finally:
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)

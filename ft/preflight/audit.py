@@ -151,7 +151,10 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about copies and conflicts."""
+    """Warnings about pairs that are glued together, copies and conflicts."""
+    for note in report["notes"]:
+        if note.startswith("WARNING text_column_names: "):
+            findings.warn("pair", note.removeprefix("WARNING "))
     copies, near = report.get("copies"), report.get("near_copies")
     if copies and near:
         for pair, exact in copies["across"].items():

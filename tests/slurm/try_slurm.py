@@ -142,7 +142,7 @@ def try_it(folder):
         wait_for("the first updates", lambda: rows(place) >= 20, end)
         said("scancel", "--signal=USR1", "--batch", job)
         goes_on(job, 1, place, end)
-        wait_for("more updates", lambda: rows(place) >= 80, end)
+        wait_for("more updates", lambda: rows(place) >= 40, end)
         urgent = said("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null",
                       "--wrap=sleep 5")  # fmt: skip
         wait_for("the other job", lambda: state_of(urgent)[0] == "COMPLETED", end)

@@ -76,7 +76,7 @@ def test_it_never_makes_the_log_loss_of_its_rows_worse_and_stays_within_bounds()
     )
     for margin in (1, 9, 80):  # nothing is wrong: the lowest loss is at 0, and soon 0 itself
         assert fit_temperature(np.eye(3) * margin, np.arange(3)) == 1
-    assert fit_temperature(np.eye(3) * 9, np.array([1, 2, 0])) == 1  # everything is
+    assert 10 < fit_temperature(np.eye(3) * 9, np.array([1, 2, 0])) <= 20  # everything is
 
 
 def test_coverage_by_hand():

@@ -140,6 +140,20 @@ def test_line_breaks_inside_quotes_stay_as_they_are(tmp_path):
     assert table["text"].to_pylist() == ["a\r\nb\nc"]
 
 
+def test_a_quote_that_swallows_rows_of_a_file_that_is_not_quoted(tmp_path):
+    rows = '"I went there.\t1\nThen I came back."\t0\n'
+    message = refused(write(tmp_path / "a.tsv", f"text\tlabel\n{rows}"))
+    assert "lines 2 to 3: broken row: a quote opens a field that goes on over 2 rows" in message
+    table = read_table(write(tmp_path / "b.tsv", 'text\tlabel\n"a\nb"\tx\n"a ""b"""\ty\n'))
+    assert table.to_pylist() == [{"text": "a\nb", "label": "x"}, {"text": 'a "b"', "label": "y"}]
+
+
+def test_chunks_are_smaller_where_texts_are_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("ft.data.files.CHARACTERS_PER_CHUNK", 100)
+    table = read_table(write(tmp_path / "a.csv", "text,label\n" + f"{'w' * 60},x\n" * 7))
+    assert [len(chunk) for chunk in table["text"].chunks] == [2, 2, 2, 1]
+
+
 def test_a_field_of_a_megabyte(tmp_path):
     table = read_table(write(tmp_path / "a.csv", "text,label\n" + "w " * 500_000 + ",x\n"))
     assert len(table["text"][0].as_py()) == 1_000_000

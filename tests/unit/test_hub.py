@@ -1,5 +1,7 @@
 """Local copies of Hub repositories: shards, configurations, and files that were not fetched."""
 
+from pathlib import Path
+
 import pytest
 from conftest import make_rows, write_csv
 
@@ -53,6 +55,24 @@ def test_a_missing_shard_is_named(tmp_path):
         put(tmp_path / "data" / f"train-{number:05}-of-00004.parquet", "x")
     with pytest.raises(UserError, match=r"lacks 2 of the 4 files of train, train-00001-of-00004 the first"):
         found(tmp_path)
+
+
+def test_a_missing_shard_of_older_names_and_a_link_to_nothing_are_named(tmp_path):
+    put(tmp_path / "old" / "data" / "train-00000-of-00002-b42a775f407cee45.parquet", "x")
+    with pytest.raises(UserError, match="lacks 1 of the 2 files of train, train-00001-of-00002 the first"):
+        found(tmp_path / "old")
+    put(tmp_path / "new" / "data" / "train-00000-of-00002.parquet", "x")
+    (tmp_path / "new" / "data" / "train-00001-of-00002.parquet").symlink_to("gone")
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: is a link to nothing"):
+        found(tmp_path / "new")
+
+
+def test_a_copy_may_have_the_name_of_a_format(tmp_path, monkeypatch):
+    """To `datasets`, "parquet" alone is its reader, of whatever lies in the working directory."""
+    put(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", "mine")
+    put(tmp_path / "other" / "train-00000-of-00001.parquet", "another's")
+    monkeypatch.chdir(tmp_path)
+    assert texts(found(Path("parquet"))["train"]) == ["mine 0"]
 
 
 def test_the_layout_of_converted_repositories(tmp_path):

@@ -201,6 +201,9 @@ REFUSED = {
     "a list of other types": ([["a"], "b"], {}, ["row 1", "'b'", "mixes types"]),
     "null in a list": ([["a"], [None, "b"]], {}, ["row 1", "null"]),
     "an empty name": ([["a"], ["", "b"]], {}, ["row 1", "empty name"]),
+    "true and false for each label": (
+        [[False, True], [False, False], [True, False]], {}, ["rows of false and true", r"\[2, 5\]"],
+    ),
     "0 and 1 for each label": ([[0, 1], [1, 1], [1, 0]], {}, ["rows of 0 and 1", r"\[2, 5\]"]),
     "fractions in lists": ([[1.5], [2.0]], {}, ["row 0", "1.5", "no label"]),
     "lists of lists": ([[["a"]], [["b"]]], {}, ["lists of list", "names or whole numbers"]),

@@ -655,6 +655,13 @@ def test_classes_of_one_row_do_not_take_theirs_from_a_larger_one():
     assert 4 <= len(parts["validation"]) <= 5 and set(labels[parts["validation"]]) == {300}
 
 
+def test_batches_are_smaller_where_texts_are_long(tokenizer, reviews, monkeypatch):
+    whole = Prepared(tokenizer, dataset_name=reviews).splits["train"]
+    monkeypatch.setattr("ft.data.encode.BYTES_PER_BATCH", 1000)
+    parts = Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).splits["train"]
+    assert parts.table["input_ids"].num_chunks > 5 and parts.table.equals(whole.table)
+
+
 def test_large_classes_are_cut_within_a_row_of_their_share():
     labels = np.repeat([0, 1, 2], [1000, 333, 57])
     parts = stratified(labels, {"validation": 10, "test": 5})

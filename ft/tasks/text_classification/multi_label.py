@@ -57,10 +57,12 @@ class MultiLabel(Kind):
         numbers = numbers_of(flat, self.label_names, rows[places], "train")
         pairs = np.unique(places * max(1, len(self.label_names)) + numbers)  # a row and one of its labels
         repeated = len(flat) - len(pairs)
-        if repeated and set(found) == {"0", "1"} and len(flat) % len(rows) == 0:
+        are_flags = set(found) in ({"0", "1"}, {"false", "true"})
+        if repeated and are_flags and len(flat) % len(rows) == 0:
             raise UserError(
-                f"label_column_name: the training column {field.name!r} holds rows of 0 and 1; expected the "
-                "labels that a row has, by name or number, such as [2, 5]."
+                f"label_column_name: the training column {field.name!r} holds rows of "
+                f"{' and '.join(sorted(found))}; expected the labels that a row has, by name or number, such "
+                "as [2, 5]."
             )
         counts = np.bincount(pairs % max(1, len(self.label_names)), minlength=1)
         if not ((counts > 0) & (counts < len(rows))).any():
