@@ -7,7 +7,7 @@ from try_slurm import missing, try_it
 
 
 @pytest.mark.case(
-    "a Slurm job is told to stop before its limit (SIGUSR1), and requeued",
+    "a Slurm job is told to stop before its limit (SIGUSR1), later preempted with a grace time; requeued",
     "saved, queued again, resumed; the end is bit-identical",
 )
 @pytest.mark.skipif(bool(missing()), reason=f"Slurm cannot be tried here: {missing()}")
