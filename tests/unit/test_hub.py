@@ -72,7 +72,7 @@ def test_a_copy_may_have_the_name_of_a_format(tmp_path, monkeypatch):
     put(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", "mine")
     put(tmp_path / "other" / "train-00000-of-00001.parquet", "another's")
     monkeypatch.chdir(tmp_path)
-    assert texts(found(Path("parquet"))["train"]) == ["mine 0"]
+    assert texts(found(Path("parquet"))["train"]) == [f"mine {row}" for row in range(4)]
 
 
 def test_the_layout_of_converted_repositories(tmp_path):
