@@ -84,8 +84,8 @@ def evaluation_batches(
     lengths: np.ndarray, batch_size: int, pieces: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Every row once, sorted from long to short, in batches that are the same for any launch; so are the
-    scores. `pieces` (rows,): what each row counts of a batch, where that is not one. Measured (MiniLM, sst2, two
-    CPU cores): 2.0 and 2.2 times as many rows a second as in random order."""
+    scores. `pieces` (rows,): what each row counts of a batch, where that is not one. Measured (MiniLM, sst2,
+    two CPU cores): 2.0 and 2.2 times as many rows a second as in random order."""
     order = np.argsort(-lengths, kind="stable")
     if pieces is None:
         return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
