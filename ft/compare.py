@@ -195,11 +195,8 @@ def table(found: dict[str, Any]) -> str:
     cells = [["", "A", "B", "B - A", "95 % interval", "p", ""]]
     for name in (name for name in SHOWN[found["kind"]] if name in found["metrics"]):
         entry = found["metrics"][name]
-        interval = (
-            ""
-            if entry["low"] is None
-            else f"{short(entry['low'], sign='+')} to {short(entry['high'], sign='+')}"
-        )
+        low, high = entry["low"], entry["high"]
+        interval = "" if low is None else f"{short(low, sign='+')} to {short(high, sign='+')}"
         p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}".replace("0.0000", "<0.0001")
         numbers = (short(entry["a"]), short(entry["b"]), short(entry["difference"], sign="+"))
         cells.append([name, *numbers, interval, p_value, (entry["test"] or "") if p_value else ""])

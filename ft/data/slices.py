@@ -17,8 +17,9 @@ def check_slice_columns(options: Config, data: Data) -> None:
     scored = [split for split in data.splits if split != "train"] or list(
         data.splits
     )  # eval.py --split train
+    sources = find_sources(options) if options.slice_names else {}
     for split in scored if options.slice_names else ():
-        source = _source_of(split, options, data)
+        source = _source_of(split, sources, data)
         there = source.read().column_names
         for name in options.slice_names:
             if there.count(name) != 1:
@@ -34,7 +35,7 @@ def slice_values(options: Config, data: Data, split: str, rows: np.ndarray) -> d
     numbers in the source."""
     if not options.slice_names:
         return {}
-    source = _source_of(split, options, data)
+    source = _source_of(split, find_sources(options), data)
     table = source.read()
     found = {}
     for name in options.slice_names:
@@ -51,5 +52,5 @@ def _named(value: Any, classes: list[str]) -> Any:
     return classes[value] if value is not None and value >= 0 else value
 
 
-def _source_of(split: str, options: Config, data: Data) -> Source:
-    return find_sources(options)["train" if data.was_set_aside(split) else split]
+def _source_of(split: str, sources: dict[str, Source], data: Data) -> Source:
+    return sources["train" if data.was_set_aside(split) else split]

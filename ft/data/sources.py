@@ -218,9 +218,9 @@ def _from_path(split: str, path: Path) -> Source:
         return Source(split, [path], lambda: _without_missing(read_table(path), labels), labels)
     texts = _texts_in(path)
     if not texts:
-        is_saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-        is_saved = is_saved or any(format_of(file) for file in path.glob("*"))
-        hint = "a folder of data files is named as dataset_name." if is_saved else "expected one per class."
+        # Those of saved `datasets` are among them: dataset_dict.json, state.json.
+        has_data = any(format_of(file) for file in path.glob("*"))
+        hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
     below = {file for file in path.glob("*/**/*") if not file.is_dir()}
     left_out = sorted(file for file in below - {*texts} if not is_hidden(file.relative_to(path)))

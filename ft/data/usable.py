@@ -63,12 +63,13 @@ def usable_splits(
             continue
         texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None
-        label = columns.label if columns else options.label_column_name
-        if scoring and not columns:
-            label = _label(options, scoring, raw)
+        if columns:
+            label = columns.label
+        else:
+            label = _label(options, scoring, raw) if scoring else options.label_column_name
         # Of the split that is scored, or the one that it is set aside from.
         if scoring and split == (splits[0] if splits[0] in sources else "train"):
-            used = [*texts, *filter(None, [label or guess_label(raw)])]
+            used = [*texts, *filter(None, [label])]
             ids[split] = choose_id(raw, scoring.id, used, split)
         columns = choose_columns(raw, texts, label, split, id_column=ids.get(split, ""))
         others = unused_texts(raw, columns) if is_first and not texts else []

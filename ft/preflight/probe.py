@@ -106,23 +106,21 @@ class Probe(Run):
         for epoch in range(first_epoch, -(-self.total // sampler.updates_per_epoch)):
             plan = sampler.plan(epoch)
             begin = epoch * sampler.updates_per_epoch
-            to_come = slice(max(self.done - begin, 0), self.total - begin)
-            costs, largest = (
-                of_all[to_come]
-                for of_all in update_costs(lengths, plan, sampler.num_processes, sampler.micro_batch_size)
-            )
+            made, end = max(self.done - begin, 0), self.total - begin
+            costs, largest = update_costs(lengths, plan, sampler.num_processes, sampler.micro_batch_size)
+            costs, largest = costs[made:end], largest[made:end]
             measured.planned += costs.sum(axis=0)
             measured.updates += len(costs)
             if largest.max() > longest:
                 longest = float(largest.max())
-                update = int(largest.argmax()) + max(self.done - begin, 0)
+                update = int(largest.argmax()) + made
                 self._longest = [plan.rows(update)]
                 measured.longest = {
                     "epoch": epoch, "update": begin + update + 1, "rows": len(plan.rows(update)),
                     "tokens": int(lengths[plan.rows(update)].max()),
                 }  # fmt: skip
             if epoch == first_epoch:
-                places = spread(costs, UPDATES) + max(self.done - begin, 0)
+                places = spread(costs, UPDATES) + made
                 self._spread = [plan.rows(int(update)) for update in places]
         # A plan has its short update at the end.
         self._spread.sort(key=len, reverse=True)
