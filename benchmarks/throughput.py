@@ -8,7 +8,6 @@ from typing import Any
 
 from benchmarks.common import (
     ALL_ROWS,
-    WARM_UP,
     add_data_options,
     at_least,
     check_updates,
@@ -46,11 +45,11 @@ ARMS = {
     "tutorial": "tutorial: padding to the tokenizer's limit",
 }
 SAME_ROWS = (
-    "In a round, all arms train one epoch of the same rows, drawn anew for each; the Trainer groups them "
-    "as it would in an epoch of all rows. The first round begins "
+    "In a round, all arms train two epochs of the same rows, drawn anew for each round; the second counts. "
+    "The Trainer groups them as it would in an epoch of all rows. The first round begins "
     "with the first arm, the next with the second, and so on."
 )
-QUICK = {"updates": 15, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
+QUICK = {"updates": 8, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +58,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_length", type=int, default=128, help="longest text in tokens, but for tutorial"
     )
-    parser.add_argument(
-        "--updates", type=at_least(WARM_UP + 1), default=40, help=f"a run, {WARM_UP} of them not counted"
-    )
+    add_updates_option(parser, 20)
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+
+
+def add_updates_option(parser: argparse.ArgumentParser, default: int) -> None:
+    """--updates."""
+    parser.add_argument(
+        "--updates",
+        type=at_least(1),
+        default=default,
+        help="those that count; a run makes as many before them",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -84,15 +91,16 @@ def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
 
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every arm in turn, in a fresh process each, over one epoch of the same rows: its updates as "steps",
-    and "peak_bytes". Each round, counted from 0, has a seed and rows of its own."""
+    """Every arm in turn, in a fresh process each, over two epochs of the same rows: the updates of the second
+    as "steps", and "peak_bytes". Each round, counted from 0, has a seed and rows of its own."""
     train, seed = class_file(options.data, "train"), 42 + number
     in_all = len(read_csv(train)[1])
     check_updates(options.updates, in_all, GLOBAL_BATCH)
     with tempfile.TemporaryDirectory() as folder, own_cache(folder):
         drawn = draw_rows(train, options.updates * GLOBAL_BATCH, seed, Path(folder))
         for arm in in_turn(options.arms, number):
-            yield arm, _measure(options, arm, drawn, in_all, seed)
+            found = _measure(options, arm, drawn, in_all, seed)
+            yield arm, found | {"steps": found["steps"][options.updates :]}
 
 
 def _measure(
@@ -101,12 +109,12 @@ def _measure(
     if arm in ("ours", "ours_two"):
         return _ours(options, train, seed, processes=2 if arm == "ours_two" else 1)
     shared = {
-        "model": model_folder(options.model), "train": train, "updates": options.updates, "seed": seed,
+        "model": model_folder(options.model), "train": train, "updates": 2 * options.updates, "seed": seed,
         "learning_rate": LEARNING_RATE,
     }  # fmt: skip
     if arm == "tutorial":
         rows = options.updates * GLOBAL_BATCH
-        return peer(arm, batch=GLOBAL_BATCH, epochs=1, rows=rows, padding="max_length", **shared)
+        return peer(arm, batch=GLOBAL_BATCH, epochs=2, rows=rows, padding="max_length", **shared)
     name, _, defaults = arm.partition("_")
     if name == "trainer":
         shared |= {"defaults": bool(defaults), "rows_of_epoch": rows_of_epoch}
@@ -117,7 +125,7 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
     flags = {
         "model_name_or_path": options.model, "train_file": train, "validation_split_percentage": 0,
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
-        "num_train_epochs": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
+        "num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
         "seed": seed, "overwrite_cache": "true",  # each run encodes, as the others do
         **column_flags(train), **ALL_ROWS,
     }  # fmt: skip
@@ -165,8 +173,8 @@ def speeds(
     header += ["peak memory, MB", "ours / this one"]
     return (
         f"{table(header, rows)}\n\n"
-        f"fp32, {options.updates - WARM_UP} updates a run after {WARM_UP} that do not count, a fresh process "
-        f"a run; rounds done: {len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}. "
+        f"fp32, {options.updates} updates an epoch, a fresh process a run; rounds done: "
+        f"{len(next(reversed(measured.values())))}. Batch {GLOBAL_BATCH}. "
         f"{SAME_ROWS} Medians of the rounds, and in brackets the lowest and highest of them; the last column "
         "is of the ratios of each round. The share of the GEMM peak is the model FLOP utilisation, see "
         "`model_flops` in common.py; the peak of a round is the higher of the samples before and after "

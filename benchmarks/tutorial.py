@@ -1,11 +1,11 @@
 """Accuracy and time of an epoch of train.py and of the well-known tutorial, on the same rows."""
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
-    WARM_UP,
     add_data_options,
     at_least,
     class_file,
@@ -15,7 +15,6 @@ from benchmarks.common import (
     median,
     model_folder,
     peer,
-    rates,
     save,
     say,
     table,
@@ -23,7 +22,7 @@ from benchmarks.common import (
 )
 
 BATCH = 8
-TIMED_UPDATES = 15
+UPDATES, WARM_UP = 15, 5  # of the tutorial as written; those at the start that do not count
 WEIGHT_DECAY = 0.01  # the default of torch's AdamW, which the tutorial uses
 ARMS = {
     "ours": "train.py",
@@ -78,8 +77,8 @@ def _tutorial(options: argparse.Namespace, train: Path, validation: Path, seed: 
 
 
 def _as_written(options: argparse.Namespace, train: Path, validation: Path, seed: int) -> dict[str, float]:
-    result = _peer(options, train, seed, updates=TIMED_UPDATES, padding="max_length")
-    an_update = rates(result["steps"])["seconds"] / (len(result["steps"]) - WARM_UP)
+    result = _peer(options, train, seed, updates=UPDATES, padding="max_length")
+    an_update = statistics.mean(step["seconds"] for step in result["steps"][WARM_UP:])
     return {"seconds_per_epoch": an_update * result["updates_per_epoch"]}
 
 
@@ -109,6 +108,6 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, Any]]]
         f"{ratios['tutorial_as_written']:.1f} as written, {ratios['tutorial']:.2f} with padding to the "
         "longest text of a batch, which computes the same and is what its accuracy was measured with. "
         f"Times are of the training loop without the evaluation; that of the tutorial as written is "
-        f"extrapolated from {TIMED_UPDATES - WARM_UP} updates after {WARM_UP} that do not count. The same "
+        f"extrapolated from {UPDATES - WARM_UP} updates after {WARM_UP} that do not count. The same "
         "rows, rate, schedule and epochs in all arms. ± is the standard deviation over the seeds."
     )

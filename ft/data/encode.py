@@ -108,16 +108,24 @@ class EncodedRows:
             [np.diff(np.append(0, np.cumsum(values == token))[offsets]) for values, offsets in chunks]
         )
 
+    def pieces_of(self, rows: np.ndarray) -> np.ndarray:
+        """How many pieces each of `rows` has (rows,)."""
+        return np.ones(len(rows), np.int32) if self.pieces is None else self.pieces[rows]
+
+    def padded_shape(self, rows: np.ndarray, multiple: int = 1) -> tuple[int, int]:
+        """Pieces of `rows`, and tokens to which they are padded: those of the longest piece, rounded up to a
+        multiple as far as there are rows as long."""
+        pieces = self.pieces_of(rows)
+        width = int((self.lengths[rows] // pieces).max())
+        return int(pieces.sum()), min(-(-width // multiple) * multiple, max(width, self.longest))
+
     def padded(self, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
-        """input_ids, attention_mask (and token_type_ids) of `rows`, each (pieces, longest of them), int64;
-        the pieces of a row follow one another. Widths are rounded up to a multiple, as far as there are rows
-        as long.
+        """input_ids, attention_mask (and token_type_ids) of `rows`, each of `padded_shape`, int64;
+        the pieces of a row follow one another.
 
         Padding is always on the right: a token's position, and so its dropout, is the same in any batch.
         """
-        pieces = np.ones(len(rows), np.int32) if self.pieces is None else self.pieces[rows]
-        width = int((self.lengths[rows] // pieces).max())
-        shape = (int(pieces.sum()), min(-(-width // multiple) * multiple, max(width, self.longest)))
+        pieces, shape = self.pieces_of(rows), self.padded_shape(rows, multiple)
         out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
         if "token_type_ids" in self._lists:
             out["token_type_ids"] = np.zeros(shape, np.int64)
