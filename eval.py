@@ -92,7 +92,8 @@ def score(config: EvalConfig) -> int:
         predicted = prediction_lines(rows, data.columns, task, result.scores)
         with PredictionFile(folder, config, rows.table.schema) as file:
             file.write(predicted)
-            clear_evaluation(folder)
+            notes += clear_evaluation(folder)
+        results["predictions"] = file.path.name
         write_page(folder, config, task, data, results, {split: result}, accelerator)
         write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         notes = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft.errors import UserError
+from ft.errors import UserError, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,7 +103,7 @@ class _Attempt:
 def warn_out_of_memory(accelerator: Accelerator, remedy: str) -> None:
     """Say what one process does about it: another may have room."""
     where = f" in process {accelerator.process_index}" if accelerator.num_processes > 1 else ""
-    print(f"warning: out of memory{where}; {remedy}", flush=True)
+    tell(f"warning: out of memory{where}; {remedy}")
 
 
 def split(micro_batches: list[MicroBatch], most_rows: int | None) -> list[MicroBatch]:

@@ -115,6 +115,7 @@ def write_checkpoint(
 def settle(newest: Path, best_step: int, limit: int | None) -> None:
     """Point `latest` at a whole checkpoint, and remove old ones and what a crash left in their folder."""
     folder = newest.parent
+    _clear_hidden(folder)  # first: it may have filled the disk
     write_flushed(folder / ".latest.tmp", newest.name + "\n")
     (folder / ".latest.tmp").rename(folder / "latest")
     flush(folder)
@@ -123,6 +124,11 @@ def settle(newest: Path, best_step: int, limit: int | None) -> None:
     for path in old:
         if path not in kept:
             _rename(path, f".{path.name}.old")  # so that no half of it has its name
+    _clear_hidden(folder)
+
+
+def _clear_hidden(folder: Path) -> None:
+    """Remove what was begun, or is no more."""
     for path in folder.glob(".step-*"):
         if path.suffix in (".tmp", ".old") and _is_name(path.stem[1:]):
             shutil.rmtree(path, ignore_errors=True)

@@ -95,7 +95,7 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
     given |= {
         name: _Text(word)
         for name, word in given.items()
-        if word != "null" and (_is_mapping(kinds.get(name)) or _is_text(kinds.get(name), word))
+        if word != "null" and (_is(dict, kinds.get(name)) or _is_text(kinds.get(name), word))
     }
     print_it = given.pop("print_config", "false") != "false"
     values = {name: str(word) for name, word in given.items() if isinstance(word, _Text)}
@@ -136,7 +136,7 @@ def _is_text(annotation: Any, word: str) -> bool:
     """Whether a word is a text as it stands, of which YAML might make something else ("~" and "#" are null
     to it): for an option that takes texts, but for a list in brackets."""
     members = set(_members(annotation)) - {type(None)}
-    return str in members and (members == {str} or not (_is_list(annotation) and word.startswith("[")))
+    return str in members and (members == {str} or not (_is(list, annotation) and word.startswith("[")))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
@@ -149,12 +149,8 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     )
 
 
-def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(member) is list for member in _members(annotation))
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return any(typing.get_origin(member) is dict for member in _members(annotation))
+def _is(kind: type, annotation: Any) -> bool:
+    return any(typing.get_origin(member) is kind for member in _members(annotation))
 
 
 def _words(annotation: Any) -> str:
@@ -162,7 +158,7 @@ def _words(annotation: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     choices = ", ".join(map(str, _choices(annotation)))
     kind = names.get(_members(annotation)[0], f"one of {choices}" if choices else "names separated by commas")
-    kind = "none, balanced, or weights by label" if _is_mapping(annotation) else kind
+    kind = "none, balanced, or weights by label" if _is(dict, annotation) else kind
     return kind + (" or null" if _takes_null(annotation) else "")
 
 
@@ -191,7 +187,7 @@ def _read(argv: list[str], kinds: dict[str, Any]) -> tuple[list[str], dict[str, 
             values.append(words.popleft())
         if is_switch and not values:
             values = ["true"]
-        if name in kinds and _is_list(kinds[name]) and values:
+        if name in kinds and _is(list, kinds[name]) and values:
             values = [",".join(values)]
         if len(values) != 1:
             found = f"{len(values)} values ({' '.join(values)})" if values else "no value"
@@ -228,11 +224,11 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
 def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
     """A value of YAML as it would be typed: what stands in the file, and not what YAML 1.1 makes of it, for
     which no is false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
-    is_mapping = isinstance(node, yaml.MappingNode) and _is_mapping(annotation)
+    is_mapping = isinstance(node, yaml.MappingNode) and _is(dict, annotation)
     entries = [node]
     if is_mapping:
         entries = [entry for pair in node.value for entry in pair]
-    elif isinstance(node, yaml.SequenceNode) and _is_list(annotation):
+    elif isinstance(node, yaml.SequenceNode) and _is(list, annotation):
         entries = node.value
     for entry in entries:
         is_null = entry.tag.endswith(":null") and entry is not node and not is_mapping

@@ -27,7 +27,9 @@ SHOWN = {
     NUMBER: ("mse", "mae", "r2", "pearsonr", "spearmanr"),
 }
 MOST_ROWS = 100  # of those that only one side gets right, in comparison.json
+FORMATS = ("jsonl", "csv", "parquet")
 PREDICTIONS = "predictions.jsonl"
+OURS = "compared"  # begins the name of a folder for scores, where that of the run's evaluation has others
 
 
 def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
@@ -47,7 +49,7 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
         for run in side:
             place, missing = hosts.from_main(lambda run=run: find_predictions(run, config.split))  # type: ignore[misc]
             if missing is not None:
-                score(_scoring(run, missing))
+                score(_scoring(run, missing, place if place.name.startswith(OURS) else run))
             folders.append(place)
         sides.append(folders)
     if accelerator.is_main_process:
@@ -104,25 +106,35 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
             f"compare: {str(run)!r} holds neither {PREDICTIONS} nor a finished run (config.yaml and best/); "
             + hint
         )
-    if split is None and (run / "evaluation-test" / PREDICTIONS).exists():
+    if split is None and _results(run / "evaluation-test"):
         split = "test"
     if split is None:
         config = _scoring(run)
         split = choose_split(config, find_sources(config))
-    place = run / f"evaluation-{split}"
-    there = place / PREDICTIONS
-    if there.exists() and there.stat().st_mtime >= (run / "best" / "config.json").stat().st_mtime:
-        # An evaluation of another model, by other options or of other data, may have been written there.
-        known, config = _results(place), _scoring(run, split)
-        is_its_own = known.get("options") == config.mark() and _newest(place) == PREDICTIONS
-        if is_its_own and _data(config) in (None, known.get("sources")):
+    places = [run / f"{name}-{split}" for name in ("evaluation", OURS)]
+    for place in places:
+        if _is_its_own(place, run, split):
             return place, None
-    return place, split
+    # Another evaluation in the first place, of other texts or with other options, is not replaced.
+    is_other = _results(places[0]).get("options") != _scoring(run, split).mark()
+    return places[is_other and any(places[0].glob("predictions.*"))], split
+
+
+def _is_its_own(place: Path, run: Path, split: str) -> bool:
+    """Whether a folder has the predictions of a run's best model, by its options and of its data."""
+    there = place / PREDICTIONS
+    if not there.exists() or there.stat().st_mtime < (run / "best" / "config.json").stat().st_mtime:
+        return False
+    known, config = _results(place), _scoring(run, split)
+    is_its_own = known.get("options") == config.mark() and _newest(place) == PREDICTIONS
+    return is_its_own and _data(config) in (None, known.get("sources"))
 
 
 def _newest(folder: Path) -> str:
-    """The predictions that were written last, in whatever format."""
-    return max(folder.glob("predictions.*"), key=lambda path: path.stat().st_mtime_ns).name
+    """The predictions that were written last, in whatever format: what results.json says, or, where none
+    was scored with them, the latest."""
+    files = [path for kind in FORMATS if (path := folder / f"predictions.{kind}").exists()]
+    return _results(folder).get("predictions") or max(files, key=lambda path: path.stat().st_mtime_ns).name
 
 
 def _data(config: EvalConfig) -> dict[str, str] | None:
@@ -139,9 +151,9 @@ def _results(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _scoring(run: Path, split: str | None = None) -> EvalConfig:
+def _scoring(run: Path, split: str | None = None, place: Path | None = None) -> EvalConfig:
     """The evaluation of a run's best model, on the data of its own config."""
-    words = {"model_name_or_path": run / "best", "output_dir": run, "split": split or "null"}
+    words = {"model_name_or_path": run / "best", "output_dir": place or run, "split": split or "null"}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     return parse(EvalConfig, [str(run / "config.yaml"), *flags])
 

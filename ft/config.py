@@ -296,11 +296,12 @@ class EvalConfig(EvalOptions, Config):
             )
 
     def mark(self) -> str:
-        """A hash of the model and of all options that decide what an evaluation gives, but for the split: by
-        it the files of one are known again."""
+        """A hash of the model and of all options that decide the scores of an evaluation, but for the split:
+        by it the predictions of one are known again."""
         free = (
-            "output_dir overwrite_output_dir resume_from_checkpoint split compare report_to run_name".split()
-        )
+            "output_dir overwrite_output_dir resume_from_checkpoint split compare report_to run_name metrics "
+            "slice_columns id_column_name suspected_label_errors dataloader_num_workers"
+        ).split()
         values = {name: value for name, value in asdict(self).items() if name not in free}
         path = Path(self.model_name_or_path)
         values["model_name_or_path"] = str(path.resolve() if path.exists() else path)

@@ -1,12 +1,16 @@
 """The errors that a user can mend, said once for all processes, and the exit codes that scripts outside rely
 on."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import TextIO
 
 EXIT_DONE = 0
 EXIT_CRASH = 1
@@ -23,9 +27,35 @@ def printable(text: str) -> str:
     )
 
 
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print some text for the user, on standard output where no other stream is named. Where nobody reads any
+    more (Ctrl-C ends a `tee` as well) or the disk of a log is full, a run goes on and saves all the same."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=stream or sys.stdout, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UserError(Exception):
     """The config, the data or the launch is wrong. The message names the key or the row, what was found,
     what was expected and what to do; the scripts print it without a traceback and exit with 2."""
+
+
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to say of a file of output_dir that the disk does not take."""
+    return UserError(f"output_dir: {str(path)!r} cannot be written: {error.strerror or error}.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an error of the disk is `unwritten`."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritten(path, error) from None
 
 
 class Stopped(Exception):
@@ -66,4 +96,4 @@ def print_error(message: str) -> None:
 
 
 def _print(message: str) -> None:
-    print(printable(f"error: {message}"), file=sys.stderr, flush=True)
+    tell(f"error: {message}", sys.stderr)

@@ -156,4 +156,4 @@ def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -
     names."""
     if not names or not accelerator.is_main_process:
         return None
-    return NamedMetrics(names, task.metric_names(), task.metric_style)
+    return NamedMetrics(names, task.metric_names(), task.metric_style, task.metric_count)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import stat
 import sys
+
+from ft.launch import asks_for
 
 TUNABLES = "GLIBC_TUNABLES"
 SETTINGS = {
@@ -33,13 +36,14 @@ def settle_heap() -> None:
     options, script = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
     runs_another = any(re.match(r"-(?![XW])\w*[mc]", option) for option in options)  # -m pdb, -um pdb, -c
     is_script = script == sys.argv and not runs_another
-    on_cpu = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not os.path.exists("/dev/nvidiactl")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == "" or asks_for("CPU")
+    on_cpu = hidden or not os.path.exists("/dev/nvidiactl")
     piped = any(stat.S_ISFIFO(_mode(word.rpartition("=")[2])) for word in script[1:])
     if (
         is_script
         and not piped
         and on_cpu
-        and _is_glibc()
+        and platform.libc_ver()[0] == "glibc"
         and "torch" not in sys.modules
         and sys.gettrace() is None
     ):
@@ -72,10 +76,3 @@ def plain_environment() -> dict[str, str]:
     words = [word for word in os.environ.get(TUNABLES, "").split(":") if word and word not in ours]
     others = {name: value for name, value in os.environ.items() if name != TUNABLES}
     return others | ({TUNABLES: ":".join(words)} if words else {})
-
-
-def _is_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (AttributeError, ValueError, OSError):
-        return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ft.errors import UserError
+from ft.errors import UserError, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +29,11 @@ class HostGroup:
         self.rank = accelerator.process_index
         on_device = self.num_processes > 1 and torch.distributed.get_backend() != "gloo"
         self._group = _host_group() if on_device else None
+
+    def say(self, text: str) -> None:
+        """A line for the user, once."""
+        if self.is_main:
+            tell(text)
 
     def sum(self, *values: float) -> list[float]:
         """The sum of each value over all processes, to be called by all of them."""

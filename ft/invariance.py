@@ -12,6 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from ft.attention import install_attention
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
+from ft.errors import first_line
 from ft.model import checkpoint_activations
 
 ROWS, TOKENS, PADDING = 3, 5, 2
@@ -59,8 +60,7 @@ def find_rows(
         alone, beside = trials[0].outputs, trials[1].outputs[[more.index(row) for row in few]]
         apart = float((alone - beside).abs().max() / alone.abs().max().clamp_min(1e-12))
     except Exception as error:  # of the model's own code, which may want more than texts
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return [f"the model could not be tried on short rows ({first})"]
+        return [f"the model could not be tried on short rows ({first_line(error)})"]
     unkeyed = sorted(place.layer for place in rows.places if UNKEYED in place.axes.values())
     if unkeyed:
         where = _paths([names[layer] for layer in unkeyed])

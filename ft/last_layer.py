@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ft.errors import first_line
+
 TOLERANCE = 1e-5  # relative, of logits and of gradients in fp32; 1e-7 is usual
 ATTENTIONS = ("eager", "row_keyed", "sdpa")  # those that take fewer queries than keys as they are
 EVERY = "the last layer is computed for every position"
@@ -53,7 +55,7 @@ def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
             return []
         why = "the head reads others, too"
     except Exception as error:  # of the model's own code, which may be of another make than its name says
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
     if layer is not None:
         layer.__class__ = whole
     return [f"{EVERY}: {why}"]

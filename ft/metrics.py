@@ -164,12 +164,6 @@ STYLES = {
         "mse": "mse", "mae": "mae", "r_squared": "r2", "pearsonr": "pearsonr", "spearmanr": "spearmanr",
     },
 }  # fmt: skip
-# Three rows in each style: whether a metric takes them is seen before any training.
-TRIAL = {
-    "classes": (np.array([0, 1, 1]), np.array([0, 1, 0])),
-    "labels": (np.array([[0, 1], [1, 1], [1, 0]]), np.array([[0, 1], [1, 0], [0, 1]])),
-    "numbers": (np.array([0.5, 2.0, 1.5]), np.array([1.0, 2.5, 0.0])),
-}
 # Ours are computed instead: of those of `evaluate`, the first wants scores, not classes, the second rounds to
 # three digits, and the others take numbers in float32, in which seconds since 1970 are two minutes apart.
 LEFT_OUT = ("roc_auc", "r_squared", "mse", "mae", "pearsonr", "spearmanr")
@@ -184,10 +178,10 @@ class NamedMetrics:
 
     F1, precision and recall are macro for classes and micro for labels. Raises `UserError`, before any
     training, for a name that neither knows, for one that is for another style of predictions (a key of
-    `STYLES`), and for one that fails on a few made-up rows of this style. `notes` says what is computed here.
-    """
+    `STYLES`), and for one that fails on a few made-up rows of this style and so many classes or labels.
+    `notes` says what is computed here."""
 
-    def __init__(self, names: list[str], ours: list[str], style: str = "classes") -> None:
+    def __init__(self, names: list[str], ours: list[str], style: str = "classes", count: int = 2) -> None:
         self.style = style
         self.metrics: dict[str, Any] = {}  # a metric of `evaluate`, or the name of ours
         self.notes: list[str] = []
@@ -216,7 +210,7 @@ class NamedMetrics:
                     f"expected one of {', '.join(ours)}, a metric of `evaluate`, or a folder with one."
                 )
             self.metrics[key] = metric
-            given = self._of_evaluate(key, metric, *TRIAL[style])
+            given = self._of_evaluate(key, metric, *_trial(style, count))
             self._numbers += [
                 k for k, value in given.items() if value is None or isinstance(value, int | float)
             ]
@@ -253,6 +247,18 @@ class NamedMetrics:
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; mend it, or leave it out."
             ) from None
         return found
+
+
+def _trial(style: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and labels of a few rows, by which it is seen before any training whether a metric takes
+    what will come."""
+    if style == "classes":
+        labels = np.arange(max(count, 2))
+        return np.append(np.roll(labels, 1), 0), np.append(labels, 0)
+    if style == "labels":
+        row, label = np.indices((3, count))
+        return (row + label) % 2, (row + label) // 2 % 2
+    return np.array([0.5, 2.0, 1.5]), np.array([1.0, 2.5, 0.0])
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 from ft.best import forget_bests
 from ft.checkpoint import checkpoints_in, find_checkpoint, lies_in
 from ft.config import Config
-from ft.errors import UserError
+from ft.errors import UserError, writing
 from ft.options import RunOptions
 
 LEAVES = (
@@ -38,8 +39,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
-    if options.resume_from_checkpoint != "latest" and found is not None:
-        _check_restart(found, next(reversed(checkpoints_in(folder / "checkpoints")), found))
+    _check_restart(options, found, _manifests(folder))
     if lies_in(found, folder / "checkpoints") and options.overwrite_output_dir:
         warnings.append(
             f"overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from {found}"
@@ -56,16 +56,25 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     return None, warnings  # it died before its first checkpoint
 
 
-def _check_restart(found: Path, newest: Path) -> None:
-    """Raise `UserError` where a launcher starts a run again that would go back behind the checkpoints that it
-    has made since the launch."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or newest.resolve() == found.resolve():
+def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:
+    """Raise `UserError` where a launcher starts a run again that would go back behind what it has `made`
+    since the launch: manifests of checkpoints and results of seeds, the newest last."""
+    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if is_first or options.resume_from_checkpoint == "latest" or not made:
         return
-    if (newest / "manifest.json").stat().st_mtime > psutil.Process(os.getppid()).create_time():
+    place = made[-1].parent
+    is_newest = found is not None and found.resolve() == place.resolve()
+    if not is_newest and made[-1].stat().st_mtime > psutil.Process(os.getppid()).create_time():
         raise UserError(
-            f"resume_from_checkpoint: the launcher has started this run again, which began from {found} and "
-            f"has come to {newest}; launch it with --resume_from_checkpoint latest, to go on from there."
+            f"resume_from_checkpoint: the launcher has started this run again, which has come to {place}; "
+            "launch it with --resume_from_checkpoint latest, to go on from there."
         )
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """Those of a run's checkpoints, the oldest first."""
+    made = [path / "manifest.json" for path in checkpoints_in(folder / "checkpoints")]
+    return [path for path in made if path.exists()]
 
 
 def check_seeds_dir(options: Config) -> None:
@@ -73,6 +82,8 @@ def check_seeds_dir(options: Config) -> None:
     folder = Path(options.output_dir)
     check_place(folder)
     held = held_in(folder)
+    for seed in _seeds(folder):
+        _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
     if not held or options.overwrite_output_dir:
         return
     if options.resume_from_checkpoint is None:
@@ -150,9 +161,9 @@ def _first_that_exists(folder: Path) -> Path:
 def lock_output_dir(folder: Path) -> FileLock:
     """Keep other runs out of the folder for as long as this process lives; the system frees the lock of one
     that died. Raises `UserError` where another run holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", thread_local=False)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         return lock.acquire(timeout=LOCK_SECONDS).lock
     except Timeout:
         raise UserError(
@@ -203,13 +214,12 @@ def release_output_dir(lock: FileLock) -> None:
         place.parent.rmdir()
 
 
-def clear_output_dir(folder: Path, keep_checkpoints: bool) -> None:
-    """Remove what an earlier run left; other files stay."""
+def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove what an earlier run left, but for the names in `keep`; other files stay."""
     forget_bests(folder)
-    for path in (folder / name for name in held_in(folder)):
-        if keep_checkpoints and path.name == "checkpoints":
-            continue
-        _remove(path)
+    for name in held_in(folder):
+        if name not in keep:
+            _remove(folder / name)
 
 
 def _remove(path: Path) -> None:
@@ -220,7 +230,9 @@ def _remove(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it, so that a reader never sees half of it."""
+    """Write a text file beside its place and rename it, so that a reader never sees half of it. Raises
+    `UserError` where it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)

@@ -59,7 +59,7 @@ def predict(
             for part, scores in chunks:
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made
-            clear_evaluation(folder)
+            notes = [*notes, *clear_evaluation(folder)]
     for note in (*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)):
         print(printable(f"note: {note}"))
     print(f"{split}: {len(rows):,} rows predicted, none scored")

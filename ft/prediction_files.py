@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ft.config import EvalConfig
 from ft.errors import UserError
 from ft.tracking import to_json
 
+GROUP_ROWS = 16_384  # of a parquet file, which are in memory at once
 JOINED = "|"  # stands between the labels of a row in csv, where the user has no other delimiter
 
 
@@ -22,8 +24,8 @@ class PredictionFile(AbstractContextManager):
     jsonl has the lines as they are. csv and parquet have, in the place of the probabilities, a column
     probability_LABEL for each label. csv has every field in quotes, so that no text breaks a line, and
     several labels in one field, joined by label_delimiter; parquet has them as lists, and a row group for
-    each part. `schema` is that of the encoded rows, for the types of what is copied. Raises `UserError` where
-    nothing can be written, or a name or a label stands in the way."""
+    each part, or several. `schema` is that of the encoded rows, for the types of what is copied. Raises
+    `UserError` where nothing can be written, or a name or a label stands in the way."""
 
     def __init__(self, folder: Path, config: EvalConfig, schema: Any) -> None:
         self.kind, self.delimiter = config.predictions_format, config.label_delimiter or JOINED
@@ -62,11 +64,12 @@ class PredictionFile(AbstractContextManager):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [_flat(line) for line in lines]
-        if self._table is None:
-            types = {name: self.types.get(name, _type_of(value)) for name, value in rows[0].items()}
-            self._table = pq.ParquetWriter(self._file, pa.schema(list(types.items())))
-        self._table.write_table(pa.Table.from_pylist(rows, self._table.schema))
+        flat = map(_flat, lines)
+        while rows := list(islice(flat, GROUP_ROWS)):
+            if self._table is None:
+                types = {name: self.types.get(name, _type_of(value)) for name, value in rows[0].items()}
+                self._table = pq.ParquetWriter(self._file, pa.schema(list(types.items())))
+            self._table.write_table(pa.Table.from_pylist(rows, self._table.schema))
 
     def _check_delimiter(self, line: dict[str, Any]) -> None:
         odd = [name for name in line.get("probabilities", ()) if self.delimiter in name]

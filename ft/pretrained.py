@@ -4,6 +4,7 @@ be."""
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 from ft.config import Config
 from ft.data.files import is_pointer
 from ft.data.sources import local_path
-from ft.errors import UserError
+from ft.errors import UserError, first_line
 from ft.options import ModelOptions
-from ft.values import split_names
 
+# To these, a token type is a word: the embedding of the token of that number is added.
+TYPES_ARE_WORDS = "codegen ctrl gpt2 gpt_bigcode gpt_neo gptj openai-gpt".split()
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -48,15 +50,13 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
 
 
 def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None]:
-    """The text columns and the label that were named for the training of a model in best/ or final/ of a run,
-    from the run's config.yaml; nothing where that does not say."""
-    import yaml
-
-    path = local_path(options.model_name_or_path).parent / "config.yaml"
+    """The text columns and the label that a model in best/ or final/ of a run was trained on, named or found,
+    from the run's environment.json; nothing where that does not say."""
+    path = local_path(options.model_name_or_path).parent / "environment.json"
     try:
-        known = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return tuple(split_names(known["text_column_names"])), known["label_column_name"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        known = json.loads(path.read_text(encoding="utf-8"))["columns"]
+        return tuple(known["texts"]), known["label"]
+    except (OSError, ValueError, KeyError, TypeError):
         return (), None
 
 
@@ -73,7 +73,8 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
         raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
-    pointers = [name for name in WEIGHT_FILES if (folder / name).exists() and is_pointer(folder / name)]
+    fetched = [*WEIGHT_FILES, "tokenizer.json", *(path.name for path in folder.glob("*.model"))]
+    pointers = [name for name in fetched if (folder / name).exists() and is_pointer(folder / name)]
     if pointers:
         raise UserError(
             f"model_name_or_path: {str(folder / pointers[0])!r} is the pointer of Git LFS to a file that was "
@@ -169,9 +170,10 @@ def _agree(model_config: Any, tokenizer: Any) -> None:
     """Let the model take for padding what the tokenizer pads with: a decoder's head reads the last token that
     is none (SmolLM3's config.json names another). Not where positions are counted from it (RoBERTa).
 
-    And let the tokenizer give no token types to a model that has none: some RoBERTas have the tokenizer of
-    BERT (klue/roberta-base)."""
-    if getattr(model_config, "type_vocab_size", 2) == 1 and "token_type_ids" in tokenizer.model_input_names:
+    And let the tokenizer give no token types to a model that has none: some RoBERTas and GPT-2s have the
+    tokenizer of BERT (klue/roberta-base, uer/gpt2-chinese)."""
+    types = 1 if model_config.model_type in TYPES_ARE_WORDS else getattr(model_config, "type_vocab_size", 2)
+    if types == 1 and "token_type_ids" in tokenizer.model_input_names:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         # The second is what an export writes, and by what an encoding is known again.
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
@@ -200,6 +202,14 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    known = getattr(model_config, "pad_token_id", None)
+    if tokenizer.pad_token is None and known is not None and 0 <= known < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"{key}: the tokenizer of {path!r} has no token for padding, the end of a text or what is "
+            "unknown; give it one (tokenizer.pad_token = ...) and save it."
+        )
     _agree(model_config, tokenizer)
     return tokenizer
 
@@ -207,8 +217,10 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
 def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:  # the last two: a tokenizer's package
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except MemoryError:
+        raise
+    except Exception as error:  # checks of a config, files of a tokenizer have types of their own
+        first = first_line(error)
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
@@ -239,7 +251,11 @@ def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     if asked is None:
         return limit if limit < 10**6 else 512
     if not least <= asked <= limit:
+        hint = ""
+        if asked > limit and limit < positions:  # as that of a model that was trained on shorter texts
+            hint = " The limit is the tokenizer's; tokenizer_name may name one that takes longer texts."
         raise UserError(
             f"max_length: found {asked}, expected {least} to {limit} tokens with this model and tokenizer."
+            + hint
         )
     return asked

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from ft.config import Config
-from ft.errors import UserError
+from ft.errors import UserError, first_line
 
 
 def check_hub(config: Config, create: bool = True) -> None:
@@ -29,7 +29,7 @@ def check_hub(config: Config, create: bool = True) -> None:
             config.hub_model_id = made.repo_id
     except Exception as error:  # of the network, the account or the name, each with a type of its own
         raise UserError(
-            f"push_to_hub: {constants.ENDPOINT} does not take {name}: {_first_line(error)}"
+            f"push_to_hub: {constants.ENDPOINT} does not take {name}: {first_line(error)}"
         ) from None
 
 
@@ -46,11 +46,7 @@ def push(config: Config, folder: Path) -> str:
     except Exception as error:
         again = shlex.join(["hf", "upload", config.hub_model_id, str(folder)])
         raise UserError(
-            f"push_to_hub: the run is finished, but {folder} could not be uploaded: {_first_line(error)} Try "
+            f"push_to_hub: the run is finished, but {folder} could not be uploaded: {first_line(error)} Try "
             f"again: {again}"
         ) from None
     return str(commit.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 from ft.config import Config, EvalConfig
 from ft.data.plan import shares
 from ft.data.sources import Source
-from ft.errors import UserError
+from ft.errors import UserError, writing
 from ft.launch import relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
@@ -33,8 +34,6 @@ def progress_bar(show: bool, **options: Any) -> Any:
 def padding_share(sampler: Any, updates: int = 200) -> float:
     """Share of the tokens that are padding, over the first updates of the plan."""
     rows, planned = sampler.dataset.rows, sampler.plan(0)
-    pieces = np.ones(len(rows), np.int32) if rows.pieces is None else rows.pieces
-    widths = rows.lengths // pieces
     real = padded = 0
     for update in range(min(updates, len(planned))):
         taken = planned.rows(update)
@@ -42,9 +41,7 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
         for parts in cut:
             for part in (part for part in parts if len(part)):
                 real += int(rows.lengths[part].sum())
-                width, multiple = int(widths[part].max()), sampler.dataset.multiple
-                width = min(-(-width // multiple) * multiple, max(width, rows.longest))  # as `padded` has it
-                padded += width * int(pieces[part].sum())
+                padded += math.prod(rows.padded_shape(part, sampler.dataset.multiple))
     return 1 - real / max(padded, 1)
 
 
@@ -71,20 +68,15 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def device_warning(device: Any) -> list[str]:
-    """A line where `accelerate launch` was not told to use the CPU, and the run is on it all the same."""
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower()
-    if device.type != "cpu" or told not in ("0", "false"):
-        return []
-    return [
-        "WARNING device: no GPU was found, so this launch, which is not for a CPU, runs on the CPU; "
-        "accelerate_configs/cpu.yaml and multi_cpu.yaml are for CPUs"
-    ]
-
-
 def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
     """What an evaluation of some splits has to say of them and of its device."""
-    return [*truncation_notes(splits), *device_warning(device)]
+    notes = truncation_notes(splits)
+    if device.type == "cpu" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("0", "false"):
+        notes.append(
+            "WARNING device: no GPU was found, so this launch, which is not for a CPU, runs on the CPU; "
+            "accelerate_configs/cpu.yaml and multi_cpu.yaml are for CPUs"
+        )
+    return notes
 
 
 def start_summary(
@@ -203,6 +195,7 @@ def environment(data: Any, accelerator: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_fingerprint": data.fingerprint,
         "data": data.facts,
+        "columns": {"texts": data.columns.texts, "label": data.columns.label},
         "command": relaunch_command(),
     }
 
@@ -263,9 +256,10 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
     axes[-1, 0].set_xlabel("update")
     figure.align_ylabels()
     figure.tight_layout()
-    figure.savefig(output_dir / ".training.png", dpi=120)
+    with writing(output_dir / "training.png"):
+        figure.savefig(output_dir / ".training.png", dpi=120)
+        (output_dir / ".training.png").replace(output_dir / "training.png")
     plt.close(figure)
-    (output_dir / ".training.png").replace(output_dir / "training.png")
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
@@ -289,11 +283,13 @@ def _evaluation_folder(output_dir: str, split: str) -> Path:
 EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
 
 
-def clear_evaluation(folder: Path) -> None:
+def clear_evaluation(folder: Path) -> list[str]:
     """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
-    for what is said of the new predictions."""
-    for name in EVALUATION:
-        (folder / name).unlink(missing_ok=True)
+    for what is said of the new predictions. Returns what to tell the user."""
+    there = [name for name in EVALUATION if (folder / name).exists()]
+    for name in there:
+        (folder / name).unlink()
+    return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
 
 
 def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +22,7 @@ from ft.data.loader import PlanSampler, build_evaluation_loader
 from ft.data.prepare import Data
 from ft.data.slices import check_slice_columns
 from ft.ema import averaged
-from ft.errors import Stopped, UserError, printable
+from ft.errors import Stopped, UserError, writing
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
 from ft.health import HealthWatch
 from ft.hosts import HostGroup
@@ -57,11 +56,11 @@ class Run:
 
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
-        self.say = partial(_say, accelerator)
         self.began = run_began()
         self.output_dir = Path(config.output_dir)
         self.folder = OutputDir(config)
         self.hosts = HostGroup(accelerator)
+        self.say = self.hosts.say
         self.hosts.check_same(of_launch(config, accelerator))
         self.checkpoint, warnings = self.hosts.from_main(self.folder.look)
         for warning in warnings:
@@ -145,10 +144,12 @@ class Run:
         is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
-                clear_output_dir(self.output_dir, keep_checkpoints=not config.overwrite_output_dir)
+                # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
+                is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
+                clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
             elif is_own:
-                # A crash may have come before this was done for it.
-                checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
+                with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
+                    checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
@@ -317,7 +318,8 @@ class Run:
         asked, timeouts, failures = self.hosts.sum(
             self.signals.received is not None, late, self.saver.failures
         )
-        self.saver.check(failures)
+        if not self.finished():  # then nothing would be lost: all but the scores of the test rows is done
+            self.saver.check(failures)
         if asked or timeouts:
             raise StopAsked(self.signals.received or ("max_time" if timeouts else "a signal"))
 
@@ -397,10 +399,3 @@ class Run:
                 )
                 state = self.task.export_weights(state, model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)
-
-
-# No method: who keeps a bound one keeps the run, and with it the lock of its folder after an error.
-def _say(accelerator: Accelerator, text: str) -> None:
-    """A line for the user, once."""
-    if accelerator.is_main_process:
-        print(printable(text), flush=True)

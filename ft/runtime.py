@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-ResultT = TypeVar("ResultT")
 STARTED = time.monotonic()
 _first_start = [STARTED]
 
@@ -58,10 +58,14 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         code = EXIT_CRASH
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more; Python would change the exit code for that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         sys.exit(code)
@@ -81,11 +85,18 @@ def set_environment(config: Config) -> None:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it alone
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "false")  # of `datasets` and `evaluate`: names of data
+    if _says_yes("HF_HUB_OFFLINE") or _says_yes("TRANSFORMERS_OFFLINE"):  # which `evaluate` does not read
+        os.environ.setdefault("HF_EVALUATE_OFFLINE", "1")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _says_yes(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def build_accelerator(config: Config) -> Accelerator:

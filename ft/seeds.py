@@ -18,7 +18,7 @@ from typing import Any
 
 from ft.cli import dump
 from ft.config import Config, parse_duration
-from ft.errors import EXIT_DONE, Stopped, printable
+from ft.errors import EXIT_DONE, Stopped
 from ft.hosts import HostGroup
 from ft.output import (
     REPLACED,
@@ -57,29 +57,25 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
         for seed in range(config.seed, config.seed + config.num_seeds)
     ]  # fmt: skip
 
-    def say(text: str) -> None:
-        if accelerator.is_main_process:
-            print(printable(text), flush=True)
-
     record = _Record(config)
     done = hosts.from_main(lambda: record.open(runs))
     try:
         for note in notes:
-            say(f"note: {note}")
+            hosts.say(f"note: {note}")
         for number, run in enumerate(runs, start=1):
             if run.seed in done:
-                say(f"--- seed {run.seed} ({number} of {len(runs)}): finished before")
+                hosts.say(f"--- seed {run.seed} ({number} of {len(runs)}): finished before")
                 continue
-            _stop_if_asked(config, hosts, say)
-            say(f"--- seed {run.seed} ({number} of {len(runs)})")
+            _stop_if_asked(config, hosts)
+            hosts.say(f"--- seed {run.seed} ({number} of {len(runs)})")
             train(replace(run))  # a copy: what the run resolves for itself is not what was asked for
             hosts.from_main(partial(record.add, run))
             _forget(config)
         if accelerator.is_main_process:
             results = summarise([Path(run.output_dir) for run in runs])
             write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
-            say(table(results))
-            say(f"written to {folder}: results.json; each run in its seed-N/")
+            hosts.say(table(results))
+            hosts.say(f"written to {folder}: results.json; each run in its seed-N/")
     finally:
         if accelerator.is_main_process:
             record.close(runs)
@@ -142,14 +138,14 @@ def _asked(run: Config) -> str:
     return hashlib.sha256(dump(asked).encode()).hexdigest()[:16]
 
 
-def _stop_if_asked(config: Config, hosts: HostGroup, say: Callable[[str], None]) -> None:
+def _stop_if_asked(config: Config, hosts: HostGroup) -> None:
     """Between two runs: raise `Stopped` on all processes if one of them was told to stop, or max_time is
     over."""
     seconds = parse_duration("max_time", config.max_time)
     late = seconds is not None and time.monotonic() - STARTED > seconds
     if any(hosts.sum(noted_signal() is not None, late)):
         reason = noted_signal() or ("max_time" if late else "a signal")
-        say(
+        hosts.say(
             f"stopped between two seeds ({reason}): go on with the same command and "
             "--resume_from_checkpoint latest"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -36,8 +37,9 @@ class StopSignals:
         if self.received is None:
             self.received, self._since = name, time.monotonic()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                # Not print: the signal may have come in the middle of one.
-                os.write(2, f"\n{name}: a checkpoint follows; a second signal ends at once\n".encode())
+                # Not print: the signal may have come in the middle of one. It may have ended the reader, too.
+                with contextlib.suppress(OSError):
+                    os.write(2, f"\n{name}: a checkpoint follows; a second signal ends at once\n".encode())
         elif number != LAUNCHER_DIED and time.monotonic() - self._since > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

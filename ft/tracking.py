@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ft import wandb_run
 from ft.config import Config
-from ft.errors import UserError
+from ft.errors import UserError, first_line, tell, unwritten, writing
 from ft.values import is_installed
-from ft.wandb_run import PROJECT, Artifact, Chart, first_line
+from ft.wandb_run import PROJECT, Artifact, Chart
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -84,8 +84,9 @@ class Tracker:
         self._defined: set[str] = set()  # the metrics that W&B knows how to sum up
         if not accelerator.is_main_process:
             return
-        self._cut(rows)
-        self._file = open(self.path, "ab", buffering=0)
+        with writing(self.path):
+            self._cut(rows)
+            self._file = open(self.path, "ab", buffering=0)
         name = config.run_name or output_dir.resolve().name
         for kind in map(str, accelerator.log_with):
             # One after the other and not accelerator.init_trackers, so that one that fails does not take the
@@ -127,7 +128,7 @@ class Tracker:
                 return
             except OSError as error:
                 if make_room is None:
-                    raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
+                    raise unwritten(self.path, error) from None
                 make_room()
 
     def alert(self, title: str, text: str, level: str = "ERROR") -> None:
@@ -207,10 +208,8 @@ class Tracker:
         """Have the disk take the rows so far."""
         if not self.accelerator.is_main_process:
             return
-        try:
+        with writing(self.path):  # network file systems say only here that they are full
             os.fsync(self._file.fileno())
-        except OSError as error:  # network file systems say only here that they are full
-            raise UserError(f"output_dir: {str(self.path)!r} cannot be written: {error}.") from None
 
     def _cut(self, rows: int) -> None:
         """Keep the first `rows` rows: a resumed run writes the later ones again."""
@@ -248,7 +247,7 @@ def _in_time(call: Callable[[], object]) -> None:
 
 
 def _warn(what: str, error: Exception) -> None:
-    print(f"warning: {what} ({first_line(error)})", file=sys.stderr, flush=True)
+    tell(f"warning: {what} ({first_line(error)})", sys.stderr)
 
 
 # --- one function a tracker: make it, start it, give it the config

@@ -35,7 +35,8 @@ def parse_duration(key: str, text: str | None) -> float | None:
     error."""
     if text is None:
         return None
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", str(text).strip())
+    units = f"{text}s" if str(text).isdecimal() else str(text)
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", units.strip())
     hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
     if not hours + minutes + seconds:
         raise UserError(f'{key}: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')

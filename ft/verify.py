@@ -20,7 +20,7 @@ from typing import Any
 from ft.cli import dump
 from ft.config import Config
 from ft.errors import UserError
-from ft.launch import kill_launch
+from ft.launch import asks_for, kill_launch
 from ft.runtime import NO_FP16, resolve_batch_size
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ class _Matrix:
 
         self.folder = folder
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        forced = asks_for("CPU")
         self.on_cpu = forced or gpus < 2
         self.why = " (one GPU is here, and two processes need two)" if gpus == 1 and not forced else ""
         self.precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -181,9 +181,8 @@ class _Matrix:
                         break
                     time.sleep(0.002)
                 out, _ = process.communicate()
-            if process.returncode != -signal.SIGKILL:
-                if process.returncode:
-                    raise UserError(f"verify: a launch failed; it said:\n{out}")
+            if process.returncode not in (0, -signal.SIGKILL):
+                raise UserError(f"verify: a launch failed; it said:\n{out}")
             if not (place / "results.json").exists():
                 return
             shutil.rmtree(place)
@@ -191,9 +190,8 @@ class _Matrix:
 
     @contextlib.contextmanager
     def _started(self, place: Path, processes: int, words: list[str]) -> Iterator[subprocess.Popen[str]]:
-        name = ("cpu" if processes == 1 else "multi_cpu") if self.on_cpu else "multi_gpu"
-        if not self.on_cpu and processes == 1:
-            name = "single_gpu"
+        one, several = ("cpu", "multi_cpu") if self.on_cpu else ("single_gpu", "multi_gpu")
+        name = one if processes == 1 else several
         command = [
             sys.executable, "-m", "accelerate.commands.launch",
             "--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"),

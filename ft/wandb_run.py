@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ft.errors import EXIT_STOPPED, UserError
+from ft.errors import EXIT_STOPPED, UserError, first_line, tell
 from ft.signals import noted_signal
 
 if TYPE_CHECKING:
@@ -120,9 +120,9 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
             if resumes
             else shlex.quote(str(started))
         )
-        print(f"W&B: offline ({why_offline}). To upload this run: wandb sync {place}", flush=True)
+        tell(f"W&B: offline ({why_offline}). To upload this run: wandb sync {place}")
     elif run.url:
-        print(f"W&B: {run.url}", flush=True)
+        tell(f"W&B: {run.url}")
     return tracker
 
 
@@ -248,11 +248,6 @@ def _why_offline(settings: Any) -> str:
     except Exception as error:  # a key that cannot be one
         return first_line(error)
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def close_trackers(exit_code: int) -> None:

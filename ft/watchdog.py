@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 
+from ft.errors import tell
+
 LINGER_SECONDS = 5.0  # for the other processes to print theirs, before the launcher ends them
 
 
@@ -39,11 +41,10 @@ class Watchdog:
         while not self._ended.wait(max(0.05, self._last + self.seconds - time.monotonic())):
             if time.monotonic() - self._last < self.seconds:
                 continue
-            print(
+            tell(
                 f"error: hang_timeout: process {self.rank}: nothing came to an end for {self.seconds:g} s; "
                 f"the last was: {self.what}. The stacks of its threads:",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )
             faulthandler.dump_traceback(all_threads=True)
             if not self._ended.wait(LINGER_SECONDS):

@@ -8,6 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from ft.errors import tell
+
 NAME = "writer"
 
 
@@ -59,4 +61,4 @@ class BackgroundWriter:
         except Exception as error:  # torch and safetensors raise types of their own for a full disk
             self.failures += 1
             self.last_error = f"{what} cannot be written: {str(error) or type(error).__name__}"
-            print(f"warning: {self.last_error}", file=sys.stderr, flush=True)
+            tell(f"warning: {self.last_error}", sys.stderr)

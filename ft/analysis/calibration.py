@@ -161,13 +161,13 @@ def _surest_first(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
 # --- precision and recall against the threshold
 
 
-def threshold_curve(probability: np.ndarray, happened: np.ndarray, points: int = POINTS) -> dict[str, Any]:
+def threshold_curve(probability: np.ndarray, happened: np.ndarray) -> dict[str, Any]:
     """What would be right if all that is given at least a threshold counted as predicted: `threshold`, evenly
     from 0 to 1, and `precision`, `recall` and `f1` there, each (points + 1,).
 
     probability, happened (decisions,). Precision is NaN where nothing is given that much; recall and F1 are
     where nothing happened."""
-    thresholds = np.linspace(0, 1, points + 1)
+    thresholds = np.linspace(0, 1, POINTS + 1)
     said = len(probability) - np.searchsorted(np.sort(probability), thresholds)
     true = np.count_nonzero(happened)
     hits = true - np.searchsorted(np.sort(probability[happened]), thresholds)

@@ -16,7 +16,7 @@ SPANS = {"matthews_correlation": 2, "pearsonr": 2, "spearmanr": 2, "mse": np.inf
 
 
 def differences(
-    one: Sequence[Predictions], other: Sequence[Predictions], resamples: int = RESAMPLES, seed: int = SEED
+    one: Sequence[Predictions], other: Sequence[Predictions], resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
     """Each metric of two sides, their runs (one, or one a seed) all scored on the same rows: a and b (means
     over the runs), difference (b - a), low and high of its 95 percent interval, p_value and test.
@@ -30,9 +30,9 @@ def differences(
     so the variance over rows of the difference of means, from the paired bootstrap, is added to the variances
     of the means over seeds, and the interval is Student's t with Welch's and Satterthwaite's degrees of
     freedom (94 to 99 of 100). A side with one run is given the other side's spread over seeds."""
-    drawn = [[_resampled(run, resamples, seed) for run in side] for side in (one, other)]
+    drawn = [[_resampled(run, resamples) for run in side] for side in (one, other)]
     values = [[_values(run) for run in side] for side in (one, other)]
-    p_values = tests(one[0], other[0], resamples, seed) if len(one) == len(other) == 1 else {}
+    p_values = tests(one[0], other[0], resamples) if len(one) == len(other) == 1 else {}
     found: dict[str, dict[str, Any]] = {}
     for name in values[0][0]:
         if name not in values[1][0]:
@@ -56,10 +56,10 @@ def differences(
     return found
 
 
-def _resampled(run: Predictions, resamples: int, seed: int) -> dict[str, np.ndarray]:
+def _resampled(run: Predictions, resamples: int) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for statistic in run.statistics:
-        found |= statistic.resampled(resamples, seed, row_by_row=True)
+        found |= statistic.resampled(resamples, SEED, row_by_row=True)
     return found
 
 
@@ -91,9 +91,7 @@ def _with_seeds(
     return difference - half, difference + half, p_value
 
 
-def tests(
-    one: Predictions, other: Predictions, resamples: int = RESAMPLES, seed: int = SEED
-) -> dict[str, tuple[float, str]]:
+def tests(one: Predictions, other: Predictions, resamples: int = RESAMPLES) -> dict[str, tuple[float, str]]:
     """Two-sided p-values of the differences between two runs, and the name of the test, for each metric.
 
     Accuracy of a single label: McNemar's exact test. Else a permutation test: the results of each row change
@@ -102,7 +100,7 @@ def tests(
     found: dict[str, tuple[float, str]] = {}
     for mine, theirs in zip(one.swapped, other.swapped, strict=True):
         observed = {name: value - theirs.values()[name] for name, value in mine.values().items()}
-        sums = swapped_sums((mine.features, mine.kind), (theirs.features, theirs.kind), resamples, seed)
+        sums = swapped_sums((mine.features, mine.kind), (theirs.features, theirs.kind), resamples, SEED)
         first, second = mine.metrics(sums[0]), theirs.metrics(sums[1])
         for name, gap in observed.items():
             if not np.isnan(gap):

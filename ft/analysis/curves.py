@@ -8,9 +8,7 @@ import numpy as np
 POINTS = 200  # of a curve, at most
 
 
-def precision_recall(
-    probability: np.ndarray, happened: np.ndarray, points: int = POINTS
-) -> tuple[np.ndarray, np.ndarray]:
+def precision_recall(probability: np.ndarray, happened: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Recall, from 0 to 1, and the precision there, each (points,), evenly over recall.
 
     probability, happened (decisions,), of which some happened."""
@@ -18,11 +16,11 @@ def precision_recall(
 
     precision, recall, _ = precision_recall_curve(happened, probability)
     precision, recall = precision[::-1], recall[::-1]
-    kept = _spread(recall, points)
+    kept = _spread(recall)
     return recall[kept], precision[kept]
 
 
-def roc(probability: np.ndarray, happened: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+def roc(probability: np.ndarray, happened: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False positive rate, from 0 to 1, and the true positive rate there, each (points,), evenly along the
     curve.
 
@@ -30,10 +28,10 @@ def roc(probability: np.ndarray, happened: np.ndarray, points: int = POINTS) -> 
     from sklearn.metrics import roc_curve
 
     false, true, _ = roc_curve(happened, probability)
-    kept = _spread(false + true, points)
+    kept = _spread(false + true)
     return false[kept], true[kept]
 
 
-def _spread(along: np.ndarray, points: int) -> np.ndarray:
+def _spread(along: np.ndarray) -> np.ndarray:
     """Which of the ascending numbers to keep, so that they are evenly spread and both ends are there."""
-    return np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], points)))
+    return np.unique(np.searchsorted(along, np.linspace(along[0], along[-1], POINTS)))

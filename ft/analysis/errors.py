@@ -29,11 +29,11 @@ def slices(values: Sequence[Any], measure: Callable[[np.ndarray], dict[str, Any]
 
 
 def length_slices(
-    lengths: np.ndarray, measure: Callable[[np.ndarray], dict[str, Any]], buckets: int = BUCKETS
+    lengths: np.ndarray, measure: Callable[[np.ndarray], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The same for about equally large groups of rows of similar length (rows,), the shortest first. The
     value is "from-to", both ends included."""
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, buckets + 1), method="lower"))
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BUCKETS + 1), method="lower"))
     # A bucket ends with its edge; the first one begins with the shortest.
     place = np.searchsorted(edges[1:], lengths) if len(edges) > 1 else np.zeros(len(lengths), np.int64)
     out = []

@@ -11,6 +11,9 @@ from ft.errors import UserError
 from ft.values import is_installed
 
 REGRESSION_SHARE = 0.05  # of the rows that are listed, where nothing says how many are wrong
+# Of a regression, up to here by how far a row lies from others ("outre"), which takes 8 bytes for each pair
+# of rows; above, by its error in standard deviations alone.
+OUTRE_ROWS = 10_000
 
 
 def check_cleanlab() -> None:
@@ -40,7 +43,11 @@ def suspects(judged: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
     if probabilities is None:
         from cleanlab.regression.rank import get_label_quality_scores as quality_of_numbers
 
-        quality = quality_of_numbers(truth, judged.predicted)
+        if len(truth) <= OUTRE_ROWS:
+            quality = quality_of_numbers(truth, judged.predicted)
+        else:
+            scale = truth.std() or 1.0
+            quality = quality_of_numbers(truth / scale, judged.predicted / scale, method="residual")
         return np.argsort(quality, kind="stable")[: int(np.ceil(REGRESSION_SHARE * len(truth)))], quality
     options: dict[str, Any] = {"return_indices_ranked_by": "self_confidence", "n_jobs": 1}
     if truth.ndim == 1:

@@ -62,7 +62,7 @@ def choose_columns(
         ("label_column_name", [label] if label and is_labelled else []),
     ):
         for name in names:
-            _check_there(key, table, name, split)
+            check_there(key, table, name, split)
     label = label or guess_label(table)
     if label is None and is_labelled:
         raise UserError(f"label_column_name: cannot tell the label among the columns {listed}; name it.")
@@ -102,7 +102,7 @@ def choose_id(table: pa.Table, wanted: str | None, used: Sequence[str], split: s
         known = [name for known in ID_NAMES for name in there if name.lower() == known]
         good = [name for name in known if there.count(name) == 1 and name not in used]
         return next((name for name in good if _as_id(table[name]) is not None), "")
-    _check_there("id_column_name", table, wanted, split)
+    check_there("id_column_name", table, wanted, split)
     if wanted in used:
         raise UserError(f"id_column_name: {wanted!r} is the text or the label, too; name another column.")
     if wanted in (*RESERVED, *WRITTEN, "text"):
@@ -148,7 +148,9 @@ def _listed(table: pa.Table) -> str:
     return ", ".join(f"{f.name!r}" if _is_string(f.type) else f"{f.name!r} ({f.type})" for f in table.schema)
 
 
-def _check_there(key: str, table: pa.Table, name: str, split: str) -> None:
+def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
+    """Raise `UserError` where the column that an option names is not in the data of a split, or is there
+    twice."""
     there = table.column_names
     if there.count(name) != 1:
         found = "no column" if name not in there else "more than one column"

@@ -158,11 +158,12 @@ def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[in
             return
         if any("\0" in field for field in fields):
             raise UserError(f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text.")
-        # Files of tabs are often not quoted at all, and texts hold no tab.
+        # Files of tabs are often not quoted at all, and texts seldom hold tabs.
         if tabs and len(taken) > 1 and all(line.count("\t") == len(fields) - 1 > 0 for line in taken):
             raise UserError(
                 f"{path}: lines {start} to {reader.line_num}: broken row: a quote opens a field that goes on "
-                f"over {len(taken)} rows; double the quotes inside a field, and put it in quotes."
+                f"over {len(taken)} rows; double the quotes inside a field, and put it in quotes. Where "
+                "the text does hold tabs and line breaks, save the file as csv or jsonl."
             )
         if fields:
             yield start, fields

@@ -12,6 +12,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
+EVALS, TESTS = ("eval", "evaluation"), ("test", "testing")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\..+")  # for years, with a hash behind it
 
 
@@ -39,8 +40,8 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     files = sorted(
         p for p in path.rglob("*") if format_of(p) and not p.is_dir() and not is_hidden(p.relative_to(path))
     )
-    word = re.compile(rf"(?<![a-z0-9]){re.escape(options.train_split_name.lower())}(?![a-z0-9])")
-    training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)).lower())]
+    word = _word(options.train_split_name)  # to `datasets`, Train.csv is all that there is, test rows, too
+    training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)))]
     has_configurations = "configs" in _card(path)
     if not files or not (training or has_configurations):
         return None
@@ -50,6 +51,9 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
         wanted = None
     files = [file for file in files if inside is None or (path / inside) in file.parents]
     _check_files(files, path)
+    root = path / (inside or "") / "data"  # where the shards of each split have its name
+    if not has_configurations and not any(f.parent == root and SHARD.fullmatch(f.name) for f in files):
+        _check_test_files([file.relative_to(path) for file in files], path)
     try:
         where = {"data_dir": inside} if inside else {}
         has_tables = any(format_of(file) in SEPARATORS for file in files)
@@ -105,7 +109,7 @@ def _configuration(file: Path, train: re.Pattern[str]) -> Path:
     """The folder of a configuration to which a training file belongs: CONFIGURATION/train-... or
     CONFIGURATION/train/..."""
     folder = file.parent
-    return folder.parent if train.fullmatch(folder.name.lower()) else folder
+    return folder.parent if train.fullmatch(folder.name) else folder
 
 
 def _choose(wanted: str | None, folders: list[str], path: Path) -> str | None:
@@ -120,6 +124,22 @@ def _choose(wanted: str | None, folders: list[str], path: Path) -> str | None:
         f"dataset_config_name: found {wanted or 'none'!r}; {str(path)!r} holds the configurations "
         f"{', '.join(folders[:20])}: name one of them."
     )
+
+
+def _word(*words: str) -> re.Pattern[str]:
+    """One of the words, in a path."""
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, words))})(?![A-Za-z0-9])")
+
+
+def _check_test_files(files: list[Path], path: Path) -> None:
+    """Refuse files of two kinds that `datasets` would score as one, and where one fits both, twice."""
+    evals, tests = ([f for f in files if _word(*words).search(str(f))] for words in (EVALS, TESTS))
+    if evals and tests:
+        raise UserError(
+            f"dataset_name: {str(path)!r} holds {evals[0]} and {tests[0]}, which `datasets` takes for one "
+            "test split; rename the first to validation, or name all as train_file, validation_file and "
+            "test_file."
+        )
 
 
 def _check_files(files: list[Path], path: Path) -> None:

@@ -7,27 +7,22 @@ from typing import Any
 import numpy as np
 
 from ft.config import Config
+from ft.data.audit import check_there
 from ft.data.prepare import Data
 from ft.data.sources import Source, find_sources
-from ft.errors import UserError
 
 
 def check_slice_columns(options: Config, data: Data) -> None:
     """Raise `UserError` where a column of `slice_columns` is not in the data of a split that is scored."""
-    scored = [split for split in data.splits if split != "train"] or list(
-        data.splits
-    )  # eval.py --split train
-    sources = find_sources(options) if options.slice_names else {}
-    for split in scored if options.slice_names else ():
+    if not options.slice_names:
+        return
+    sources = find_sources(options)
+    held_out = [split for split in data.splits if split != "train"]
+    for split in held_out or data.splits:  # eval.py --split train has that alone
         source = _source_of(split, sources, data)
-        there = source.read().column_names
+        table = source.read()
         for name in options.slice_names:
-            if there.count(name) != 1:
-                found = "no column" if name not in there else "more than one column"
-                raise UserError(
-                    f"slice_columns: the {source.name} data has {found} {name!r}; its columns: "
-                    f"{', '.join(map(repr, there))}."
-                )
+            check_there("slice_columns", table, name, source.name)
 
 
 def slice_values(options: Config, data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any]]:

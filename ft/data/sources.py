@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ft import checkpoint
 from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
 from ft.data.hub import is_hidden, load_by_id, load_copy
 from ft.errors import UserError
@@ -51,22 +51,12 @@ class Source:
         total = hashlib.sha256(json.dumps([self.identity, self.class_names]).encode())
         for path in self.files:
             try:
-                with open(path, "rb") as file:
-                    digest = _digest(file)
+                digest = checkpoint.digest(path)["sha256"]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
             name = str(path.relative_to(self.root)) if self.root else format_of(path)
             total.update(f"{name}:{digest}\n".encode())
         return total.hexdigest()
-
-
-def _digest(file: IO[bytes]) -> str:
-    if hasattr(hashlib, "file_digest"):
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def find_sources(options: DataOptions) -> dict[str, Source]:
@@ -140,6 +130,8 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
         return _from_splits(copy, options, str(path))
     if options.dataset_config_name:
         raise _no_configurations(path)
+    if not found and _texts_in(path):
+        found["train"] = _from_path("train", path)
     _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
     return found
 
@@ -152,7 +144,7 @@ def _no_configurations(path: Path) -> UserError:
 
 
 def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
-    """The splits of a folder with a file or a folder of class folders for each, or with class folders."""
+    """The splits of a folder with a file or a folder of class folders for each."""
     found: dict[str, Source] = {}
     for split, names in _wanted(options).items():
         for stem in names:
@@ -170,8 +162,6 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
-    if not found and _texts_in(path):
-        found["train"] = _from_path("train", path)
     return found
 
 
@@ -285,7 +275,8 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
             if isinstance(inner, datasets.ClassLabel):
                 labels[column] = list(inner.names)
         identity = "" if files else dataset._fingerprint
-        found[split] = Source(split, files, _table_of(dataset, labels), labels, identity=identity)
+        read = partial(_without_missing, dataset.data.table, labels)
+        found[split] = Source(split, files, read, labels, identity=identity)
     _require(found, options, list(splits), where)
     return found
 
@@ -300,10 +291,6 @@ def _read_files(paths: list[Path]) -> pa.Table:
                 f"{', '.join(tables[0].column_names)}; expected the same in all files of a split."
             )
     return pa.concat_tables(table.select(tables[0].column_names) for table in tables)
-
-
-def _table_of(dataset: Any, class_labels: Iterable[str]) -> Callable[[], pa.Table]:
-    return lambda: _without_missing(dataset.data.table, class_labels)
 
 
 def _without_missing(table: pa.Table, class_labels: Iterable[str]) -> pa.Table:

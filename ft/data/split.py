@@ -30,7 +30,7 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
         rows = generator.permutation(np.flatnonzero(strata == value))
         for name, percentage in percentages.items():
             owed[name] += np.count_nonzero(strata == value) * percentage / 100
-            take = min(round(owed[name]), max(len(rows) - 1, 0))
+            take = min(round(owed[name]), len(rows) - 1)
             # What a class cannot give is no other's to give: hundreds of one row each would take a large one.
             owed[name] = min(owed[name] - take, 0.5)
             parts[name].append(rows[:take])

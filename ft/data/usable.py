@@ -249,7 +249,7 @@ def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: di
                     f"WARNING {other}: {len(rows):,} rows have a text that is in {split}, too; "
                     "on_duplicates: drop takes them out"
                 )
-            if other in tables and tables[other].num_rows == 0:
+            if tables[other].num_rows == 0:
                 raise UserError(f"{other} data: every row's text is in {split}, too; nothing is left.")
     for split, table in tables.items():
         count = table.num_rows - len(joined_text(table, columns).unique())

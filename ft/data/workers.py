@@ -1,4 +1,5 @@
-"""Processes beside the run that encode its texts."""
+"""Processes beside the run that encode its texts: the heap that suits a run makes a tokenizer slower (0.84 of
+the library's own speed in the run, 1.04 beside it)."""
 
 from __future__ import annotations
 

@@ -167,5 +167,7 @@ def _conclude(config: Config, report: dict[str, Any], findings: Findings) -> int
         report["written"] = str(path)
     except OSError as error:
         report["written"] = f"nothing: {path}: {error.strerror}"
+    except UserError as error:
+        report["written"] = f"nothing: {error}"
     print(printable("\n".join(screen(report))), flush=True)
     return EXIT_USER_ERROR if blocking else EXIT_DONE

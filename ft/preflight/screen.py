@@ -131,4 +131,4 @@ def _machine(report: dict[str, Any]) -> list[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False) or [text]
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False)

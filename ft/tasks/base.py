@@ -138,6 +138,11 @@ class Task(ABC):
         """How a metric that the user names takes predictions, see `ft.metrics.NamedMetrics`."""
         return "classes"
 
+    @property
+    def metric_count(self) -> int:
+        """Of how many classes or labels such a metric sees predictions."""
+        return 2
+
     @abstractmethod
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """Metrics over all rows of a split: numbers under flat keys, and tables under other keys."""

@@ -77,6 +77,21 @@ def test_a_signal_saves_and_exits_with_75(started, run_words, tmp_path, whole, n
 
 
 @pytest.mark.case(
+    "Ctrl-C that ends the reader of the run's output, too (`tee log`)",
+    "saved after the running update, exit 75",
+)
+def test_a_run_to_which_nobody_listens_any_more_saves(started, run_words, tmp_path):
+    process = started(ONE, run_words)
+    wait_for_updates(tmp_path / "run", 20)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 75
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+
+
+@pytest.mark.case(
     "SIGTERM to `accelerate launch` with one process",
     "the training process follows after saving; resumed, the end is bit-identical",
 )

@@ -278,6 +278,46 @@ def test_an_evaluation_of_another_model_in_the_folder_of_a_run_is_not_taken_for_
     assert compare(short, deep, tmp_path / "out")["metrics"] == before
 
 
+def test_what_else_a_user_has_in_the_folder_of_a_run_stays(trained, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
+    deep, short = (shutil.copytree(trained / name / "seed-42", tmp_path / name) for name in ("deep", "short"))
+    for side in (deep, short):
+        shutil.rmtree(side / "evaluation-test", ignore_errors=True)
+    before = compare(short, deep, tmp_path / "out")["metrics"]
+    place = short / "evaluation-test"
+    words = {"model_name_or_path": short / "best", "output_dir": short, "split": "test"}
+    words["config"] = short / "config.yaml"
+
+    # Suspected label errors, for the same scores; and a table of the user's beside them.
+    score_here(**words, suspected_label_errors="true")
+    (place / "predictions.xlsx").write_text("of the user")
+    kept = {path.name: path.read_bytes() for path in place.iterdir()}
+    capsys.readouterr()
+    assert compare(short, deep, tmp_path / "out")["metrics"] == before
+    assert "test: 47 rows" not in capsys.readouterr().out
+
+    # Predictions on new texts.
+    (tmp_path / "new.jsonl").write_text('{"text": "a great film"}\n')
+    score_here(**words, test_file=tmp_path / "new.jsonl")
+    new = (place / "predictions.jsonl").read_bytes()
+    assert "label_errors.jsonl" in kept and new.count(b"\n") == 1
+    for _ in range(2):
+        capsys.readouterr()
+        assert compare(short, deep, tmp_path / "out")["metrics"] == before
+        assert (place / "predictions.jsonl").read_bytes() == new
+    assert "test: 47 rows" not in capsys.readouterr().out  # the second time, those of compared-test are there
+
+
+def test_the_format_of_an_evaluation_is_what_its_results_say(trained, reviews, tmp_path):
+    words = {"model_name_or_path": trained / "short/seed-42/best", "dataset_name": reviews}
+    for kind in ("jsonl", "parquet"):
+        score_here(**words, output_dir=tmp_path / "one", predictions_format=kind)
+    later = time.time() + 100  # a copy of the folder may change the order of its files' times
+    os.utime(tmp_path / "one/predictions.jsonl", (later, later))
+    with pytest.raises(UserError, match=r"was evaluated again since .*, with predictions\.parquet"):
+        compare(tmp_path / "one", tmp_path / "one", tmp_path / "out")
+
+
 def test_an_evaluation_in_the_folder_of_several_seeds_has_a_place_of_its_own(trained, reviews):
     before = (trained / "short/results.json").read_bytes()
     best = trained / "short/seed-42/best"

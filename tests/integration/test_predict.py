@@ -242,7 +242,9 @@ def test_labelled_rows_keep_their_scores_and_get_their_ids(models, tmp_path):
     assert all("id" not in line for line in results["test/worst_errors"])  # as after training
 
 
-def test_what_is_said_in_a_folder_is_of_its_last_evaluation(models, kinds, reviews, tmp_path, monkeypatch):
+def test_what_is_said_in_a_folder_is_of_its_last_evaluation(
+    models, kinds, reviews, tmp_path, monkeypatch, capsys
+):
     """Of two, `--compare` could take the predictions of one for those of the other's options."""
     source, file = unlabelled(kinds, reviews, "single", tmp_path / "new.jsonl", drop=True)
     words = {"model_name_or_path": models / "single/best", "output_dir": tmp_path / "out"}
@@ -255,8 +257,10 @@ def test_what_is_said_in_a_folder_is_of_its_last_evaluation(models, kinds, revie
     assert score_here(**words, test_file=source, predictions_format="csv") == EXIT_DONE
     with pytest.raises(UserError, match=r"was evaluated again since predictions.jsonl was written"):
         find_predictions(tmp_path / "out", None)
+    capsys.readouterr()
     predict(models / "single/best", file, tmp_path / "out")
     assert left() == {"predictions.csv", "predictions.jsonl"}
+    assert "from an earlier evaluation: results.json, report.html" in capsys.readouterr().out
     monkeypatch.setattr("ft.page.write_page", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         score_here(**words, test_file=source)
@@ -277,6 +281,20 @@ def test_a_pair_of_which_a_text_is_missing_is_not_taken_for_a_text(models, tmp_p
     (tmp_path / "new.jsonl").write_text('{"one": "a film", "text": "another"}\n')
     with pytest.raises(UserError, match=r"trained on 'two' and 'one', but the data has no column 'two'"):
         predict(models / "pairs/best", tmp_path / "new.jsonl", tmp_path / "out")
+
+
+def test_an_evaluation_reads_the_columns_that_training_found(tiny_model, tmp_path):
+    """Seen alone, the test file's text would be the title, and its label the stars."""
+    for number, name in enumerate(("train", "validation", "test")):
+        rows = [{"message": row["text"], "score": len(row["text"]) / 9} for row in make_rows(40, number)]
+        more = {"title": "a film", "stars": 3} if name == "test" else {}
+        write_csv(tmp_path / "data" / f"{name}.csv", [row | more for row in rows])
+    words = {"model_name_or_path": tiny_model, "dataset_name": tmp_path / "data", "max_train_steps": 4}
+    assert train_here(**words, output_dir=tmp_path / "run", save_strategy="no") == EXIT_DONE
+    reported = json.loads((tmp_path / "run/results.json").read_text())["test/mse"]
+    words = {"model_name_or_path": tmp_path / "run/best", "test_file": tmp_path / "data/test.csv"}
+    assert score_here(**words, output_dir=tmp_path / "out") == EXIT_DONE
+    assert json.loads((tmp_path / "out/results.json").read_text())["test/mse"] == pytest.approx(reported)
 
 
 def test_a_text_column_may_have_the_name_of_ours(models, tmp_path):
@@ -313,6 +331,15 @@ def test_what_is_refused(rows, options, patterns, models, tmp_path):
         predict(models / "single/best", tmp_path / "new.jsonl", tmp_path / "out", **options)
     assert all(pattern in str(refused.value) for pattern in patterns), refused.value
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_rows_of_parquet_are_written_a_group_at_a_time(models, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr("ft.prediction_files.GROUP_ROWS", 20)
+    words = {"model_name_or_path": models / "single/best", "test_file": reviews / "test.csv"}
+    assert score_here(**words, output_dir=tmp_path / "out", predictions_format="parquet") == EXIT_DONE
+    file = pq.ParquetFile(tmp_path / "out/predictions.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [20, 20, 7]
+    assert file.read()["row"].to_pylist() == list(range(47))
 
 
 def test_csv_refuses_labels_that_hold_the_delimiter(models, kinds, reviews, tmp_path):

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, flags
 
 from ft.cli import dump, parse
-from ft.config import Config, EvalConfig
+from ft.config import Config, EvalConfig, parse_duration
 
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.csv"]
 
@@ -144,6 +144,13 @@ def test_a_number_of_yaml_is_read_as_on_the_command_line(tmp_path, capsys):
     assert config_of(*NEEDED, str(tmp_path / "c.yaml")).seed == config_of(*NEEDED, "--seed", "010").seed == 10
     (tmp_path / "c.yaml").write_text("max_time: 11:30\n")
     assert "max_time: found '11:30'" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
+def test_a_duration_names_its_units(capsys):
+    given = {"90": 90, "90s": 90, "45m": 2700, "1h30m": 5400, "11h30m5s": 41405, None: None}
+    assert {text: parse_duration("max_time", text) for text in given} == given
+    for text in ("1h30", "5m10", "0", "h", ""):  # an hour and a half is no hour and half a minute
+        assert f"max_time: found '{text}'" in refused(capsys, *NEEDED, "--max_time", text)
 
 
 @pytest.mark.parametrize("value", ["[a, null]", "[[a], b]", "!!set {a, b}", "!!binary aGk=", "{a: b}"])

@@ -104,7 +104,7 @@ def test_a_class_that_no_row_has_is_no_obstacle():
     assert suspects(predictions.single_label(probabilities, given))[0].tolist() == [7]
 
 
-def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
+def test_flipped_labels_of_several_and_numbers_far_off_are_suspected(monkeypatch):
     pytest.importorskip("cleanlab")
     generator = np.random.default_rng(1)
     truth = generator.random((600, 5)) < 0.3
@@ -119,8 +119,10 @@ def test_flipped_labels_of_several_and_numbers_far_off_are_suspected():
     numbers = generator.normal(size=600)
     given = numbers.copy()
     given[flipped] += 4
-    found, _ = suspects(predictions.regression(numbers + 0.1 * generator.normal(size=600), given))
-    assert set(found) == set(flipped)
+    for most in (10_000, 100):  # of more rows, a way that takes no memory for pairs of them
+        monkeypatch.setattr("ft.analysis.label_errors.OUTRE_ROWS", most)
+        found, _ = suspects(predictions.regression(numbers + 0.1 * generator.normal(size=600), given))
+        assert set(found) == set(flipped)
 
 
 @pytest.mark.parametrize("truth", [[1] * 9, [0] * 9])

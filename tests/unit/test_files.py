@@ -144,6 +144,7 @@ def test_a_quote_that_swallows_rows_of_a_file_that_is_not_quoted(tmp_path):
     rows = '"I went there.\t1\nThen I came back."\t0\n'
     message = refused(write(tmp_path / "a.tsv", f"text\tlabel\n{rows}"))
     assert "lines 2 to 3: broken row: a quote opens a field that goes on over 2 rows" in message
+    assert "save the file as csv or jsonl" in message  # which one that is rightly quoted takes, too
     table = read_table(write(tmp_path / "b.tsv", 'text\tlabel\n"a\nb"\tx\n"a ""b"""\ty\n'))
     assert table.to_pylist() == [{"text": "a\nb", "label": "x"}, {"text": 'a "b"', "label": "y"}]
 

@@ -76,6 +76,25 @@ def test_a_config_from_a_pipe_is_read_once_and_so_nothing_starts_again(tmp_path,
     assert tunables == ""
 
 
+@pytest.mark.parametrize("told", ["true", "false"])
+def test_a_launch_for_the_cpu_beside_a_gpu_has_the_heap(tmp_path, told):
+    gpu = "import os.path as path; there = path.exists\n"
+    gpu += "path.exists = lambda name: name == '/dev/nvidiactl' or there(name)\n"
+    (tmp_path / "gpu.py").write_text(gpu)
+    (tmp_path / "script.py").write_text("import gpu\n" + BEGINNING + TELL)
+    known = (TUNABLES, "CUDA_VISIBLE_DEVICES")
+    plain = {name: value for name, value in os.environ.items() if name not in known}
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        env={**plain, "PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": told},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert bool(json.loads(done.stdout)[0]) == (told == "true"), done.stderr
+
+
 def test_settings_of_the_user_stay(tmp_path):
     mine = "glibc.malloc.tcache_count=3:glibc.malloc.perturb=7"
     (tunables, *_), _ = say(tmp_path, TELL, **{TUNABLES: mine})

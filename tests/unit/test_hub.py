@@ -160,6 +160,37 @@ def test_a_file_whose_name_says_no_split_is_not_taken_for_training(tmp_path):
         found(tmp_path)
 
 
+@pytest.mark.parametrize("names", [["Train.csv", "Test.csv"], ["data/TRAIN.csv", "data/Valid.csv"]])
+def test_a_name_in_capitals_is_no_split_as_it_is_none_to_datasets(tmp_path, names):
+    """`datasets` takes all of the files for training then, those of the test rows, too."""
+    for name in names:
+        write_csv(tmp_path / name, make_rows(6))
+    with pytest.raises(UserError, match="no training split 'train'; it holds"):
+        found(tmp_path)
+
+
+def test_files_that_datasets_would_score_as_one_are_named(tmp_path):
+    for name in ("train", "eval", "test"):
+        write_csv(tmp_path / "data" / f"{name}.csv", make_rows(6))
+    with pytest.raises(UserError, match=r"holds data/eval\.csv and data/test\.csv, which `datasets` takes"):
+        found(tmp_path)
+
+
+def test_shards_are_of_the_split_that_they_name(tmp_path):
+    for split in ("train", "eval", "test"):
+        put(tmp_path / "data" / f"{split}-00000-of-00001.parquet", split)
+    splits = found(tmp_path, validation_split_name="eval")
+    assert {name: texts(source)[0] for name, source in splits.items()} == {
+        "train": "train 0", "validation": "eval 0", "test": "test 0",
+    }  # fmt: skip
+
+
+def test_a_text_file_beside_the_data_is_no_class(tmp_path):
+    put(tmp_path / "data" / "train-00000-of-00001.parquet", "learn")
+    (tmp_path / "data" / "classes.txt").write_text("worst\nbest\n")
+    assert texts(found(tmp_path)["train"])[0] == "learn 0"
+
+
 def test_a_file_that_was_not_fetched_from_git_lfs(tmp_path):
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir()

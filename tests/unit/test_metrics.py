@@ -268,6 +268,14 @@ def test_a_metric_that_fails_or_gives_no_numbers_is_refused_before_training(tmp_
     assert "\n" not in str(error.value)
 
 
+def test_a_metric_that_takes_two_classes_alone_is_refused_before_training_on_three(tmp_path):
+    from_sklearn = "{'f1': __import__('sklearn.metrics').metrics.f1_score(references, predictions)}"
+    folder = metric_in(tmp_path / "binary", from_sklearn)
+    assert NamedMetrics([folder], OURS, count=2).keys() == ["f1"]
+    with pytest.raises(UserError, match=r"metrics: 'binary' fails .*multiclass"):
+        NamedMetrics([folder], OURS, count=3)
+
+
 def test_the_names_of_evaluate_stand_for_ours_of_the_kind():
     labels, scores = np.eye(3, dtype=int), np.full((3, 3), 0.6)
     ours = multilabel_metrics(scores, labels, list("abc"))

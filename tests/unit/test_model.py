@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -138,6 +139,40 @@ def test_a_model_without_token_types_gets_none(tiny_model):
         config = AutoConfig.for_model("roberta", type_vocab_size=types)
         found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
         assert set(found) == (names or {"input_ids", "token_type_ids", "attention_mask"})
+    config = AutoConfig.for_model("gpt2")  # adds the embedding of the token of that number
+    found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
+    assert set(found) == {"input_ids", "attention_mask"}
+
+
+def test_a_tokenizer_that_names_no_token_pads_with_what_the_model_does_or_is_refused(folder):
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(folder)
+    config = AutoConfig.for_model("modernbert", pad_token_id=4)
+    found = load_tokenizer(Config(model_name_or_path=str(folder)), config)
+    assert (found.pad_token_id, config.pad_token_id) == (4, 4)
+    with pytest.raises(UserError, match="has no token for padding, the end of a text or what is unknown"):
+        load_tokenizer(Config(model_name_or_path=str(folder)), AutoConfig.for_model("gpt2"))
+
+
+def test_files_that_their_libraries_refuse_in_types_of_their_own_are_one_message(folder, monkeypatch):
+    from transformers import AutoTokenizer
+
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"layer_norm_eps": "1e-12"}))
+    with pytest.raises(UserError, match=r"model_name_or_path: .* cannot be loaded: .*layer_norm_eps"):
+        built(folder)
+    (folder / "config.json").write_text(json.dumps(content))
+    newer = Mock(side_effect=Exception("data did not match any variant of untagged enum ModelWrapper"))
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="cannot be loaded: data did not"):
+        patched.setattr(AutoTokenizer, "from_pretrained", newer)
+        built(folder)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n"
+    (folder / "tokenizer.json").write_text(pointer)
+    with pytest.raises(UserError, match=r"tokenizer\.json' is the pointer of Git LFS"):
+        built(folder)
 
 
 def test_a_token_without_an_embedding_is_refused_where_a_text_holds_it(tiny_model, tokenizer):

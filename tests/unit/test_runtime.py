@@ -1,6 +1,9 @@
 """The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
 
+import os
 import random
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -65,6 +68,24 @@ def test_three_numbers_that_contradict_each_other_are_refused():
 )
 def test_the_summary_says_no_more_of_an_update_than_is_true(rows, processes, most, said):
     assert described_update(rows, processes, most) == said
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_the_hugging_face_libraries_count_nothing_and_are_offline_together(offline):
+    """`datasets` and `evaluate` tell Amazon's S3 which data and metrics are loaded, if not told otherwise."""
+    script = (
+        "from types import SimpleNamespace; from ft.runtime import set_environment; "
+        "set_environment(SimpleNamespace(deterministic=False)); import datasets, evaluate; "
+        "print(datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS, "
+        "evaluate.config.HF_EVALUATE_OFFLINE)"
+    )
+    known = ("HF_UPDATE_DOWNLOAD_COUNTS", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
+    words = {name: value for name, value in os.environ.items() if name not in known}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**words, "HF_HUB_OFFLINE": offline}, text=True,
+        capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "False", str(offline == "1")]
 
 
 def test_an_evaluation_needs_no_tracker_of_its_run(monkeypatch):

@@ -216,6 +216,11 @@ class TextClassification(Task):
         """See the kinds."""
         return self.kind.metric_style
 
+    @property
+    def metric_count(self) -> int:
+        """See the base."""
+        return len(self.label_names)
+
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """See the kinds."""
         return self.kind.metrics(scores, labels)

@@ -43,8 +43,3 @@ def binary_cross_entropy(
         doubt = (labels - logits.sigmoid()).abs()  # 1 - p of what is true
         terms = terms * doubt.clamp_min(LEAST_DOUBT).pow(gamma)
     return terms.mean(1)
-
-
-def squared_error(predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(rows,) of `predicted` and `targets` (rows,)."""
-    return (predicted - targets).square()

@@ -13,7 +13,6 @@ from ft.errors import UserError
 from ft.metrics import REGRESSION_METRICS, regression_metrics
 from ft.tasks.text_classification.kind import Kind, output_layer
 from ft.tasks.text_classification.labels import DECIMAL, REGRESSION, SINGLE, is_mixed
-from ft.tasks.text_classification.losses import squared_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,7 +125,7 @@ class Regression(Kind):
     def training_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Squared error in units of the training rows' variance."""
         targets = ((labels - self.offset) / self.scale).float()
-        return squared_error(logits[:, 0], targets) * (self.scale / self.std) ** 2
+        return (logits[:, 0] - targets).square() * (self.scale / self.std) ** 2
 
     def plain_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The same."""

@@ -1,0 +1,76 @@
+"""What a run does to its folder: nothing of a run is lost to a restart, to another run, or to a full disk."""
+
+import errno
+import json
+import shutil
+from unittest.mock import Mock
+
+import pytest
+from conftest import metrics_of, train_here
+
+from ft.errors import UserError
+from ft.output import write_whole
+
+
+@pytest.fixture
+def words(base_flags):
+    return {**base_flags, "max_train_steps": 6, "save_strategy": "steps", "save_steps": 3}
+
+
+def test_a_launcher_does_not_replace_what_its_own_run_has_made(words, tmp_path, monkeypatch):
+    """`--max_restarts` with `--overwrite_output_dir`: the second attempt would begin anew."""
+    anew = {"overwrite_output_dir": "true"}
+    assert train_here(**words, **anew) == 0
+    seeds = {**words, "output_dir": tmp_path / "seeds", "num_seeds": 2}
+    assert train_here(**seeds, **anew) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for run, place in ((words, "run/checkpoints/step-00000006"), (seeds, "seeds/seed-42")):
+        with pytest.raises(UserError, match=f"has come to .*{place}.*--resume_from_checkpoint latest"):
+            train_here(**run, **anew)
+        assert (tmp_path / place).exists()
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+
+
+def test_damaged_checkpoints_that_are_said_to_be_kept_are_kept(words, tmp_path, capsys):
+    assert train_here(**words) == 0
+    for path in (tmp_path / "run/checkpoints").glob("step-*/model.safetensors"):
+        path.write_bytes(b"")
+    assert train_here(**words, overwrite_output_dir="true", resume_from_checkpoint="latest") == 0
+    assert "kept as damaged-step-00000006" in capsys.readouterr().out
+    assert (tmp_path / "run/checkpoints/damaged-step-00000006/manifest.json").exists()
+
+
+def test_what_another_run_left_is_replaced_as_is_said(words, tmp_path, capsys):
+    assert train_here(**words) == 0
+    assert train_here(**{**words, "output_dir": tmp_path / "other", "seed": 7}) == 0
+    (tmp_path / "other/wandb_id").write_text("of the other")
+    start = shutil.copytree(tmp_path / "run/checkpoints/step-00000003", tmp_path / "from")
+    resumed = {**words, "output_dir": tmp_path / "other", "resume_from_checkpoint": start}
+    capsys.readouterr()
+    # Stopped at once: what is there then is of this run, or was kept aside.
+    assert train_here(**resumed, max_time="1s") == 75
+    assert "what another run has left in" in capsys.readouterr().out
+    left = {path.name for path in (tmp_path / "other").iterdir() if not path.name.startswith(".")}
+    assert not left & {"wandb_id", "results.json", "final"}
+    assert {"config.yaml", "checkpoints"} <= left
+    assert [row["step"] for row in metrics_of(tmp_path / "other") if "train/loss" in row][:1] == [4]
+
+
+def test_a_training_that_is_done_is_scored_though_none_of_its_checkpoints_was_written(
+    words, tmp_path, monkeypatch, capfd
+):
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("ft.saver.write_checkpoint", full)
+    assert train_here(**{**words, "save_steps": 2}) == 0
+    assert full.call_count == 3 and "checkpoint of update 6" in capfd.readouterr().err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["train/total_steps"] == 6 and "test/accuracy" in results
+
+
+def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):
+    write_whole(tmp_path / "results.json", "whole")
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(UserError, match=r"output_dir: .*results\.json' cannot be written: No space left"):
+        write_whole(tmp_path / "results.json", "half")
+    assert (tmp_path / "results.json").read_bytes() == b"whole"
