@@ -42,6 +42,20 @@ WORDS = {
 COMMON = ["the", "a", "this", "film", "book", "phone", "was", "is", "very", "and", "it", "not", "we", "saw"]
 
 
+# The longest tests, of a minute and more. Worksteal shares out tests by their number and not by their time:
+# one of these that comes last would be waited for by all processes but its own.
+LONGEST = (
+    "test_a_preempted_job_is_requeued", "test_twenty_random_kills", "test_a_config_that_keeps_the_promise",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest tests come first, where several processes share them."""
+    if hasattr(config, "workerinput"):  # alone, in their order, which is that of the table of faults
+        items.sort(key=lambda item: not item.name.startswith(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf-home"))
@@ -256,11 +270,7 @@ def launch(
     command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a script for real; after `timeout` seconds all its processes are killed and the test fails."""
-    if command[0] == "fork":
-        assert not environment, "what a library reads when it is imported cannot be changed for a fork"
-        process = Fork(script, words, int(command[1]))
-    else:
-        process = start(command, words, script, **environment)
+    process = start(command, words, script, **environment)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -274,8 +284,11 @@ def launch(
 
 def start(
     command: list[str], words: list[str], script: str = "train.py", **environment: str
-) -> subprocess.Popen[str]:
+) -> subprocess.Popen[str] | Fork:
     """Begin to run a script for real; who calls this has to end it, see `started`."""
+    if command[0] == "fork":
+        assert not environment, "what a library reads when it is imported cannot be changed for a fork"
+        return Fork(script, words, int(command[1]))
     return subprocess.Popen(
         [*command, str(ROOT / script), *words], env={**os.environ, **environment}, cwd=ROOT, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
@@ -283,11 +296,11 @@ def start(
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
     """`start` for a test, however that ends: what still runs then is killed."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str] | Fork] = []
 
-    def start_and_note(*args: Any, **environment: Any) -> subprocess.Popen[str]:
+    def start_and_note(*args: Any, **environment: Any) -> subprocess.Popen[str] | Fork:
         processes.append(start(*args, **environment))
         return processes[-1]
 

@@ -66,6 +66,10 @@ class Fork:
                     return True
         return False
 
+    def send_signal(self, number):
+        """A signal to the script or, where there are several processes, to their parent alone."""
+        os.kill(self.pid, number)
+
     def kill(self):
         """SIGKILL to the script or, where there are several processes, to their parent alone."""
         self._process.kill()

@@ -1,17 +1,21 @@
-"""What a run imports, for the process of which the others are forks."""
+"""What a run imports, early or late, for the process of which the others are forks: none of them has to."""
 
+import pkgutil
+from importlib import import_module
 from types import SimpleNamespace
 
+import ft
 from ft.runtime import set_environment
 
 set_environment(SimpleNamespace(deterministic=False))
 
-import accelerate  # noqa: E402, F401
-import jinja2  # noqa: E402, F401
-import matplotlib.pyplot  # noqa: E402, F401
-import sklearn.metrics  # noqa: E402, F401
-import torch.distributed  # noqa: E402, F401
-import transformers.models.bert.modeling_bert  # noqa: E402, F401
-
-import eval  # noqa: E402, F401
-import train  # noqa: E402, F401
+OTHERS = """
+    accelerate docstring_parser jinja2 markupsafe matplotlib.backends.backend_agg
+    matplotlib.backends.backend_svg matplotlib.pyplot pyarrow.compute safetensors.torch scipy.optimize
+    scipy.sparse scipy.special scipy.stats sklearn.metrics torch.distributed tqdm
+    transformers.models.auto.modeling_auto transformers.models.auto.tokenization_auto
+    transformers.models.bert.modeling_bert transformers.optimization
+"""
+OURS = ["train", "eval", *(module.name for module in pkgutil.walk_packages(ft.__path__, "ft."))]
+for name in [*OTHERS.split(), *OURS]:
+    import_module(name)

@@ -6,11 +6,21 @@ from compare import same_bits, without_timing
 from conftest import FORKS, flags, launch, two_processes, wait_for
 
 
-def words(base_flags, folder):
-    return flags(**{
-        **base_flags, "output_dir": folder, "max_train_steps": 60, "num_train_epochs": 20,
-        "save_strategy": "steps", "save_steps": 7, "resume_from_checkpoint": "latest",
-    })  # fmt: skip
+def words(model, data, folder):
+    return flags(
+        model_name_or_path=model, dataset_name=data, output_dir=folder, learning_rate=1e-3, logging_steps=1,
+        max_train_steps=60, num_train_epochs=20, save_strategy="steps", save_steps=7,
+        resume_from_checkpoint="latest",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, reviews):
+    """The run on two processes that lost none."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = launch(FORKS, words(tiny_model, reviews, folder))
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 # The others then find only what the attempt before has left of this process in the launcher's store.
@@ -27,25 +37,24 @@ def rank(request):
 
 
 @pytest.fixture
-def restarting(started, base_flags, tmp_path, rank):
+def restarting(started, tiny_model, reviews, tmp_path, rank):
     """Accelerate's launcher with two processes that may be started again, where one of them is late."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
     late = {"LATE": str(rank), "PYTHONPATH": str(tmp_path)}
     command = [*two_processes(), "--max_restarts", "3"]
-    return started(command, words(base_flags, tmp_path / "run"), **late)
+    return started(command, words(tiny_model, reviews, tmp_path / "run"), **late)
 
 
 @pytest.mark.case(
     "SIGKILL to either of two processes, under `accelerate launch --max_restarts`",
     "both start again by themselves from the last checkpoint; the end is bit-identical",
 )
-def test_a_lost_process_comes_back(base_flags, tmp_path, restarting, rank):
+def test_a_lost_process_comes_back(tmp_path, whole, restarting, rank):
     wait_for(tmp_path / "run/checkpoints/latest", restarting)
     (lost,) = [p for p in psutil.Process(restarting.pid).children() if p.environ()["RANK"] == str(rank)]
     lost.kill()
     out, err = restarting.communicate(timeout=120)
     assert restarting.returncode == 0, err
     assert "resumed from" in out
-    assert launch(FORKS, words(base_flags, tmp_path / "whole")).returncode == 0
-    assert same_bits(tmp_path / "whole/final", tmp_path / "run/final")
-    assert without_timing(tmp_path / "whole") == without_timing(tmp_path / "run")
+    assert same_bits(whole / "final", tmp_path / "run/final")
+    assert without_timing(whole) == without_timing(tmp_path / "run")

@@ -143,22 +143,27 @@ def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_
     assert done.returncode == 0, done.stderr
 
 
+# Each process writes the code that it leaves with: that of two together is 1, whatever it is.
 SLOW_WRITE = """
 import os, sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 sys.argv[0] = {root!r} + "/train.py"
 import ft.saver
 from ft.errors import UserError
 from ft.run import Run
-write, count = ft.saver.write_checkpoint, Run.count
+write, count, leave = ft.saver.write_checkpoint, Run.count, os._exit
 def slow(*rest):
-    time.sleep(3)
+    time.sleep(1.5)
     write(*rest)
 def failing(self, *rest):
     count(self, *rest)
     if self.progress.step == 4:
         raise UserError("broken on purpose")
-ft.saver.write_checkpoint, Run.count = slow, failing
+def leaving(code):
+    Path({place!r}, os.environ["RANK"]).write_text(str(code))
+    leave(code)
+ft.saver.write_checkpoint, Run.count, os._exit = slow, failing, leaving
 import train
 from ft.cli import parse
 from ft.config import Config
@@ -173,8 +178,9 @@ run_script(train.train, parse(Config))
 )
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(base_flags, tmp_path):
     script = tmp_path / "slow.py"
-    script.write_text(SLOW_WRITE.format(root=str(ROOT)))
+    script.write_text(SLOW_WRITE.format(root=str(ROOT), place=str(tmp_path)))
     words = flags(**base_flags, save_strategy="steps", save_steps=3)
     done = launch(FORKS, words, script=str(script))
     assert done.returncode != 0 and "broken on purpose" in done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("*step*")] == ["step-00000003"]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, FORK, ONE, flags, launch, train_here
+from conftest import DAMAGE, FORK, flags, launch, train_here
 from prepared import Prepared
 
 from ft.data.prepare import cache_root
@@ -61,6 +61,21 @@ def test_a_read_only_output_dir(base_flags, mount):
     place = mount("locked", "ro")
     done = launch(FORK, flags(**{**base_flags, "output_dir": place / "run"}))
     assert done.returncode == 2 and "error: output_dir" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""  # the summary is printed before the first update
+
+
+SHORT = {"max_train_steps": 3, "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory, tiny_model, reviews):
+    """A folder with a run and the HF_HOME that it has encoded its data in. Nobody may change it."""
+    folder = tmp_path_factory.mktemp("encoded")
+    words = {"model_name_or_path": tiny_model, "dataset_name": reviews, "learning_rate": 1e-3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(folder / "home"))
+        assert train_here(**words, **SHORT, logging_steps=1, output_dir=folder / "run") == 0
+    return folder
 
 
 @pytest.mark.case(
@@ -69,16 +84,14 @@ def test_a_read_only_output_dir(base_flags, mount):
 )
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["train.arrow", "validation.arrow", "data.json", "manifest.json"])
-def test_a_damaged_encoding(base_flags, tmp_path, monkeypatch, name, damage):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    words = {**base_flags, "max_train_steps": 3, "save_strategy": "no"}
-    assert train_here(**{**words, "output_dir": tmp_path / "before"}) == 0
+def test_a_damaged_encoding(base_flags, encoded, tmp_path, monkeypatch, name, damage):
+    monkeypatch.setenv("HF_HOME", str(shutil.copytree(encoded / "home", tmp_path / "home")))
     (folder,) = [path for path in cache_root().iterdir() if path.is_dir()]
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
     DAMAGE[damage](folder / name)
-    assert train_here(**words) == 0
+    assert train_here(**base_flags, **SHORT) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
-    assert without_timing(tmp_path / "before") == without_timing(tmp_path / "run")
+    assert without_timing(encoded / "run") == without_timing(tmp_path / "run")
 
 
 @pytest.mark.case(
@@ -90,7 +103,7 @@ def test_two_runs_encode_at_once(started, base_flags, tmp_path, monkeypatch, tok
         both = pool.map(lambda _: Prepared(tokenizer, dataset_name=base_flags["dataset_name"]), range(2))
         assert sum(one.encoded for one in both) == 203 + 61 + 47
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    processes = [started(ONE, flags(**{**base_flags, "output_dir": tmp_path / name})) for name in ("a", "b")]
+    processes = [started(FORK, flags(**{**base_flags, "output_dir": tmp_path / name})) for name in ("a", "b")]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert same_bits(tmp_path / "a/final", tmp_path / "b/final")

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from conftest import ONE, ROOT, TORCHRUN, flags, launch
+from conftest import FORK, FORKS, ROOT, TORCHRUN, flags, launch
 
 FAULTY = """
 import os, signal, sys, time
@@ -45,12 +45,12 @@ def run_faulty(base_flags, tmp_path):
     "ends with an error after `hang_timeout`; its stacks show where",
 )
 def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
-    done, _ = run_faulty(ONE, "time.sleep(600)", hang_timeout=PATIENCE)
+    """There is no other process to wait for."""
+    hang = "import ft.watchdog; ft.watchdog.LINGER_SECONDS = 0.5; time.sleep(600)"
+    done, _ = run_faulty(FORK, hang, hang_timeout="5s")
     assert done.returncode == 1
-    assert (
-        "error: hang_timeout: process 0: nothing came to an end for 10 s; the last was: update 4"
-        in done.stderr
-    )
+    said = "error: hang_timeout: process 0: nothing came to an end for 5 s; the last was: update 4"
+    assert said in done.stderr
     assert "in faulty" in done.stderr  # where it hangs
 
 
@@ -64,13 +64,20 @@ def test_every_process_shows_its_stacks(run_faulty):
     assert "hang_timeout: process 0" in done.stderr and "hang_timeout: process 1" in done.stderr
 
 
-@pytest.mark.parametrize("fault", ["raise RuntimeError('broken on purpose')", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        (FORKS, "raise RuntimeError('broken on purpose')"),
+        ([*TORCHRUN, "2"], "os.kill(os.getpid(), 9)"),
+    ],
+    ids=["an error", "a kill"],
+)
 @pytest.mark.case(
     "one of two processes raises an error, or is killed, before a collective",
     "the job ends within a minute; the error's own traceback comes first",
 )
-def test_a_process_that_dies_takes_the_others_down(run_faulty, fault):
-    done, seconds = run_faulty([*TORCHRUN, "2"], fault, rank="1")
+def test_a_process_that_dies_takes_the_others_down(run_faulty, command, fault):
+    done, seconds = run_faulty(command, fault, rank="1")
     assert done.returncode == 1
     assert seconds < 60
     if "broken" in fault:

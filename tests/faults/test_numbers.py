@@ -96,6 +96,23 @@ def test_the_last_update_may_be_the_one_that_is_skipped(config, tmp_path, monkey
     assert nothing_moved(tmp_path / "run", 9, 10) and not nothing_moved(tmp_path / "run", 8, 9)
 
 
+# Each process writes what it holds after an update: hashes of weights and optimizer, and the next rate.
+WITNESS = """
+import hashlib, json
+from ft.run import Run
+count = Run.count
+def hashed(tensors):
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
+def noted(self, *rest):
+    count(self, *rest)
+    states = [value for state in self.optimizer.state.values() for _, value in sorted(state.items())]
+    held = hashed(self.model.parameters()), hashed(states), float(self.scheduler.get_last_lr()[0])
+    with open(str(self.output_dir) + "-" + os.environ["RANK"], "a") as file:
+        file.write(json.dumps(held) + "\\n")
+Run.count = noted
+"""
+
+
 @pytest.mark.case(
     "a loss of infinity whose gradient is finite, on one of two processes alone",
     "on both the update changes no weight, no state of the optimizer and no learning rate",
@@ -103,7 +120,8 @@ def test_the_last_update_may_be_the_one_that_is_skipped(config, tmp_path, monkey
 def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path):
     script = tmp_path / "infinite.py"
     fault = "return loss(self, model, batch) + float('inf')"
-    script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank="1"))  # in update 5
+    faulty = FAULTY.format(root=str(ROOT), fault=fault, rank="1")  # in update 5
+    script.write_text(faulty.replace("import train\n", f"{WITNESS}import train\n"))
     words = flags(**{**config, **EACH, "max_train_steps": 6})
     done = launch(FORKS, words, script=str(script))
     assert done.returncode == 0, done.stderr
@@ -112,6 +130,11 @@ def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path)
     assert not nothing_moved(tmp_path / "run", 3, 4) and not nothing_moved(tmp_path / "run", 5, 6)
     rates = list(series(tmp_path / "run", "train/learning_rate").values())
     assert rates[4] == rates[5] and len(set(rates)) == 5
+    for rank in "01":
+        held = [json.loads(line) for line in (tmp_path / f"run-{rank}").read_text().splitlines()]
+        assert held[3] == held[4] and len(held) == 6
+        for kind in zip(*held, strict=True):  # each other update moves all three
+            assert len(set(kind)) == 5
 
 
 @pytest.mark.case(

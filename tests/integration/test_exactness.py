@@ -4,7 +4,7 @@ import json
 
 import pytest
 from compare import assert_same, largest_difference
-from conftest import FORKS, TORCHRUN, flags, launch, series, train_here, two_processes
+from conftest import FORKS, flags, launch, series, train_here, two_processes
 
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
 # Early stopping comes after 52 updates, its best is at 26. 203 rows: 6 updates of 32 and one of 11 an epoch.
@@ -74,9 +74,8 @@ def test_a_launch_gives_what_one_process_with_whole_updates_gives(
         assert train_here(**words) == 0
         out = capfd.readouterr().out
     else:
-        real = data == "batch 32" or processes == 3
-        command = [*TORCHRUN, str(processes)] if processes == 3 else two_processes()
-        done = launch(command if real else FORKS, flags(**words))
+        real = (data, processes, micro) == ("batch 32", 2, 16)
+        done = launch(two_processes() if real else ["fork", str(processes)], flags(**words))
         assert done.returncode == 0, done.stderr
         out = done.stdout
     assert said in out
@@ -91,7 +90,7 @@ def test_the_product_of_micro_batch_accumulation_and_processes_is_the_global_bat
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 3,
     }
-    done = launch(two_processes(), flags(**words, output_dir=tmp_path / "run"))
+    done = launch(FORKS, flags(**words, output_dir=tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "global batch 24 = 4 rows x 3 accumulation steps x 2 processes" in done.stdout
     words = {**config, "max_train_steps": 3, "global_batch_size": 24}
@@ -127,6 +126,6 @@ def test_weights_that_a_model_never_uses_stop_no_launch(tiny_model, reviews, tmp
         "global_batch_size": 16, "max_train_steps": 6, "logging_steps": 1,
     }  # fmt: skip
     assert train_here(**words, output_dir=tmp_path / "one") == 0
-    done = launch([*TORCHRUN, "2"], flags(**words, output_dir=tmp_path / "two"))
+    done = launch(FORKS, flags(**words, output_dir=tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "one", tmp_path / "two")

@@ -11,16 +11,7 @@ import numpy as np
 import pytest
 import torch
 from compare import assert_same, without_timing
-from conftest import (
-    flags,
-    launch,
-    metrics_of,
-    score_here,
-    series,
-    train_here,
-    two_processes,
-    write_csv,
-)  # fmt: skip
+from conftest import FORKS, flags, launch, metrics_of, score_here, series, train_here, write_csv
 from safetensors.torch import load_file
 
 from ft.errors import UserError
@@ -56,6 +47,27 @@ def config(request, tiny_model, reviews, kinds):
     return words_of(request.param, tiny_model, reviews, kinds)
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_model, reviews, kinds, tmp_path_factory):
+    """The folder of a kind's run on one process, every update as one batch; made once for each."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            output = tmp_path_factory.mktemp("trained") / "run"
+            assert train_here(**words_of(name, tiny_model, reviews, kinds), output_dir=output) == 0
+            made[name] = output
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def whole(request, config, trained):
+    """That run of the kind of `config`. Nobody may change it."""
+    return trained(request.node.callspec.params["config"])
+
+
 def of_kinds(*names):
     return pytest.mark.parametrize("config", names, indirect=True)
 
@@ -79,21 +91,20 @@ def on_two(tiny_model, reviews, kinds, tmp_path_factory):
     tags = words_of("tags", tiny_model, reviews, kinds)
     jobs.append(("eval", flags(**score_words(folder / "tags/final", tags, folder / "scored"))))
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(two_processes(), [str(folder / "jobs.json")], script="tests/several.py")
+    done = launch(FORKS, [str(folder / "jobs.json")], script="tests/several.py")
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @of_kinds(*KINDS)
-def test_accumulation_and_two_processes_give_the_same(config, on_two, request, tmp_path):
-    one, cut, two = tmp_path / "one", tmp_path / "cut", on_two / request.node.callspec.params["config"]
-    assert train_here(**config, output_dir=one) == 0
-    losses = list(series(one, "train/loss").values())
+def test_accumulation_and_two_processes_give_the_same(config, whole, on_two, request, tmp_path):
+    cut, two = tmp_path / "cut", on_two / request.node.callspec.params["config"]
+    losses = list(series(whole, "train/loss").values())
     assert min(losses) < 0.95 * losses[0]  # it learns: the comparison means something
     assert train_here(**config, output_dir=cut, per_device_train_batch_size=4) == 0
     for other in (cut, two):
-        assert_same(one, other)
-    results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+        assert_same(whole, other)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (whole, two)]
     assert set(results[0]) == set(results[1]) and results[0]["best/step"] == results[1]["best/step"]
     for key in results[0].keys() & {
         "eval/accuracy",
@@ -156,9 +167,8 @@ def test_a_resumed_run_ends_with_the_same_bytes(config, tmp_path):
 
 
 @of_kinds(*TASKS)
-def test_the_test_labels_change_no_byte_of_best(config, tmp_path):
+def test_the_test_labels_change_no_byte_of_best(config, whole, tmp_path):
     """Never the test split for choosing anything."""
-    assert train_here(**config, output_dir=tmp_path / "a" / "run") == 0
     data = shutil.copytree(config["dataset_name"], tmp_path / "data")
     if (data / "test.csv").exists():
         lines = [line.rpartition(",") for line in (data / "test.csv").read_text().splitlines()]
@@ -172,9 +182,10 @@ def test_the_test_labels_change_no_byte_of_best(config, tmp_path):
         random.Random(1).shuffle(labels)
         shuffled = [json.dumps({**row, "labels": its}) for row, its in zip(rows, labels, strict=True)]
         (data / "test.jsonl").write_text("\n".join(shuffled) + "\n")
-    assert train_here(**{**config, "dataset_name": data}, output_dir=tmp_path / "b" / "run") == 0
-    assert bytes_of(tmp_path / "a/run/best") == bytes_of(tmp_path / "b/run/best")
-    tests = [json.loads((tmp_path / f / "run/results.json").read_text())["test/loss"] for f in "ab"]
+    other = tmp_path / "run"
+    assert train_here(**{**config, "dataset_name": data}, output_dir=other) == 0
+    assert bytes_of(whole / "best") == bytes_of(other / "best")
+    tests = [json.loads((run / "results.json").read_text())["test/loss"] for run in (whole, other)]
     assert tests[0] != tests[1]  # they were shuffled
 
 
@@ -193,12 +204,11 @@ def scored(output_dir):
 
 
 @of_kinds(*TASKS)
-def test_eval_and_pipeline_give_what_training_gave(config, tmp_path):
+def test_eval_and_pipeline_give_what_training_gave(config, whole, tmp_path):
     from transformers import pipeline
 
-    assert train_here(**config, output_dir=tmp_path / "run") == 0
-    trained = json.loads((tmp_path / "run/results.json").read_text())
-    words = score_words(tmp_path / "run/final", config, tmp_path / "one")
+    trained = json.loads((whole / "results.json").read_text())
+    words = score_words(whole / "final", config, tmp_path / "one")
     assert score_here(**words, suspected_label_errors="true") == 0
     suspects = (tmp_path / "one/label_errors.jsonl").read_text().splitlines()
     assert suspects and all(0 <= json.loads(line)["label_quality"] <= 1 for line in suspects)
@@ -206,7 +216,7 @@ def test_eval_and_pipeline_give_what_training_gave(config, tmp_path):
     for key in [key for key in trained if key.startswith("eval/")]:
         assert_close(trained[key], results[key], key)
     assert [row["row"] for row in rows] == list(range(61))
-    classify = pipeline("text-classification", model=str(tmp_path / "run/final"))
+    classify = pipeline("text-classification", model=str(whole / "final"))
     texts = [row["text"] if "text" in row else {"text": row["one"], "text_pair": row["two"]} for row in rows]
     for row, answer in zip(rows, classify(texts, top_k=None, truncation=True), strict=True):
         scores = {entry["label"]: entry["score"] for entry in answer}
@@ -310,13 +320,12 @@ def test_an_exported_head_comes_back_to_the_bit(config, tmp_path, monkeypatch):
 
 
 @of_kinds("scores")
-def test_a_regression_goes_on_from_an_exported_one(config, tmp_path):
+def test_a_regression_goes_on_from_an_exported_one(config, whole, tmp_path):
     """Its head is taken over, whatever the unit: the first loss is that of the model that was exported."""
-    assert train_here(**config, output_dir=tmp_path / "run") == 0
-    words = {**config, "model_name_or_path": tmp_path / "run/final", "max_train_samples": 100}
+    words = {**config, "model_name_or_path": whole / "final", "max_train_samples": 100}
     words |= {"learning_rate": 1e-30, "max_train_steps": 1, "eval_steps": 1}
     assert train_here(**words, output_dir=tmp_path / "on") == 0
-    first, last = (json.loads((tmp_path / f / "results.json").read_text()) for f in ("on", "run"))
+    first, last = (json.loads((f / "results.json").read_text()) for f in (tmp_path / "on", whole))
     assert first["eval/mse"] == pytest.approx(last["eval/mse"], rel=1e-4)
 
 
@@ -375,11 +384,10 @@ def test_thresholds_are_chosen_on_validation_and_go_with_the_model(config, tmp_p
 
 
 @of_kinds("focal tags")
-def test_one_threshold_or_none(config, tmp_path):
-    assert train_here(**config, output_dir=tmp_path / "one") == 0
-    thresholds = json.loads((tmp_path / "one/best/config.json").read_text())["thresholds"]
+def test_one_threshold_or_none(config, whole, tmp_path):
+    thresholds = json.loads((whole / "best/config.json").read_text())["thresholds"]
     assert len(thresholds) == 4 and len(set(thresholds.values())) == 1
-    words = score_words(tmp_path / "one/best", config, tmp_path / "at half")
+    words = score_words(whole / "best", config, tmp_path / "at half")
     assert score_here(**words, threshold_mode="none") == 0
     results, rows = scored(tmp_path / "at half")
     assert "eval/f1_micro_at_0.5" not in results
@@ -395,9 +403,8 @@ def test_one_threshold_or_none(config, tmp_path):
 
 
 @of_kinds(*TASKS)
-def test_every_metric_of_the_model_card_but_the_loss_has_an_interval(config, tmp_path):
-    assert train_here(**config, output_dir=tmp_path / "run") == 0
-    card = (tmp_path / "run/best/README.md").read_text()
+def test_every_metric_of_the_model_card_but_the_loss_has_an_interval(config, whole):
+    card = (whole / "best/README.md").read_text()
     table = card.split("| metric | value |")[1].split("## Settings")[0]
     lines = [line.split(" | ") for line in table.splitlines() if "." in line]
     assert len(lines) > 4
@@ -405,14 +412,9 @@ def test_every_metric_of_the_model_card_but_the_loss_has_an_interval(config, tmp
 
 
 @of_kinds(*TASKS)
-def test_the_model_card_can_be_followed(config, tmp_path):
-    assert train_here(**config, output_dir=tmp_path / "run") == 0
-    card = (tmp_path / "run/best/README.md").read_text()
-    code = (
-        card.split("```python\n")[1]
-        .split("```")[0]
-        .replace("path/of/this/folder", str(tmp_path / "run/best"))
-    )
+def test_the_model_card_can_be_followed(config, whole):
+    card = (whole / "best/README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("path/of/this/folder", str(whole / "best"))
     *lines, last = code.strip().splitlines()
     names: dict = {}
     exec("\n".join([*lines, f"answer = {last}"]), names)

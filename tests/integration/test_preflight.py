@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from conftest import ONE, flags, launch, make_rows, train_here, two_processes, write_csv
+from conftest import FORK, FORKS, flags, launch, make_rows, train_here, write_csv
 
 from ft.assess import assess
 from ft.cli import parse
@@ -288,13 +288,17 @@ def test_an_output_dir_that_holds_a_run_and_a_hub_out_of_reach_block_and_all_sta
 ):
     short = {**base_flags, "max_train_steps": 2}
     assert train_here(**short) == EXIT_DONE
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+    def times():
+        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files if path.name != "preflight.json"}
+
+    before = times()
     assert train_here(**short, preflight=True, push_to_hub=True) == EXIT_USER_ERROR
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
     blocking = [f["topic"] for f in report["findings"] if f["level"] == "blocking"]
     assert blocking == ["output_dir", "push_to_hub"]  # the latter as HF_HUB_OFFLINE is set
-    after = {path: path.stat().st_mtime_ns for path in before if path.is_file()}
-    assert after == {path: before[path] for path in after} and len(after) > 10
+    assert times() == before and len(before) > 10
 
 
 def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path):
@@ -379,7 +383,7 @@ def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_
 
 
 def test_two_processes_speak_with_one_voice(base_flags, tmp_path):
-    done = launch(two_processes(), [*flags(**base_flags), "--preflight"])
+    done = launch(FORKS, [*flags(**base_flags), "--preflight"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("FORECAST time:") == 1
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
@@ -388,7 +392,7 @@ def test_two_processes_speak_with_one_voice(base_flags, tmp_path):
 
 def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
     append(data, "validation", ("the film was odd", "strange"))
-    done = launch(ONE, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
+    done = launch(FORK, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
     assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
     assert "BLOCKING: validation data: row 61: found the label 'strange'" in done.stdout
 

@@ -100,8 +100,9 @@ def test_several_processes_push_once(hub, base_flags):
     """The account's name, which the main process learns, is no option that all must have been given."""
     done = pushed(hub, base_flags, command=two_processes())
     assert done.returncode == 0, done.stderr
-    assert "model.safetensors" in hub.objects or "config.json" in hub.files
-    assert sum("/repos/create" in request for request in hub.requests) == 1
+    assert {"model.safetensors", "config.json"} <= hub.files.keys()
+    for once in ("/repos/create", "/commit/"):
+        assert sum(once in request for request in hub.requests) == 1, once
 
 
 @pytest.mark.parametrize("private", [True, False])

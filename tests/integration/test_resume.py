@@ -9,31 +9,49 @@ import threading
 from dataclasses import replace
 
 import pytest
-from compare import assert_same, same_bits, without_timing
-from conftest import FORKS, flags, launch, train_here, two_processes, wait_for
+from compare import KEYS_BIAS, assert_same, same_bits, without_timing
+from conftest import FORKS, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
 from ft.errors import EXIT_STOPPED, UserError
 from ft.evaluation import evaluate
 from ft.launch import kill_launch
 from ft.run import Run
+from ft.verify import weights_difference
 
 
-@pytest.fixture
-def config(base_flags):
+def words_of(model, data, folder):
     """30 updates with a checkpoint every 4th: in the middle of an epoch, too."""
     return {
-        **base_flags, "num_train_epochs": 9, "max_train_steps": 30, "save_strategy": "steps", "save_steps": 4,
-        "eval_strategy": "steps", "eval_steps": 5, "logging_steps": 3, "save_total_limit": 50,
-        "learning_rate": 3e-3,
+        "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "num_train_epochs": 9,
+        "max_train_steps": 30, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps",
+        "eval_steps": 5, "logging_steps": 3, "save_total_limit": 50, "learning_rate": 3e-3,
     }  # fmt: skip
 
 
 @pytest.fixture
-def whole(config, tmp_path):
-    """The run that was never stopped."""
-    assert train_here(**config) == 0
-    return tmp_path / "run"
+def config(tiny_model, reviews, tmp_path):
+    return words_of(tiny_model, reviews, tmp_path / "run")
+
+
+def times_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, reviews):
+    """The run that was never stopped. Nobody may change it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train_here(**words_of(tiny_model, reviews, folder)) == 0
+    before = times_of(folder)
+    yield folder
+    assert times_of(folder) == before
+
+
+@pytest.fixture
+def finished(whole, config):
+    """A copy of it in the output_dir of `config`, to go on with."""
+    return shutil.copytree(whole, config["output_dir"])
 
 
 def cut_at(whole, step, place):
@@ -78,11 +96,12 @@ def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(
-    config, started, tmp_path, processes
+    config, whole, started, tmp_path, processes
 ):
-    command = [sys.executable] if processes == 1 else two_processes()
-    unbroken = {**config, "output_dir": tmp_path / "unbroken"}
-    assert launch(command, flags(**unbroken)).returncode == 0
+    command, unbroken = [sys.executable], whole
+    if processes == 2:
+        command, unbroken = two_processes(), tmp_path / "unbroken"
+        assert launch(FORKS, flags(**{**config, "output_dir": unbroken})).returncode == 0
     words = flags(**config, resume_from_checkpoint="latest")
     process = started(command, words)
     wait_for(tmp_path / "run/checkpoints/step-00000008/manifest.json", process)
@@ -91,8 +110,8 @@ def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(
     done = launch(command, words)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
-    assert same_bits(tmp_path / "unbroken/final", tmp_path / "run/final")
-    assert without_timing(tmp_path / "unbroken") == without_timing(tmp_path / "run")
+    assert same_bits(unbroken / "final", tmp_path / "run/final")
+    assert without_timing(unbroken) == without_timing(tmp_path / "run")
 
 
 def test_latest_without_a_checkpoint_starts_anew_and_says_so(config, tmp_path, capsys):
@@ -100,10 +119,10 @@ def test_latest_without_a_checkpoint_starts_anew_and_says_so(config, tmp_path, c
     assert "no checkpoint to resume from" in capsys.readouterr().out
 
 
-def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config, whole, capsys):
-    before = json.loads((whole / "results.json").read_text())
+def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config, finished):
+    before = json.loads((finished / "results.json").read_text())
     assert train_here(**config, resume_from_checkpoint="latest") == 0
-    after = json.loads((whole / "results.json").read_text())
+    after = json.loads((finished / "results.json").read_text())
     assert {k: v for k, v in before.items() if not k.startswith("perf/")} == {
         k: v for k, v in after.items() if not k.startswith("perf/")
     }
@@ -224,10 +243,12 @@ def test_a_best_that_no_checkpoint_knows_is_chosen_anew(config, whole, tmp_path,
     assert same_bits(whole / "best", place / "best")
 
 
-def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(config, whole, tmp_path, capsys):
+def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(
+    config, finished, tmp_path, capsys
+):
     """What `latest` finds after another crash is of the new trajectory, though it is further behind."""
-    other = cut_at(whole, 12, tmp_path / "other")  # the same, but on a folder without later checkpoints
-    folder = whole / "checkpoints"
+    other = cut_at(finished, 12, tmp_path / "other")  # the same, but on a folder without later checkpoints
+    folder = finished / "checkpoints"
     for name in ("step-00000030-backup", "step-00000028 (copy)", "step-30"):
         shutil.copytree(folder / "step-00000030", folder / name)
     words = {**config, "max_train_steps": 40, "save_total_limit": 2}
@@ -241,8 +262,8 @@ def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(conf
     names = {path.name for path in folder.iterdir()}
     assert {"step-00000030-backup", "step-00000028 (copy)", "step-30", "superseded-step-00000030"} <= names
     assert train_here(**{**words, "output_dir": other}, resume_from_checkpoint="latest") == 0
-    assert same_bits(whole / "final", other / "final") and same_bits(whole / "best", other / "best")
-    assert without_timing(whole) == without_timing(other)
+    assert same_bits(finished / "final", other / "final") and same_bits(finished / "best", other / "best")
+    assert without_timing(finished) == without_timing(other)
 
 
 def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path, capsys):
@@ -289,11 +310,11 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
         ({"lora_rank": 4}, ("lora_rank", "None", "4")),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(config, whole, change, names):
+def test_a_checkpoint_of_another_run_is_refused(config, finished, change, names):
     with pytest.raises(UserError) as caught:
         train_here(**{**config, **change}, resume_from_checkpoint="latest")
     assert all(name in str(caught.value) for name in ("resume_from_checkpoint", *names))
-    assert not (whole / ".lock").exists()
+    assert not (finished / ".lock").exists()
 
 
 def test_a_refused_checkpoint_of_elsewhere_leaves_no_folder(config, whole, tmp_path):
@@ -302,7 +323,8 @@ def test_a_refused_checkpoint_of_elsewhere_leaves_no_folder(config, whole, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_pretrained_model_is_refused_wherever_it_lies(config, whole, tmp_path):
+@pytest.mark.usefixtures("finished")
+def test_a_checkpoint_of_another_pretrained_model_is_refused_wherever_it_lies(config, tmp_path):
     from safetensors.torch import load_file, save_file
 
     moved = shutil.copytree(config["model_name_or_path"], tmp_path / "moved")
@@ -329,6 +351,11 @@ def test_what_may_change_may_change(config, whole, tmp_path):
     place = cut_at(whole, 12, tmp_path / "cut")
     changes = {"logging_steps": 5, "save_steps": 7, "eval_steps": 11, "per_device_train_batch_size": 8}
     assert train_here(**{**config, **changes, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert list(series(place, "eval/loss")) == [5, 10, 22, 30]
+    assert list(series(place, "train/loss")) == [3, 6, 9, 12, 15, 20, 25, 30]
+    saved = {path.name for path in (place / "checkpoints").glob("step-*")}
+    assert saved == {f"step-{step:08d}" for step in (4, 8, 12, 14, 21, 28, 30)}
+    assert weights_difference(whole / "final", place / "final", but=KEYS_BIAS) < 1e-4
 
 
 def fail_to_write(monkeypatch, *steps):
@@ -439,7 +466,8 @@ def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_be
     assert train_here(**{**words, "resume_from_checkpoint": "latest"}) == 0
 
 
-def test_it_is_said_that_a_resumed_run_overwrites_nothing(config, whole, capsys):
+@pytest.mark.usefixtures("finished")
+def test_it_is_said_that_a_resumed_run_overwrites_nothing(config, capsys):
     words = {**config, "resume_from_checkpoint": "latest"}
     assert train_here(**words, overwrite_output_dir="true") == 0
     assert "warning: overwrite_output_dir: nothing is overwritten" in capsys.readouterr().out
@@ -447,7 +475,7 @@ def test_it_is_said_that_a_resumed_run_overwrites_nothing(config, whole, capsys)
     assert "overwrite_output_dir" not in capsys.readouterr().out
 
 
-def test_a_mistake_found_later_costs_the_old_run_nothing(config, whole):
+def test_a_mistake_found_later_costs_the_old_run_nothing(config, finished):
     with pytest.raises(UserError, match="text_column_names"):
         train_here(**config, overwrite_output_dir="true", text_column_names="nowhere")
-    assert (whole / "results.json").exists() and (whole / "checkpoints/latest").exists()
+    assert (finished / "results.json").exists() and (finished / "checkpoints/latest").exists()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from compare import assert_same, same_bits, without_timing
-from conftest import FORK, FORKS, ONE, flags, launch, train_here, wait_for
+from conftest import FORK, FORKS, flags, launch, train_here, wait_for
 
 from ft import seeds
 from ft.cli import parse
@@ -114,7 +114,7 @@ def test_what_is_left_in_the_folder(whole):
 def test_cut_in_its_second_seed_it_goes_on_there(whole, three, started, tmp_path, how):
     often = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 50}  # none goes before it is seen
     words = flags(**three, **often, resume_from_checkpoint="latest")
-    process = started(ONE, words)
+    process = started(FORK, words)
     wait_for(tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json", process)
     process.send_signal(how)
     process.communicate(timeout=120)
@@ -161,9 +161,20 @@ def test_a_signal_between_two_seeds_ends_it_there(whole, three, tmp_path, capsys
 
 
 def test_max_time_is_for_all_seeds_together(three, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ft.seeds.STARTED", time.monotonic() - 4000)
+    import train
+
+    real = train.train
+
+    def train_for_long(config):
+        code = real(config)
+        if config.num_seeds == 1:
+            monkeypatch.setattr("ft.seeds.STARTED", time.monotonic() - 4000)
+        return code
+
+    monkeypatch.setattr(train, "train", train_for_long)
     assert train_here(**three, max_time="1h") == EXIT_STOPPED
     assert "stopped between two seeds (max_time)" in capsys.readouterr().out
+    assert (tmp_path / "run/seed-7/results.json").exists() and not (tmp_path / "run/seed-8").exists()
 
 
 def test_more_seeds_can_be_asked_for_later(whole, three, tmp_path, capsys):
@@ -192,12 +203,23 @@ def test_more_updates_can_be_asked_for_later(three, tmp_path, capsys):
 # --- the folder
 
 
+TWO = {"num_seeds": 2, "max_train_steps": 2, "save_strategy": "no"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, tiny_model, reviews):
+    """A folder with two finished seeds of two updates."""
+    folder = tmp_path_factory.mktemp("both") / "run"
+    values = {"model_name_or_path": tiny_model, "dataset_name": reviews, "learning_rate": 3e-3, "seed": 7}
+    assert train_here(**values, **TWO, num_train_epochs=2, logging_steps=1, output_dir=folder) == EXIT_DONE
+    return folder
+
+
 @pytest.fixture
-def two_seeds(three, tmp_path):
-    """A folder with two finished seeds, and the flags that made it."""
-    three |= {"num_seeds": 2, "max_train_steps": 2, "save_strategy": "no"}
-    assert train_here(**three) == EXIT_DONE
-    return three
+def two_seeds(both, three):
+    """A copy of it in the folder of the flags that are given."""
+    shutil.copytree(both, three["output_dir"])
+    return three | TWO
 
 
 @pytest.mark.parametrize(

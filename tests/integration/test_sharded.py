@@ -21,7 +21,7 @@ CONFIG = {
     "save_total_limit": 50, "eval_strategy": "steps", "eval_steps": 5,
 }  # fmt: skip
 RUNS = {
-    "as it is": {},
+    "as it is": {"per_device_train_batch_size": 16},  # of two processes: an update in one piece
     # Six updates of 31 rows, then one of a single row, of which the other process has none.
     "batch 31": {"global_batch_size": 31, "max_train_samples": 187, "per_device_train_batch_size": 5},
     "weights": {
@@ -67,6 +67,24 @@ def whole(words, tmp_path_factory):
     return output
 
 
+@pytest.fixture(scope="module")
+def micro(words):
+    """The same words, with updates in micro-batches."""
+    return {"per_device_train_batch_size": 8} | words
+
+
+@pytest.fixture(scope="module")
+def sharded(micro, tmp_path_factory):
+    """Two processes, each with a shard, and what they said."""
+    output = tmp_path_factory.mktemp("sharded") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in LAUNCH.items():
+            patch.setenv(name, value)
+        done = launch(FORKS, flags(**micro, output_dir=output))
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout
+
+
 def assert_same(one, other):
     """Up to rounding, which moves metrics near 0 and the order of rows with nearly the same score a bit
     more."""
@@ -82,40 +100,37 @@ def tensors_of(checkpoint):
         return {name: file.get_slice(name).get_shape() for name in file.keys()}
 
 
-def test_shards_on_two_processes_give_what_one_process_gives(words, whole, tmp_path, fsdp):
-    micro = {"per_device_train_batch_size": 8} | words
-    done = launch(FORKS, flags(**micro, output_dir=tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert "in shards on the processes (FSDP2)" in done.stdout
-    assert_same(whole, tmp_path / "run")
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (whole, tmp_path / "run"))
+def test_shards_on_two_processes_give_what_one_process_gives(whole, sharded):
+    output, said = sharded
+    assert "in shards on the processes (FSDP2)" in said
+    assert_same(whole, output)
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (whole, output))
     assert one["best/step"] == two["best/step"] < 24  # best/ was loaded again for the test rows
     assert two["test/loss"] == pytest.approx(one["test/loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("words", ["as it is", "lora"], indirect=True)
-def test_a_checkpoint_goes_on_in_shards_or_whole(words, whole, tmp_path, fsdp, monkeypatch):
+def test_a_checkpoint_goes_on_in_shards_or_whole(micro, whole, sharded, tmp_path, fsdp, monkeypatch):
     """Whatever wrote it; and shards go on from their own to the bit."""
-    sharded = tmp_path / "sharded"
-    assert launch(FORKS, flags(**words, output_dir=sharded)).returncode == 0
+    output, _ = sharded
     name = "step-00000012"
-    one, two = (tensors_of(run / "checkpoints" / name) for run in (whole, sharded))
+    one, two = (tensors_of(run / "checkpoints" / name) for run in (whole, output))
     assert one == two
 
     def go_on(run, launcher, place):
         checkpoint = {"output_dir": tmp_path / place, "resume_from_checkpoint": run / "checkpoints" / name}
         if launcher is None:
-            assert train_here(**words, **checkpoint) == 0
+            assert train_here(**micro, **checkpoint) == 0
         else:
-            done = launch(launcher, flags(**words, **checkpoint))
+            done = launch(launcher, flags(**micro, **checkpoint))
             assert done.returncode == 0, done.stderr
         return tmp_path / place / "final"
 
-    assert same_bits(sharded / "final", go_on(sharded, FORKS, "sharded, sharded"))
+    assert same_bits(output / "final", go_on(output, FORKS, "sharded, sharded"))
     after_whole = go_on(whole, FORKS, "whole, sharded")
     for variable in LAUNCH:
         monkeypatch.delenv(variable)
-    after_sharded = go_on(sharded, None, "sharded, whole")
+    after_sharded = go_on(output, None, "sharded, whole")
     for place in (after_whole, after_sharded):
         assert weights_difference(whole / "final", place, but=KEYS_BIAS) < 1e-4
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ONE, ROOT, flags, launch, metrics_of, train_here, two_processes
+from conftest import FORKS, ONE, ROOT, flags, launch, metrics_of, train_here
 from stand_in import StandIn
 
 from ft.errors import UserError
@@ -227,7 +227,7 @@ def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp
 
 def test_two_processes_make_one_run(base_flags, tmp_path):
     words = {**base_flags, "num_train_epochs": 1, "report_to": "wandb"}
-    done = launch(two_processes(), flags(**words))
+    done = launch(FORKS, flags(**words))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("**/*.wandb"))) == 1
     assert done.stdout.count("wandb sync") == 1
@@ -445,7 +445,7 @@ def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, t
 def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_path):
     """Several processes leave by os._exit (ft/runtime.py), which runs none of W&B's own endings."""
     words = {**base_flags, "learning_rate": 1e30, "report_to": "wandb"}
-    done = launch(two_processes(), flags(**words))
+    done = launch(FORKS, flags(**words))
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and len(said) == 1 and said[0].startswith("error: 3 updates in a")  # no rank
     (run,) = wandb_files(tmp_path / "run")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TORCHRUN, flags, launch, train_here
+from conftest import FORK, FORKS, flags, launch, train_here
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -121,7 +121,7 @@ def test_no_update_has_the_host_wait_for_the_device(base_flags, monkeypatch, pre
 def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints(base_flags):
     """Nothing grows over fifteen epochs; a run by hand, of 10,000 updates, is in benchmarks/README.md."""
     words = flags(**base_flags | {"logging_steps": 3, "max_train_steps": LATE + 7})
-    done = launch([sys.executable], [str(EARLY), str(LATE), *words], script="tests/weighed.py")
+    done = launch(FORK, [str(EARLY), str(LATE), *words], script="tests/weighed.py")
     assert done.returncode == 0, done.stderr
     (tensors, objects), (tensors_later, objects_later) = json.loads(
         Path(f"{base_flags['output_dir']}.json").read_text()
@@ -132,7 +132,7 @@ def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints
 
 def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulation(base_flags):
     words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4})
-    done = launch([*TORCHRUN, "2"], words, script="tests/counted.py")
+    done = launch(FORKS, words, script="tests/counted.py")
     assert done.returncode == 0, done.stderr
     assert "2 processes x 4 rows x 4 accumulation steps" in done.stdout
     found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
@@ -154,7 +154,7 @@ def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulati
 def test_without_a_table_of_its_own_all_gradients_are_one_exchange(base_flags):
     """As on GPUs, where DDP exchanges the word embeddings, too (in buckets of 25 MB)."""
     words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4, "freeze": "embeddings"})
-    done = launch([*TORCHRUN, "2"], words, script="tests/counted.py")
+    done = launch(FORKS, words, script="tests/counted.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
     assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]

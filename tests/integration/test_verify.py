@@ -67,11 +67,19 @@ def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_fla
     assert "killed and resumed: differs" not in out and "the same: within" not in out
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, reviews):
+    """A run of 4 updates. Nobody may change it."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    words = {"model_name_or_path": tiny_model, "dataset_name": reviews, "learning_rate": 1e-3}
+    assert train_here(**words, logging_steps=1, max_train_steps=4, output_dir=folder) == 0
+    return folder
+
+
 @pytest.fixture
-def pair(base_flags, tmp_path):
-    assert train_here(**{**base_flags, "max_train_steps": 4}) == 0
-    shutil.copytree(tmp_path / "run", tmp_path / "other")
-    return tmp_path / "run", tmp_path / "other"
+def pair(run, tmp_path):
+    """The run and a copy, to be changed."""
+    return run, shutil.copytree(run, tmp_path / "other")
 
 
 def change(folder, key, factor):

@@ -127,6 +127,15 @@ def test_one_file_knows_each_tracker():
     assert importers("trackio") | importers("tensorboard") <= {"ft.tracking"}
 
 
+def test_no_file_reads_the_clock_that_may_be_set_back():
+    """What takes time is measured by `time.monotonic` and `time.perf_counter`, which go forward only."""
+    for name, tree in TREES.items():
+        nodes = list(ast.walk(tree))
+        read = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+        sources = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not read & {"time.time", "time.time_ns"} and "time" not in sources, name
+
+
 def concrete_tasks():
     """The files of each task: one module, or a package."""
     tasks = {}

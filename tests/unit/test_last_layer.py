@@ -159,7 +159,10 @@ def test_the_frozen_and_the_weights_stay_as_they_are():
     model = small("bert")
     model.bert.encoder.layer[1].requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    assert set(trained.values()) == {True, False}
     assert narrow_last_layer(model.train()) == []
+    assert {name: weight.requires_grad for name, weight in model.named_parameters()} == trained
     assert model.training and all(weight.grad is None for weight in model.parameters())
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

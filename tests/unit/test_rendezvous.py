@@ -22,7 +22,7 @@ def attempt(connect, late, size=3, timeout=timedelta(seconds=60)):
 
     def process(rank):
         if rank == late:
-            time.sleep(0.3)
+            time.sleep(0.05)
         names[rank] = agree_on_attempt(connect(), rank, size, timeout)
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(size)]
