@@ -49,7 +49,8 @@ def score(config: EvalConfig) -> int:
 
     mark = config.mark()  # before anything is settled in it
     accelerator = build_accelerator(config)
-    HostGroup(accelerator).from_main(lambda: check_place(Path(config.output_dir)))
+    hosts = HostGroup(accelerator)
+    hosts.from_main(lambda: check_place(Path(config.output_dir)))
     task = build_task(config)
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config, model_config)
@@ -69,6 +70,7 @@ def score(config: EvalConfig) -> int:
 
     scoring = Scoring(*training_columns(config), config.id_column_name)
     data = prepare_data(config, task, tokenizer, max_length, bar, (split,), scoring, sources)
+    hosts.check_same({"data": data.fingerprint})
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:

@@ -32,7 +32,8 @@ def asked_processes() -> int:
 
     options, _ = launch_command_parser().parse_known_args(words)
     given = options.num_processes
-    if given is None and (options.config_file or os.path.isfile(default_config_file)):
+    is_asked = options.config_file or (os.path.isfile(default_config_file) and not options.cpu)
+    if given is None and is_asked:  # with --cpu, the default file is not read
         given = load_config_from_file(options.config_file).num_processes
     return max(asked, given or 1)
 

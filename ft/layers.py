@@ -36,8 +36,8 @@ def depths(model: Any) -> dict[str, int]:
     lists = (name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     stacks = [name for name in lists if len(model.get_submodule(name)) == count]
     stacks = [name for name in stacks if not any(name.startswith(f"{outer}.") for outer in stacks)]
-    if len(stacks) != 1:
-        several = f"several lists of layers ({', '.join(stacks)})" if stacks else "no list of its layers"
+    if len(stacks) != 1 or model.config.is_encoder_decoder:
+        several = f"several lists of layers ({', '.join(stacks)}, ...)" if stacks else "no list of its layers"
         raise UserError(
             f"layerwise_lr_decay: a {type(model).__name__} has {several}, so which layer is below which "
             f"cannot be told; expected one list of {count}. Leave it out for this model."
@@ -55,8 +55,9 @@ def depths(model: Any) -> dict[str, int]:
         if name.startswith(stem):
             below = False
             found[name] = count - 1 - int(name.removeprefix(stem).partition(".")[0])
-        else:  # positions that all layers share (DeBERTa) are registered behind them
-            found[name] = count if name not in head and (below or name in tables) else 0
+        else:  # positions that all layers share (DeBERTa) are registered behind them, a pooler maybe before
+            is_below = (below and ".pooler." not in name) or name in tables
+            found[name] = count if name not in head and is_below else 0
     return found
 
 

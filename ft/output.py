@@ -58,9 +58,10 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
 
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:
     """Raise `UserError` where a launcher starts a run again that would go back behind what it has `made`
-    since the launch: manifests of checkpoints and results of seeds, the newest last."""
-    is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if is_first or options.resume_from_checkpoint == "latest" or not made:
+    since the launch: manifests of checkpoints and results of seeds, the newest last. (torchrun's count of
+    restarts is that of one host: another's loss, after which all start again, is not in it.)"""
+    has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
+    if not has_launcher or options.resume_from_checkpoint == "latest" or not made:
         return
     place = made[-1].parent
     is_newest = found is not None and found.resolve() == place.resolve()

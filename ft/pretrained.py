@@ -170,8 +170,10 @@ def _agree(model_config: Any, tokenizer: Any) -> None:
     """Let the model take for padding what the tokenizer pads with: a decoder's head reads the last token that
     is none (SmolLM3's config.json names another). Not where positions are counted from it (RoBERTa).
 
-    And let the tokenizer give no token types to a model that has none: some RoBERTas and GPT-2s have the
-    tokenizer of BERT (klue/roberta-base, uer/gpt2-chinese)."""
+    Let the tokenizer pad where texts are padded: on the right, but for XLNet, whose head reads the last
+    place, whatever it holds. And let it give no token types to a model that has none: some RoBERTas and
+    GPT-2s have the tokenizer of BERT (klue/roberta-base, uer/gpt2-chinese)."""
+    tokenizer.padding_side = "left" if model_config.model_type == "xlnet" else "right"
     types = 1 if model_config.model_type in TYPES_ARE_WORDS else getattr(model_config, "type_vocab_size", 2)
     if types == 1 and "token_type_ids" in tokenizer.model_input_names:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]

@@ -29,6 +29,7 @@ from ft.output import (
     set_aside,
     write_whole,
 )
+from ft.resume import of_launch
 from ft.runtime import STARTED, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
@@ -46,6 +47,7 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
     notes = resolve_batch_size(config, accelerator.num_processes)
+    hosts.check_same(of_launch(config, accelerator))
     folder = Path(config.output_dir)
     name = config.run_name or folder.resolve().name
     group_runs(name, config.tracker_names)

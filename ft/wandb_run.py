@@ -240,6 +240,8 @@ def _why_offline(settings: Any) -> str:
     try:
         if not wandb.login(prompt=False, verify=False):
             return "no API key"
+        if settings.insecure_disable_ssl or settings.http_proxy or settings.https_proxy:
+            return ""  # W&B's own way there, which is not that of urllib
         urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
     except urllib.error.HTTPError:
         pass  # it answers

@@ -119,12 +119,14 @@ class EncodedRows:
         width = int((self.lengths[rows] // pieces).max())
         return int(pieces.sum()), min(-(-width // multiple) * multiple, max(width, self.longest))
 
-    def padded(self, rows: np.ndarray, pad_id: int, multiple: int = 1) -> dict[str, np.ndarray]:
+    def padded(
+        self, rows: np.ndarray, pad_id: int, multiple: int = 1, on_left: bool = False
+    ) -> dict[str, np.ndarray]:
         """input_ids, attention_mask (and token_type_ids) of `rows`, each of `padded_shape`, int64;
         the pieces of a row follow one another.
 
-        Padding is always on the right: a token's position, and so its dropout, is the same in any batch.
-        """
+        Padding is on the right: a token's position, and so its dropout, is the same in any batch. `on_left`
+        is for a model that reads the last place."""
         pieces, shape = self.pieces_of(rows), self.padded_shape(rows, multiple)
         out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
         if "token_type_ids" in self._lists:
@@ -134,7 +136,8 @@ class EncodedRows:
         for row, chunk, count in zip(rows, chunks, pieces, strict=True):
             inside = row - self._chunk_starts[chunk]
             begin, end = self._offsets[chunk][inside : inside + 2]
-            here = slice(place, place + count), slice((end - begin) // count)
+            width = (end - begin) // count
+            here = slice(place, place + count), slice(-width, None) if on_left else slice(width)
             for name, lists in self._lists.items():
                 out[name][here] = lists[chunk][begin:end].reshape(count, -1)
             out["attention_mask"][here] = 1

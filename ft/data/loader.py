@@ -149,7 +149,7 @@ class RowDataset(Dataset):
 
     def __init__(self, rows: EncodedRows, tokenizer: Any, row_weights: np.ndarray | None = None) -> None:
         self.rows = rows
-        self.pad_id = tokenizer.pad_token_id
+        self.pad_id, self.on_left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
         self.multiple = 1
         self.row_weights = np.ones(len(rows)) if row_weights is None else row_weights
 
@@ -159,7 +159,7 @@ class RowDataset(Dataset):
     def __getitems__(self, slot: Slot) -> MicroBatch:
         rows = slot.rows if len(slot.rows) else np.array([slot.filler])
         weights = self.row_weights[rows] if len(slot.rows) else np.zeros(1)
-        inputs = self.rows.padded(rows, self.pad_id, self.multiple)
+        inputs = self.rows.padded(rows, self.pad_id, self.multiple, self.on_left)
         labels = np.zeros((len(rows), 0), np.uint8) if self.rows.labels is None else self.rows.labels[rows]
         return MicroBatch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},

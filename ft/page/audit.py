@@ -19,6 +19,9 @@ REASONS = {
     "shared_with_test": "text is in test, too",
 }
 
+# Topics of a preflight's findings that no option mends.
+OF_ROWS = "conflicts copies_within few_rows labels lacking_labels near_copies_across unused_labels".split()
+
 
 def rows_table(data: Data) -> list[tuple[str, list[int | float | None]]]:
     """Lines of a table with a column for each split; None where a split has no such number."""
@@ -70,11 +73,11 @@ def _labels(data: Data) -> list[np.ndarray]:
 
 
 def preflight_findings(output_dir: str, sources: dict[str, str]) -> list[dict[str, str]]:
-    """What a preflight of the same data in the same folder found, the blocking first; nothing where there was
-    none."""
+    """What a preflight of the same data in the same folder found in the rows; nothing where there was none.
+    What it found of the options and the machine was mended since, or nothing would be shown."""
     try:
         found = json.loads((Path(output_dir) / "preflight.json").read_text(encoding="utf-8"))
         is_same = sources.items() <= found["sources"].items()  # an evaluation may read the test file alone
-        return sorted(found["findings"], key=lambda one: one["level"]) if is_same else []
+        return [one for one in found["findings"] if one["topic"] in OF_ROWS] if is_same else []
     except (OSError, ValueError, KeyError, TypeError):  # none, or the user's own file of that name
         return []

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,16 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
 
     Called on all processes of the launch; the main one speaks."""
     from ft.hosts import HostGroup
-    from ft.preflight.forecast import judged
-    from ft.runtime import build_accelerator
+    from ft.preflight.forecast import judged, room_on_disk
+    from ft.resume import of_launch
+    from ft.runtime import build_accelerator, resolve_batch_size
 
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
+    resolved = replace(config)
+    with contextlib.suppress(UserError):  # which the probe comes upon, too
+        resolve_batch_size(resolved, accelerator.num_processes)
+    hosts.check_same(of_launch(resolved, accelerator))  # as a run begins, which another host may have
     begun = time.monotonic()
     report = hosts.from_main(lambda: _audit(config))
     waited = time.monotonic() - begun
@@ -41,12 +47,13 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     if STOPS_THE_PROBE & findings.blocking_topics():
         findings.warn("not_tried", "nothing was tried or forecast: mend the data or the model first")
     else:
+        room = room_on_disk(config.output_dir)
         place = hosts.from_main(lambda: _place(config))
         try:
             probe = _probe(config, train, place, findings)
             failed = probe is None
             if probe is not None:
-                report |= judged(config, probe, waited, findings)
+                report |= judged(config, probe, waited, room, findings)
         finally:
             if accelerator.is_main_process:
                 shutil.rmtree(place, ignore_errors=True)

@@ -35,7 +35,7 @@ def audit_apart(config: Config) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         try:
             return pool.submit(audit, config).result()
-        except BrokenProcessPool:
+        except (BrokenProcessPool, MemoryError):
             raise UserError(
                 "preflight: the process that looks at the data was killed, most often because the host ran "
                 "out of memory: it holds all texts. Give it more, or try it on a file of fewer rows."

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ft.data.split import sample
 from ft.metrics import classification_metrics, multilabel_metrics, regression_metrics
 from ft.tasks.text_classification.thresholds import choose_thresholds
 
 MOST_ROWS = 50_000  # to fit on, and to score; of more, a sample is given
 MOST_TERMS = 50_000
+# Of so many classes times rows, and times terms, at most: a fit of more would take hours, and gigabytes.
+MOST_WEIGHTS, LEAST_ROWS = 5_000_000, 2_000
 
 
 def floors(
@@ -28,10 +31,14 @@ def floors(
     mean. tf_idf: logistic regression, one a label for several labels; ridge regression. A threshold for
     several labels is chosen on the scored rows, as a run chooses its own."""
     texts, labels = train
+    most = max(LEAST_ROWS, MOST_WEIGHTS // max(1, len(names)))
+    if len(texts) > most:
+        chosen = np.sort(sample(len(texts), most))
+        texts, labels = [texts[row] for row in chosen], labels[chosen]
     fit = {"multi_label_classification": _multi_label, "regression": _regression}.get(
         problem_type, _single_label
     )
-    seen, unseen = _tf_idf(texts, scored[0])
+    seen, unseen = _tf_idf(texts, scored[0], min(MOST_TERMS, most))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged, or a label that no row has: it is only a floor
         prior, linear = fit(seen, labels, unseen, len(names))
@@ -43,7 +50,7 @@ def floors(
     }
 
 
-def _tf_idf(texts: list[str], others: list[str]) -> tuple[Any, Any]:
+def _tf_idf(texts: list[str], others: list[str], terms: int) -> tuple[Any, Any]:
     """Words and pairs of words; characters where the texts have none of these twice."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -51,7 +58,7 @@ def _tf_idf(texts: list[str], others: list[str]) -> tuple[Any, Any]:
         {"token_pattern": r"(?u)\b\w+\b", "ngram_range": (1, 2), "min_df": 2},
         {"analyzer": "char", "ngram_range": (1, 3)},
     ):
-        vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=MOST_TERMS, **options)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=terms, **options)
         try:
             return vectorizer.fit_transform(texts), vectorizer.transform(others)
         except ValueError:  # no term is left

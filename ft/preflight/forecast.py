@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from ft.preflight.probe import Measured, Probe
 
 
-def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> dict[str, Any]:
+def room_on_disk(output_dir: str) -> int:
+    """Bytes that a run may write there: what is free, and what it replaces of a run that is there."""
+    folder = Path(output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    held = [path for name in ("best", "final", "checkpoints") for path in (folder / name).rglob("*")]
+    return shutil.disk_usage(there).free + sum(path.stat().st_size for path in held if path.is_file())
+
+
+def judged(config: Config, probe: Probe, waited: float, room: int, findings: Findings) -> dict[str, Any]:
     """What a probe has found, as JSON: launch, longest_update, checkpoint and forecast; what does not fit is
-    a finding. `waited` are the seconds that the audit took before the run. Nothing, where the run that goes
-    on has made all its updates."""
+    a finding. `waited` are the seconds that the audit took before the run, `room` the `room_on_disk` before
+    the probe wrote there. Nothing, where the run that goes on has made all its updates."""
     measured, accelerator = probe.measured, probe.accelerator
     if probe.done >= probe.total:
         findings.warn(
@@ -32,12 +40,10 @@ def judged(config: Config, probe: Probe, waited: float, findings: Findings) -> d
         return {}
     start = measured.started - STARTED - waited
     found = forecast(config, measured, probe.total, probe.sampler.updates_per_epoch, probe.done, start)
-    folder = Path(config.output_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     found |= {
         "memory_bytes": measured.most_host_bytes,
         "device_memory_bytes": device_bytes(accelerator.device),
-        "free_disk_bytes": shutil.disk_usage(there).free,
+        "free_disk_bytes": room,
     }
     said = "\n".join(measured.said).splitlines()
     notes = [line.removeprefix("note: ") for line in said if line.startswith("note: ")]
@@ -112,8 +118,9 @@ def forecast(
     if evaluations:
         rest = measured.first_evaluation_rest + (evaluations - 1) * measured.evaluation_rest
     saves = times_due(config.save_strategy, config.save_steps, total, per_epoch, done)
+    first = measured.longest.get("seconds", 0.0) - float(measured.longest_cost @ update_cost)
     seconds = {
-        "start": start,
+        "start": start + max(0.0, first),  # what comes up in the first update, such as compiling
         "updates": float(measured.planned @ update_cost),
         "evaluations": evaluations * rounds.get("validation", 0.0) + rest,
         "saves": saves * measured.save,
@@ -133,7 +140,7 @@ def forecast(
         "updates": measured.updates,
         "evaluations": evaluations,
         "saves": saves,
-        "peak_memory_bytes": peak + measured.encoded_bytes,
+        "peak_memory_bytes": peak,
         "peak_device_bytes": int(max(measured.peak_device)) or None,
         # best/, final/ and, while one takes the place of another, a third; the newest checkpoints, that of
         # the best step and the one that is being written.

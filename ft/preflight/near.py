@@ -20,7 +20,9 @@ THRESHOLD = 0.7  # Jaccard similarity
 BANDS, BAND_ROWS = 25, 5  # finds 99 % of the pairs at the threshold, 99.99 % of those at 0.8
 MOST_TEXTS = 200_000  # different ones; more are sampled
 BLOCK = 20_000  # texts in the index at a time, so that it takes 200 MB at most
-MOST_COMPARED = 100  # candidates of one text in one split
+# Texts that share much, such as a disclaimer, are candidates of one another by the thousand. Of one split, so
+# many of a band are looked at, and so many compared with one text.
+MOST_SHARED, MOST_COMPARED = 20, 100
 
 
 def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -> dict[str, Any]:
@@ -33,12 +35,14 @@ def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -
     wanted = [(split, split) for split in splits] + pairs_of(list(splits))
     there = {split: np.isin(np.arange(len(texts)), numbers) for split, numbers in texts.numbers.items()}
     partner = {pair: np.full(len(texts), -1) for pair in wanted}  # of each text, the near copy that was found
+    left = {pair: np.full(len(texts), MOST_COMPARED) for pair in wanted}
     shingles = lru_cache(50_000)(lambda number: shingles_of(texts.texts[number].as_py()))
-    for number, candidates in _candidates(texts, chosen):
+    for number, candidates in _candidates(texts, chosen, list(there.values())):
         for (one, other), found in partner.items():
             if found[number] >= 0 or not there[one][number]:
                 continue
-            inside = [c for c in candidates if there[other][c]][:MOST_COMPARED]
+            inside = [c for c in candidates if there[other][c]][: left[one, other][number]]
+            left[one, other][number] -= len(inside)
             found[number] = next(
                 (c for c in inside if jaccard(shingles(number), shingles(c)) >= THRESHOLD), -1
             )
@@ -89,9 +93,11 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
     return common / (len(one) + len(other) - common)
 
 
-def _candidates(texts: Texts, chosen: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+def _candidates(
+    texts: Texts, chosen: np.ndarray, splits: list[np.ndarray]
+) -> Iterator[tuple[int, list[int]]]:
     """For each chosen text, the numbers of texts that share a band with it; once for every block of the
-    index."""
+    index. `splits` say of each text (texts,) whether it is in a split."""
     from datasketch import MinHash, MinHashLSH
 
     sizes = {"num_perm": BANDS * BAND_ROWS, "scheme": "affine32"}
@@ -101,10 +107,21 @@ def _candidates(texts: Texts, chosen: np.ndarray) -> Iterator[tuple[int, list[in
         index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
         for number, signature in zip(chosen[begin : begin + BLOCK], signatures[begin:], strict=False):
             index.insert(int(number), signature, check_duplication=False)
+        for table in index.hashtables:
+            _shorten(table, splits)
         for number, signature in zip(chosen, signatures, strict=True):
             found = sorted(c for c in index.query(signature) if c != number)
             if found:
                 yield int(number), found
+
+
+def _shorten(table: Any, splits: list[np.ndarray]) -> None:
+    """Leave in each bucket of a band the first texts of each split."""
+    for key in [key for key, count in table.itemcounts().items() if count > MOST_SHARED]:
+        numbers = sorted(table.get(key))
+        table.remove(key)
+        for there in splits:
+            table.insert(key, *[number for number in numbers if there[number]][:MOST_SHARED])
 
 
 def _sample(texts: Texts, most: int) -> np.ndarray:

@@ -48,6 +48,7 @@ class Measured:
     update_costs: list[np.ndarray] = field(default_factory=list)
     update_seconds: list[float] = field(default_factory=list)
     longest: dict[str, Any] = field(default_factory=dict)
+    longest_cost: np.ndarray = field(default_factory=lambda: np.zeros(3))
     planned_rounds: dict[str, np.ndarray] = field(default_factory=dict)
     round_costs: list[np.ndarray] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
@@ -61,7 +62,6 @@ class Measured:
     reloaded_same: bool = True
     checkpoint_bytes: int = 0
     export_bytes: int = 0
-    encoded_bytes: int = 0  # of the data on disk, which is mapped into memory
     peak_host: list[float] = field(default_factory=list)  # of every process
     before_saving: int = 0  # the same of the main one, which copies what is to be saved
     peak_device: list[float] = field(default_factory=list)
@@ -95,8 +95,6 @@ class Probe(Run):
         self._choose_updates()
         for split in [name for name in ("validation", "test") if name in self.data.splits]:
             self._choose_rows(split)
-        for rows in self.data.splits.values():
-            self.measured.encoded_bytes += 4 * int(rows.lengths.sum())
         return progress
 
     def _choose_updates(self) -> None:
@@ -145,7 +143,7 @@ class Probe(Run):
         """The passes over the chosen updates, and then what a run does between updates."""
         yield self._pass(self._longest)
         self.measured.longest["seconds"] = self.measured.update_seconds.pop()  # with all that comes up first
-        self.measured.update_costs.pop()
+        self.measured.longest_cost = self.measured.update_costs.pop()
         begin = time.monotonic()
         for _ in range(MOST_PASSES):
             yield self._pass(self._spread)
@@ -187,7 +185,11 @@ class Probe(Run):
     def _between_updates(self) -> None:
         measured = self.measured
         if self.config.eval_strategy != "no":
-            measured.first_evaluation_rest, measured.evaluation_rest = self._rest(), self._rest()
+            measured.first_evaluation_rest = self._rest()
+            first = sum(measured.round_seconds)  # with all that comes up first, such as compiling
+            measured.round_seconds, measured.round_costs = [], []
+            measured.evaluation_rest = self._rest()
+            measured.first_evaluation_rest += max(0.0, first - sum(measured.round_seconds))
         measured.before_saving = peak_host_bytes()
         begin = self._now()
         self.save()

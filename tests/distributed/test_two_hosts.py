@@ -96,7 +96,7 @@ def launched_on(hosts, tmp_path, words, *own, behind=()):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["config_overrides", "pretrained model", "data"])
+@pytest.mark.parametrize("what", ["config_overrides", "pretrained model", "data", "num_seeds", "preflight"])
 def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, tmp_path, hosts, what):
     if what == "pretrained model":  # of the same shapes
         other = shutil.copytree(tiny_model, tmp_path / "other")
@@ -109,6 +109,8 @@ def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, 
         "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
         "pretrained model": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
         "data": ({"dataset_name": reviews}, {"dataset_name": other}),
+        "num_seeds": ({}, {"num_seeds": 2}),
+        "preflight": ({"preflight": True}, {}),
     }[what]
     processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"), *own)
     said = end(processes)

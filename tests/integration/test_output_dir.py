@@ -23,7 +23,7 @@ def test_a_launcher_does_not_replace_what_its_own_run_has_made(words, tmp_path, 
     assert train_here(**words, **anew) == 0
     seeds = {**words, "output_dir": tmp_path / "seeds", "num_seeds": 2}
     assert train_here(**seeds, **anew) == 0
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for run, place in ((words, "run/checkpoints/step-00000006"), (seeds, "seeds/seed-42")):
         with pytest.raises(UserError, match=f"has come to .*{place}.*--resume_from_checkpoint latest"):
             train_here(**run, **anew)

@@ -455,7 +455,7 @@ def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_be
         cut_at(whole, 12, tmp_path / "cut") / "checkpoints/step-00000012", tmp_path / "from"
     )
     words = {**config, "output_dir": tmp_path / "new", "resume_from_checkpoint": begun, "max_train_steps": 30}
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     older = shutil.copytree(whole, tmp_path / "new") / "checkpoints/step-00000030/manifest.json"
     os.utime(older, (1, 1))  # of another run, before the launch
     assert train_here(**words, overwrite_output_dir="true") == 0  # nothing was saved since

@@ -97,6 +97,12 @@ def test_layers_and_head_are_found_in_other_architectures(kind):
             assert depth == 2
 
 
+def test_a_pooler_has_the_rate_of_the_top_layer_wherever_its_model_makes_it():
+    found = depths(build("nomic_bert"))
+    assert {depth for name, depth in found.items() if ".pooler." in name} == {0}
+    assert {depth for name, depth in found.items() if "embeddings" in name} == {3}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "said"),
     [
@@ -111,6 +117,17 @@ def test_layers_and_head_are_found_in_other_architectures(kind):
                 "decoder_attention_heads": 2,
             },
             r"model.encoder.layers, model.dec",
+        ),
+        (
+            "bart",  # of which the decoder alone has so many as its config says of both
+            {
+                "d_model": 8,
+                "encoder_layers": 3,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 2,
+                "decoder_attention_heads": 2,
+            },
+            r"model.encoder.layers, \.\.\.",
         ),
     ],
 )

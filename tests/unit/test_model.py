@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ft.config import Config, EvalConfig
 from ft.data.encode import EncodedRows
+from ft.data.loader import RowDataset, Slot
 from ft.errors import UserError
 from ft.model import build_model, check_tokens, embedded_tokens
 from ft.pretrained import apply_overrides, load_model_config, load_tokenizer, longest_text
@@ -142,6 +144,24 @@ def test_a_model_without_token_types_gets_none(tiny_model):
     config = AutoConfig.for_model("gpt2")  # adds the embedding of the token of that number
     found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
     assert set(found) == {"input_ids", "attention_mask"}
+
+
+def test_xlnet_which_reads_the_last_place_gives_a_row_the_same_in_any_batch(tiny_model):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"vocab_size": 40, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "num_labels": 3}
+    config = AutoConfig.for_model("xlnet", **sizes)
+    tokenizer = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = [[2, 5, 6, 3], [2, 7, 8, 9, 10, 11, 3]]
+    table = pa.table({"input_ids": ids, "row": [0, 1], "full_length": [4, 7], "cut": [0, 0]})
+    dataset = RowDataset(EncodedRows(table), tokenizer)
+    with torch.inference_mode():
+        together = model(**dataset.__getitems__(Slot(np.array([0, 1]), 0)).inputs).logits
+        alone = [model(**dataset.__getitems__(Slot(np.array([row]), 0)).inputs).logits for row in (0, 1)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
+    assert tokenizer.padding_side == "left"
 
 
 def test_a_tokenizer_that_names_no_token_pads_with_what_the_model_does_or_is_refused(folder):

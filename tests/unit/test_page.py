@@ -168,11 +168,17 @@ def test_what_a_preflight_of_the_same_data_found_in_the_same_folder_is_there(tin
     (tmp_path / "<b>run<" / "b>").mkdir()
     write(tmp_path, tiny_model, LABELS["numbers"])
     sources = fingerprints(find_sources(DataOptions(dataset_name=str(tmp_path / "data"))))
-    found = {"findings": [{"level": "warning", "topic": "copies", "message": f"{ITALIC} is a copy"}]}
+    found = {
+        "findings": [
+            {"level": "blocking", "topic": "output_dir", "message": "already holds a run"},  # of then
+            {"level": "warning", "topic": "conflicts", "message": f"{ITALIC} is a copy"},
+        ]
+    }
     for read, is_there in ((sources, True), (sources | {"train": "mended"}, False)):
         (tmp_path / "<b>run<" / "b>" / "preflight.json").write_text(json.dumps(found | {"sources": read}))
         page = write(tmp_path, tiny_model, LABELS["numbers"])
         assert (f"warning: {ITALIC} is a copy" in page.text) == is_there
+        assert "already holds a run" not in page.text
 
 
 def test_what_html_may_hold_is_left():

@@ -10,7 +10,7 @@ from ft.preflight.costs import batch_costs, fit, spread, update_costs
 from ft.preflight.duplicates import exact_copies, label_conflicts
 from ft.preflight.findings import Findings
 from ft.preflight.floors import floors
-from ft.preflight.forecast import forecast, times_due
+from ft.preflight.forecast import forecast, room_on_disk, times_due
 from ft.preflight.labels import label_facts
 from ft.preflight.lengths import token_lengths
 from ft.preflight.memory import free_host_bytes, is_out_of_memory, limited_to, peak_host_bytes
@@ -120,6 +120,26 @@ def test_of_too_many_texts_a_sample_is_compared_and_its_size_said():
     assert sample_note(near_copies(different_texts(split), split, most=52)) == ""
 
 
+def test_texts_that_share_a_disclaimer_are_compared_with_few_and_copies_among_them_found(monkeypatch):
+    generator = np.random.default_rng(0)
+    disclaimer = "this message is meant for its reader alone and must not be handed on to anybody else "
+    own = ["".join(generator.choice(list("abcdefghij "), 40)) for _ in range(600)]
+    texts = [disclaimer + text for text in own]
+    texts += [text[:-1] + "#" for text in texts[:50]]
+    split = {"train": rows(texts)}
+    compared = []
+    counting = lambda one, other: compared.append(1) or jaccard(one, other)  # noqa: E731
+    monkeypatch.setattr("ft.preflight.near.jaccard", counting)
+    monkeypatch.setattr("ft.preflight.near.MOST_SHARED", 5)
+    monkeypatch.setattr("ft.preflight.near.MOST_COMPARED", 60)
+    found = near_copies(different_texts(split), split)["within"]["train"]["rows"]
+    assert 95 <= found <= 100 and len(compared) <= 60 * len(texts)
+    monkeypatch.setattr("ft.preflight.near.MOST_SHARED", 10**6)
+    before = len(compared)
+    near_copies(different_texts(split), split)
+    assert len(compared) - before > before  # so it is the shorter buckets that spare them
+
+
 def test_the_length_that_keeps_99_percent_and_the_share_that_is_cut():
     tokens = list(range(1, 201))
     found = token_lengths({"train": rows(["x"] * 200, tokens=tokens)}, max_length=150)
@@ -160,6 +180,15 @@ def test_floors_of_classes_are_the_majority_and_a_linear_model():
     assert found["prior"]["accuracy"] == 0.5  # the majority of training, on rows that are half and half
     assert found["tf_idf"]["accuracy"] == 1.0
     assert (found["fitted_on_rows"], found["scored_rows"]) == (80, 60)
+
+
+def test_floors_of_many_classes_are_fitted_on_fewer_rows(monkeypatch):
+    monkeypatch.setattr("ft.preflight.floors.MOST_WEIGHTS", 100)
+    monkeypatch.setattr("ft.preflight.floors.LEAST_ROWS", 10)
+    found = floors("single_label_classification", ["a", "b"], (TEXTS, CLASSES), (TEXTS[:60], CLASSES[:60]))
+    assert (found["fitted_on_rows"], found["scored_rows"]) == (50, 60)
+    found = floors("single_label_classification", list("abcdefghijkl"), (TEXTS, CLASSES), (TEXTS, CLASSES))
+    assert found["fitted_on_rows"] == 10
 
 
 def test_floors_of_several_labels_are_their_shares_and_one_linear_model_each():
@@ -232,6 +261,24 @@ def test_what_the_first_evaluation_alone_costs_is_forecast_once():
     found = forecast(config, measured, total=30, per_epoch=3, done=0, start=2.0)
     assert found["evaluations"] == 10 and found["seconds"]["evaluations"] == pytest.approx(5 + 9 * 0.5)
     assert found["total_seconds"] == pytest.approx(2 + 5 + 9 * 0.5)
+
+
+def test_what_the_first_update_alone_costs_is_forecast_once():
+    """Such as compiling the layers."""
+    measured = Measured(
+        planned=np.array([10.0, 0, 0]), update_costs=[np.array([1.0, 0, 0])], update_seconds=[2.0],
+        longest={"seconds": 60.0}, longest_cost=np.array([3.0, 0, 0]), peak_host=[1.0], peak_device=[0.0],
+    )  # fmt: skip
+    config = Config(eval_strategy="no", save_strategy="no")
+    seconds = forecast(config, measured, total=10, per_epoch=10, done=0, start=5.0)["seconds"]
+    assert seconds["start"] == pytest.approx(5 + 60 - 6) and seconds["updates"] == pytest.approx(20)
+
+
+def test_what_a_run_replaces_is_room_on_the_disk(tmp_path):
+    free = room_on_disk(str(tmp_path / "run"))
+    (tmp_path / "run/checkpoints/step-00000001").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-00000001/model.safetensors").write_bytes(bytes(50_000_000))
+    assert abs(room_on_disk(str(tmp_path / "run")) - free) < 40_000_000
 
 
 def test_a_checkpoint_that_is_written_slower_than_they_come_is_waited_for_and_held_beside_updates():

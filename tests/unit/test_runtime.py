@@ -119,6 +119,20 @@ def test_a_gpu_that_cannot_sum_in_64_bits_is_left_alone(monkeypatch):
     assert made.call_args.kwargs["cpu"] is True
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    """Two of them would have one GPU, which NCCL refuses much later, with a traceback."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr("accelerate.Accelerator", Mock(side_effect=KeyboardInterrupt))
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"asked for 2 processes on this host, which has 1 GPU"):
+        build_accelerator(Config())
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a launcher that shows each process its own GPU
+    with pytest.raises(KeyboardInterrupt):
+        build_accelerator(Config())
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_batches_go_to_a_gpu_from_page_locked_memory_and_the_host_does_not_wait(
     tokenizer, reviews, tmp_path, monkeypatch

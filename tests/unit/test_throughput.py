@@ -22,12 +22,12 @@ class Rows:
     def __len__(self):
         return len(LENGTHS)
 
-    def padded(self, rows, pad_id, multiple):
+    def padded(self, rows, pad_id, multiple, on_left):
         return {"input_ids": np.zeros((len(rows), LENGTHS[rows].max()), np.int64)}
 
 
 def sampler_of(processes, micro_batch_size=None):
-    dataset = RowDataset(Rows(), SimpleNamespace(pad_token_id=0))
+    dataset = RowDataset(Rows(), SimpleNamespace(pad_token_id=0, padding_side="right"))
     return PlanSampler(dataset, 4, 1, processes, micro_batch_size)
 
 
