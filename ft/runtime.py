@@ -138,12 +138,14 @@ def build_accelerator(config: Config) -> Accelerator:
     # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
     kind = torch.accelerator.current_accelerator(check_available=True)
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not use_cpu and "TORCHELASTIC_RUN_ID" in os.environ and here > torch.accelerator.device_count():
-        raise UserError(
-            f"the launch asked for {here} processes on this host, which has "
-            f"{torch.accelerator.device_count()} GPU(s); lower --num_processes, the result stays the same."
-        )
+    if not use_cpu and "TORCHELASTIC_RUN_ID" in os.environ:
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+        shows_one = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # to each process its own
+        if here > gpus and not shows_one:
+            raise UserError(
+                f"the launch asked for {here} processes on this host, which has {gpus} GPU(s); lower "
+                "--num_processes, the result stays the same."
+            )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:  # which Accelerate would pass over in silence
         raise UserError(

@@ -47,7 +47,7 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     if STOPS_THE_PROBE & findings.blocking_topics():
         findings.warn("not_tried", "nothing was tried or forecast: mend the data or the model first")
     else:
-        room = room_on_disk(config.output_dir)
+        room = room_on_disk(config)
         place = hosts.from_main(lambda: _place(config))
         try:
             probe = _probe(config, train, place, findings)

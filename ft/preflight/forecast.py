@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ft.checkpoint import checkpoints_in
 from ft.config import Config, parse_duration
 from ft.preflight.costs import fit
 from ft.preflight.findings import Findings
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from ft.preflight.probe import Measured, Probe
 
 
-def room_on_disk(output_dir: str) -> int:
-    """Bytes that a run may write there: what is free, and what it replaces of a run that is there."""
-    folder = Path(output_dir).absolute()
+def room_on_disk(config: Config) -> int:
+    """Bytes that a run may write: what is free, and what it replaces of a run that is there (several seeds
+    keep that to their end)."""
+    folder = Path(config.output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    held = [path for name in ("best", "final", "checkpoints") for path in (folder / name).rglob("*")]
-    return shutil.disk_usage(there).free + sum(path.stat().st_size for path in held if path.is_file())
+    is_anew = config.overwrite_output_dir and config.resume_from_checkpoint is None
+    names = ["best", "final", *(["checkpoints"] if is_anew else [])] if config.num_seeds == 1 else []
+    replaced = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
+    return shutil.disk_usage(there).free + sum(path.stat().st_size for path in replaced)
 
 
 def judged(config: Config, probe: Probe, waited: float, room: int, findings: Findings) -> dict[str, Any]:
@@ -39,7 +43,11 @@ def judged(config: Config, probe: Probe, waited: float, room: int, findings: Fin
         )
         return {}
     start = measured.started - STARTED - waited
-    found = forecast(config, measured, probe.total, probe.sampler.updates_per_epoch, probe.done, start)
+    standing = 0
+    if config.resume_from_checkpoint is not None:
+        standing = len(checkpoints_in(Path(config.output_dir) / "checkpoints"))
+    per_epoch = probe.sampler.updates_per_epoch
+    found = forecast(config, measured, probe.total, per_epoch, probe.done, start, standing)
     found |= {
         "memory_bytes": measured.most_host_bytes,
         "device_memory_bytes": device_bytes(accelerator.device),
@@ -101,9 +109,11 @@ def _judge(
 
 
 def forecast(
-    config: Config, measured: Measured, total: int, per_epoch: int, done: int, start: float
-) -> dict[str, Any]:
-    """Seconds and bytes of the run from its start (`start` seconds to the first update) to its end.
+    config: Config, measured: Measured, total: int, per_epoch: int, done: int, start: float,
+    standing: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds and bytes of the run from its start (`start` seconds to the first update) to its end, beside
+    `standing` checkpoints that it goes on from.
 
     Every evaluation counts as one that exports a better model, and early stopping as if it never came: it is
     what the run takes at most. `done` updates of `total` lie behind a run that is resumed."""
@@ -132,7 +142,9 @@ def forecast(
     peak = int(max(measured.peak_host))
     if saves > 1 and not max(measured.peak_device):  # the copy that is being written, beside the next updates
         peak = max(peak, measured.before_saving + measured.checkpoint_bytes)
-    kept = saves if config.save_total_limit is None else min(saves, config.save_total_limit + 2)
+    kept = saves
+    if config.save_total_limit is not None:
+        kept = min(saves, max(1, config.save_total_limit + 2 - standing))
     return {
         "runs": config.num_seeds,  # one for each seed, of all of which this is
         "total_seconds": config.num_seeds * sum(seconds.values()),

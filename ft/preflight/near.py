@@ -21,8 +21,9 @@ BANDS, BAND_ROWS = 25, 5  # finds 99 % of the pairs at the threshold, 99.99 % of
 MOST_TEXTS = 200_000  # different ones; more are sampled
 BLOCK = 20_000  # texts in the index at a time, so that it takes 200 MB at most
 # Texts that share much, such as a disclaimer, are candidates of one another by the thousand. Of one split, so
-# many of a band are looked at, and so many compared with one text.
-MOST_SHARED, MOST_COMPARED = 20, 100
+# many of a band are looked at, and of those whose hashes are alike in such a share (five deviations below the
+# threshold), the most alike are compared with one text.
+MOST_SHARED, MOST_COMPARED, LEAST_ALIKE = 20, 100, 0.5
 
 
 def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -> dict[str, Any]:
@@ -35,14 +36,12 @@ def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -
     wanted = [(split, split) for split in splits] + pairs_of(list(splits))
     there = {split: np.isin(np.arange(len(texts)), numbers) for split, numbers in texts.numbers.items()}
     partner = {pair: np.full(len(texts), -1) for pair in wanted}  # of each text, the near copy that was found
-    left = {pair: np.full(len(texts), MOST_COMPARED) for pair in wanted}
     shingles = lru_cache(50_000)(lambda number: shingles_of(texts.texts[number].as_py()))
     for number, candidates in _candidates(texts, chosen, list(there.values())):
         for (one, other), found in partner.items():
             if found[number] >= 0 or not there[one][number]:
                 continue
-            inside = [c for c in candidates if there[other][c]][: left[one, other][number]]
-            left[one, other][number] -= len(inside)
+            inside = sorted([c for c in candidates if there[other][c]][:MOST_COMPARED])
             found[number] = next(
                 (c for c in inside if jaccard(shingles(number), shingles(c)) >= THRESHOLD), -1
             )
@@ -96,13 +95,14 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 def _candidates(
     texts: Texts, chosen: np.ndarray, splits: list[np.ndarray]
 ) -> Iterator[tuple[int, list[int]]]:
-    """For each chosen text, the numbers of texts that share a band with it; once for every block of the
-    index. `splits` say of each text (texts,) whether it is in a split."""
+    """For each chosen text, the numbers of texts that share a band with it, the most alike first; once for
+    every block of the index. `splits` say of each text (texts,) whether it is in a split."""
     from datasketch import MinHash, MinHashLSH
 
     sizes = {"num_perm": BANDS * BAND_ROWS, "scheme": "affine32"}
     hashes = (shingles_of(texts.texts[number].as_py()).tolist() for number in chosen)
     signatures = list(MinHash.bulk(hashes, hashfunc=int, **sizes))
+    values = np.stack([signature.hashvalues for signature in signatures])
     for begin in range(0, len(chosen), BLOCK):
         index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
         for number, signature in zip(chosen[begin : begin + BLOCK], signatures[begin:], strict=False):
@@ -110,9 +110,11 @@ def _candidates(
         for table in index.hashtables:
             _shorten(table, splits)
         for number, signature in zip(chosen, signatures, strict=True):
-            found = sorted(c for c in index.query(signature) if c != number)
-            if found:
-                yield int(number), found
+            found = np.array(sorted(c for c in index.query(signature) if c != number), np.int64)
+            if len(found):
+                alike = (values[np.searchsorted(chosen, found)] == signature.hashvalues).mean(axis=1)
+                order = np.argsort(-alike, kind="stable")
+                yield int(number), found[order[alike[order] >= LEAST_ALIKE]].tolist()
 
 
 def _shorten(table: Any, splits: list[np.ndarray]) -> None:

@@ -126,9 +126,10 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator", Mock(side_effect=KeyboardInterrupt))
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(UserError, match=r"asked for 2 processes on this host, which has 1 GPU"):
         build_accelerator(Config())
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a launcher that shows each process its own GPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as a launcher shows each process its own
     with pytest.raises(KeyboardInterrupt):
         build_accelerator(Config())
 
