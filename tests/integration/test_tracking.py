@@ -503,12 +503,15 @@ def test_wandb_mode_disabled_writes_and_says_nothing(base_flags, tmp_path, wandb
     "the run goes on offline and says so; the key is in no file",
 )
 def test_with_a_key_and_no_server_the_run_is_offline_and_the_key_is_in_no_file(
-    base_flags, tmp_path, wandb_here, monkeypatch, capsys, serve, server, mode
+    base_flags, tmp_path, wandb_here, monkeypatch, capsys, serve, request, server, mode
 ):
     if server == "is not there":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        free = (
+            socket.socket()
+        )  # which does not listen; while it is bound, no other test's server can be there
+        request.addfinalizer(free.close)
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
     else:
         url = serve({"refuses": 401, "does not answer": None}[server]).url
     monkeypatch.setenv("WANDB_BASE_URL", url)
