@@ -111,21 +111,21 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     if split is None:
         config = _scoring(run)
         split = choose_split(config, find_sources(config))
-    places = [run / f"{name}-{split}" for name in ("evaluation", OURS)]
+    places, config = [run / f"{name}-{split}" for name in ("evaluation", OURS)], _scoring(run, split)
     for place in places:
-        if _is_its_own(place, run, split):
+        if _is_its_own(place, run, config):
             return place, None
     # Another evaluation in the first place, of other texts or with other options, is not replaced.
-    is_other = _results(places[0]).get("options") != _scoring(run, split).mark()
+    is_other = _results(places[0]).get("options") != config.mark()
     return places[is_other and any(places[0].glob("predictions.*"))], split
 
 
-def _is_its_own(place: Path, run: Path, split: str) -> bool:
-    """Whether a folder has the predictions of a run's best model, by its options and of its data."""
+def _is_its_own(place: Path, run: Path, config: EvalConfig) -> bool:
+    """Whether a folder has the predictions of a run's best model, by the options and data of `config`."""
     there = place / PREDICTIONS
     if not there.exists() or there.stat().st_mtime < (run / "best" / "config.json").stat().st_mtime:
         return False
-    known, config = _results(place), _scoring(run, split)
+    known = _results(place)
     is_its_own = known.get("options") == config.mark() and _newest(place) == PREDICTIONS
     return is_its_own and _data(config) in (None, known.get("sources"))
 
