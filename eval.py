@@ -24,7 +24,7 @@ def score(config: EvalConfig) -> int:
     from ft.data.audit import Scoring
     from ft.data.loader import build_evaluation_loader
     from ft.data.prepare import prepare_data
-    from ft.data.slices import check_slice_columns
+    from ft.data.slices import read_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
     from ft.hosts import HostGroup
@@ -36,6 +36,7 @@ def score(config: EvalConfig) -> int:
     from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_columns
     from ft.report import (
         check_apart,
+        check_unseen,
         clear_evaluation,
         evaluation_folder,
         evaluation_notes,
@@ -71,12 +72,13 @@ def score(config: EvalConfig) -> int:
     scoring = Scoring(*training_columns(config), config.id_column_name)
     data = prepare_data(config, task, tokenizer, max_length, bar, (split,), scoring, sources)
     hosts.check_same({"data": data.fingerprint})
+    check_unseen(config, data, split)
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
-    check_slice_columns(config, data)
+    read_slice_columns(config, data)
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)
 

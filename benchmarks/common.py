@@ -151,6 +151,8 @@ def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
         sys.exit(f"error: {path}: found {found}, expected text or {' and '.join(PAIR)}, and label or score")
     names, target = ["text"] if "text" in columns else [*PAIR], "label" if "label" in columns else "score"
     for number, row in enumerate(rows):
+        if None in row:  # DictReader's key of fields beyond the header
+            sys.exit(f"error: {path}: row {number} has more fields than the header; rows count from 0")
         for name in (*names, target):
             if not (row[name] or "").strip():  # which train.py would refuse, if only in a round that draws it
                 sys.exit(f"error: {path}: row {number} has no {name}; rows count from 0. Take it out")
@@ -385,18 +387,29 @@ def model_flops(model: str, tokens: float, squares: float) -> float:
     two for a multiplication and an addition, three times that of the forward pass (Kaplan et al., 2020; PaLM,
     appendix B). Nothing is taken off for what need not be computed (all but one position of the last layer),
     and embeddings and head count nothing. The share of `gemm_peak` is the model FLOP utilisation."""
-    import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model_folder(model))
-    with torch.device("meta"):
-        network = AutoModel.from_config(config)
-    linear = (
-        module.weight.numel()
-        for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and "pooler" not in name
-    )
-    return 6 * sum(linear) * tokens + 12 * config.num_hidden_layers * config.hidden_size * squares
+    width = config.num_hidden_layers * config.hidden_size
+    return 6 * multiplied_parameters(model) * tokens + 12 * width * squares
+
+
+@cache
+def multiplied_parameters(model: str) -> int:
+    """Parameters that a token is multiplied by in the linear layers, each as often as it is: layers
+    that share their weights (ALBERT's) count as often as they are used."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+    from transformers.pytorch_utils import Conv1D
+
+    network = AutoModel.from_config(AutoConfig.from_pretrained(model_folder(model))).eval()
+    used: list[int] = []
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and "pooler" not in name:
+            module.register_forward_hook(lambda module, *_: used.append(module.weight.numel()))
+    with torch.no_grad():
+        network(input_ids=torch.ones((1, 8), dtype=torch.long))
+    return sum(used)
 
 
 def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -> float:

@@ -39,7 +39,7 @@ LAUNCHES = {
     "1 x 32, stopped and resumed": (1, 32, 1, True),
 }
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
-VARIABLES = {"PYTHONPATH": str(ROOT)}
+VARIABLES = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}  # as the peers are told
 MODES = {"with": True, "without": False}
 QUICK = {"updates": 8, "max_length": 32, "dropout": ["with"]}
 
@@ -59,8 +59,14 @@ def run(options: argparse.Namespace) -> None:
     # One thread in every process, so that sums differ with the launch alone; in this one, too, before torch
     # comes, which makes what is said of threads and of the GEMM peak right.
     os.environ["OMP_NUM_THREADS"] = "1"
+    from transformers import AutoConfig
+
+    from ft.pretrained import apply_overrides
+
     train = class_file(options.data, "train")
     _command(options, train, Path(), BATCH, dropout=False)  # a flag that it refuses is said at once
+    if "without" in options.dropout:
+        apply_overrides(AutoConfig.from_pretrained(model_folder(options.model)), NO_DROPOUT)
     check_updates(options.updates, len(read_csv(train)[1]), BATCH)
     measured: dict[str, Any] = {}
     gemm = [gemm_peak()]

@@ -20,6 +20,7 @@ from benchmarks.common import (
     table,
     write_csv,
 )
+from ft.analysis.label_errors import check_cleanlab
 
 FIRST = 100
 QUICK = {"epochs": 0.5, "seeds": [42]}
@@ -40,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Flip labels in the training and in the test rows, train, and look at the suspects among the test rows,
     which the model has not seen."""
+    check_cleanlab()  # before hours of training
     measured, gemm = [], [gemm_peak()]
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.common import read_csv
 
+OUTPUT = tempfile.TemporaryDirectory()  # of Trainers, which make a folder, if only to leave it empty
+
 Step = dict[str, float]
 datasets.disable_progress_bars()
 
@@ -146,7 +148,7 @@ def trainer(
             learning_rate,
             per_device_train_batch_size=batch,
             max_steps=updates,
-            output_dir="output",
+            output_dir=OUTPUT.name,
             **({} if defaults else TUNED),
             **options,
         ),
@@ -180,7 +182,7 @@ def trainer_accuracy(
         trainer_arguments(
             seed, learning_rate, per_device_train_batch_size=batch, per_device_eval_batch_size=64,
             num_train_epochs=epochs, warmup_steps=math.ceil(round(warmup_ratio * updates, 6)),
-            weight_decay=weight_decay, output_dir="output", **TUNED,
+            weight_decay=weight_decay, output_dir=OUTPUT.name, **TUNED,
         ),
         train_dataset=train_rows,
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
@@ -203,7 +205,7 @@ def trainer_evaluation(model: str, rows: str, max_length: int, repeats: int) -> 
     counts: list[Step] = []
     run = Trainer(
         load_model(model, len(names)),
-        TrainingArguments(output_dir="output", report_to="none", disable_tqdm=True),
+        TrainingArguments(output_dir=OUTPUT.name, report_to="none", disable_tqdm=True),
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
         processing_class=tokenizer,
     )

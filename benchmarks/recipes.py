@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.common import (
     add_model_option,
+    column_flags,
     data_file,
     gemm_peak,
     mean_and_deviation,
@@ -56,11 +57,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """All arms in turn, seed after seed, data set after data set: the model of the last update is scored."""
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    names = [folder.name for folder in options.data]
     for folder in options.data:
         _data_flags(folder)  # what is not there is said before anything runs
+    if "lora" in options.arms:
+        from ft.lora import check_peft  # imports torch, which other commands may not yet
+
+        check_peft()
     gemm = [gemm_peak()]
     for folder in options.data:
-        name = str(folder) if _is_package(folder) else folder.resolve().name
+        name = str(folder) if _is_package(folder) or names.count(folder.name) > 1 else folder.resolve().name
         runs = measured.setdefault(name, {arm: [] for arm in options.arms})
         for seed in options.seeds:
             for arm in options.arms:
@@ -102,10 +108,11 @@ def _data_flags(folder: Path) -> dict[str, Any]:
             "dataset_name": folder, "test_split_percentage": 20, "on_bad_rows": "drop",
             "on_duplicates": "drop",
         }  # fmt: skip
+    train = data_file(folder, "train", kinds=KINDS)
     return {
-        "train_file": data_file(folder, "train", kinds=KINDS),
+        **(column_flags(train) if train.suffix == ".csv" else {}), "train_file": train,
         "test_file": data_file(folder, "test", "validation", kinds=KINDS),
-    }
+    }  # fmt: skip
 
 
 def _is_package(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Real tokens per second of train.py and of other loops, on the same texts and machine."""
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,10 @@ def run(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
     """The same, with the `text` of a command, made of the options, of what was measured, and of the peaks."""
+    import torch
+
+    if "ours_two" in options.arms and torch.accelerator.is_available():
+        sys.exit("error: --arms: ours_two is for a machine without a GPU; name the others")
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     gemm = [gemm_peak()]
     for number in range(options.rounds):

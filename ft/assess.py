@@ -38,7 +38,7 @@ def assess(
     temperature = None if split == "validation" else task.calibration.get("temperature")
     found = {**result.metrics, **interval_numbers(judged, resamples)}
     found |= calibration_summary(judged, scores, rows.labels, temperature)
-    sliced = slice_values(config, data, split, rows.row)
+    sliced = slice_values(data, split, rows.row)
     found |= slice_tables(judged, task.headline, rows.full_lengths, sliced, resamples)
     if judged.one_label:
         found["confused_pairs"] = confused_pairs(
@@ -71,7 +71,8 @@ def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores:
 
     rows = data.splits[split]
     assert rows.labels is not None
-    suspected = suspects(task.judge(scores, rows.labels))
+    judged = task.judge(scores, rows.labels)
+    suspected = suspects(judged)
     found, quality = suspected or (np.zeros(0, int), np.zeros(0))
     lines = prediction_lines(rows, data.columns, task, scores, found)
     text = "".join(
@@ -81,4 +82,13 @@ def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores:
     write_whole(folder / "label_errors.jsonl", text)
     if suspected is None:
         return "suspected label errors: none can be told, as all rows have the same label"
-    return f"suspected label errors: {len(found):,} of {len(rows):,} rows, in label_errors.jsonl"
+    count = f"{len(found):,} of {len(rows):,} rows"
+    if judged.probabilities is None:
+        count += ", those whose numbers fit the predictions least, a fixed share"
+    said = f"suspected label errors: {count}, in label_errors.jsonl"
+    if split == "train":
+        said += (
+            "\nnote: few are found among rows that the model was trained on: it has learned their labels, "
+            "wrong ones too"
+        )
+    return said

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ft.analysis.intervals import intervals
+from ft.analysis.summary import metric_intervals
 from ft.config import Config
 from ft.data.prepare import Data
 from ft.data.sources import local_path
@@ -112,7 +112,7 @@ def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
     found: dict[str, Any] = {}
     if scored.scores is not None and scored.labels is not None:
         judged = task.judge(scored.scores, scored.labels)
-        found = intervals(judged.statistics, RESAMPLES)
+        found = metric_intervals(judged, RESAMPLES)
     lines = [
         f"{scored.metrics['rows']:,} rows. In brackets the 95 percent bootstrap interval over rows "
         f"({RESAMPLES:,} resamples).", "",

@@ -37,6 +37,10 @@ HINTS = {
 }
 
 
+# Of two options that say the same, the one that has its way where both are given.
+OUTRANKED_BY = {"num_train_epochs": "max_train_steps", "warmup_ratio": "warmup_steps"}
+
+
 class _Text(str):
     """A text that is taken as it stands, and not as YAML: "null" in quotes is not null."""
 
@@ -62,7 +66,7 @@ def parse(
     try:
         config, print_it = _parse(config_class, argv)
         if print_it:
-            print(dump(config), end="")
+            print(dump(config) if _is_main() else "", end="")
             sys.exit(EXIT_DONE)
         config.check()
     except UserError as error:
@@ -70,6 +74,10 @@ def parse(
             print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     return config
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]:
@@ -87,11 +95,17 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
             grouped |= set(own)
     kinds = {field.name: field.type for field in fields(config_class)}
     if "-h" in argv or "--help" in argv:
+        if not _is_main():
+            sys.exit(EXIT_DONE)
         for action in parser._actions:  # --names+, to append to a list, is not taken here
             action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
     given = {name: word for file in files for name, word in _read_yaml(file, kinds).items()} | words
+    # What is typed goes before a file, whose other option would else go before it.
+    given |= {
+        o: "null" for name, o in OUTRANKED_BY.items() if name in words and o in kinds and o not in words
+    }
     given |= {
         name: _Text(word)
         for name, word in given.items()

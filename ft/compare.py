@@ -85,7 +85,7 @@ def check_models(runs: Sequence[Path]) -> None:
 def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     """The folder that has (or will have) the predictions of a run, and the split to score first, None where
     they are there."""
-    if (run / PREDICTIONS).exists():
+    if (run / PREDICTIONS).exists() and not (run / "metrics.jsonl").exists():  # which a training run has
         found = _results(run).get("split", split)
         if (newest := _newest(run)) != PREDICTIONS:
             raise UserError(
@@ -106,7 +106,12 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
             f"compare: {str(run)!r} holds neither {PREDICTIONS} nor a finished run (config.yaml and best/); "
             + hint
         )
-    if split is None and _results(run / "evaluation-test"):
+    if not _results(run):
+        raise UserError(
+            f"compare: {str(run)!r} is not finished; go on with it by --resume_from_checkpoint latest."
+        )
+    # Where the data is gone, this says that it had a test split. (Another evaluation says nothing of it.)
+    if split is None and _results(run / "evaluation-test").get("options") == _scoring(run, "test").mark():
         split = "test"
     if split is None:
         config = _scoring(run)

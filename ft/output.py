@@ -19,6 +19,7 @@ LEAVES = (
     "config.yaml environment.json metrics.jsonl results.json report.html seeds.json training.png wandb_id "
     "checkpoints best final wandb tensorboard"
 ).split()
+SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
 LOCK_SECONDS = 10
@@ -129,7 +130,9 @@ def _holds_a_run(folder: Path, held: list[str]) -> UserError:
 
 def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
-    return [*(name for name in LEAVES if (folder / name).exists()), *(path.name for path in _seeds(folder))]
+    evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
+    left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
+    return [*left, *(path.name for path in _seeds(folder))]
 
 
 def standing(folder: Path) -> list[str]:

@@ -50,14 +50,22 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
 
 
 def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None]:
-    """The text columns and the label that a model in best/ or final/ of a run was trained on, named or found,
-    from the run's environment.json; nothing where that does not say."""
+    """The text columns and the label that a model in best/ or final/ of a run was trained on, named or found;
+    nothing where the run does not say."""
+    try:
+        known = of_training(options)["columns"]
+        return tuple(known["texts"]), known["label"]
+    except (KeyError, TypeError):
+        return (), None
+
+
+def of_training(options: ModelOptions) -> dict[str, Any]:
+    """The environment.json of the run that a model in best/ or final/ is of; empty where there is none."""
     path = local_path(options.model_name_or_path).parent / "environment.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["columns"]
-        return tuple(known["texts"]), known["label"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return (), None
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def check_model_folder(path: str, allow_pickle: bool) -> None:

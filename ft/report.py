@@ -19,6 +19,7 @@ from ft.data.plan import shares
 from ft.data.sources import Source
 from ft.errors import UserError, writing
 from ft.launch import relaunch_command
+from ft.pretrained import of_training
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 from ft.values import short
@@ -170,7 +171,7 @@ def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:
     return ", ".join(parts)
 
 
-def environment(data: Any, accelerator: Any) -> dict[str, Any]:
+def environment(config: Any, data: Any, accelerator: Any) -> dict[str, Any]:
     """What the run ran on, and the command to run it again. No environment variable is written: some are
     secret."""
     from importlib.metadata import PackageNotFoundError, version
@@ -195,6 +196,8 @@ def environment(data: Any, accelerator: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "data_fingerprint": data.fingerprint,
         "data": data.facts,
+        "sources": data.sources,
+        "draw": data.draw(config),
         "columns": {"texts": data.columns.texts, "label": data.columns.label},
         "command": relaunch_command(),
     }
@@ -303,6 +306,25 @@ def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> No
                 f"output_dir: {str(path)!r} is read as data, and would be replaced by what is written there; "
                 "name another output_dir."
             )
+
+
+def check_unseen(options: EvalConfig, data: Any, split: str) -> None:
+    """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
+    has set them aside: the model may have learned most of them."""
+    known, now = of_training(options).get("draw"), data.draw(options)
+    if not known or not data.was_set_aside(split) or known == now:
+        return
+    name = next(name for name in now if now[name] != known.get(name))
+    what = (
+        "the training data is not what it was then"
+        if name == "train"
+        else f"{name} is {now[name]}, and was {known.get(name)} then"
+    )
+    raise UserError(
+        f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
+        "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
+        "score as test_file."
+    )
 
 
 def prediction_lines(

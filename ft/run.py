@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from ft.cli import dump
 from ft.config import Config, parse_duration
 from ft.data.loader import PlanSampler, build_evaluation_loader
 from ft.data.prepare import Data
-from ft.data.slices import check_slice_columns
+from ft.data.slices import read_slice_columns
 from ft.ema import averaged
 from ft.errors import Stopped, UserError, writing
 from ft.evaluation import Evaluation, evaluate, load_named_metrics
@@ -115,7 +116,7 @@ class Run:
         self.max_length, self.total = max_length, total
         config, accelerator = self.config, self.accelerator
         check_tokens(accelerator.unwrap_model(model), tokenizer, data.splits)
-        self.hosts.from_main(lambda: check_slice_columns(config, data))
+        self.hosts.from_main(lambda: read_slice_columns(config, data))
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
         notes += self._load_metrics()
@@ -151,7 +152,7 @@ class Run:
                 with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
                     checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
-            facts = environment(data, accelerator)
+            facts = environment(config, data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
         saved = self.progress.step if is_own else -1
         self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
@@ -252,7 +253,7 @@ class Run:
         """Score the validation rows, log eval/*, keep the model if it is the best so far, count patience."""
         progress, config = self.progress, self.config
         progress.evaluation_due = True
-        with self.clock:
+        with self._apart():
             self.latest = self.score("validation")
             values = self.latest.metrics
             progress.evaluation_due = False
@@ -279,7 +280,7 @@ class Run:
 
     def save(self) -> None:
         """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""
-        with self.clock:
+        with self._apart():
             self.health.check(keep=0)
             self.train_loss.fold()
             self.progress.train_seconds = self.train_seconds()
@@ -292,6 +293,14 @@ class Run:
                 self.total,
                 self.config.save_total_limit,
             )
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Time that is none of training, on all processes: while the main one writes, the others wait here,
+        and not in their next update."""
+        with self.clock:
+            yield
+            self.hosts.sum(0)
 
     @property
     def saved(self) -> bool:

@@ -95,6 +95,19 @@ def set_environment(config: Config) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
+def _shown_its_own_gpu() -> bool:
+    """Whether this process sees another GPU than the one that launched it, as scripts between the two have
+    each process see its own."""
+    import psutil
+
+    name = "CUDA_VISIBLE_DEVICES"
+    try:
+        of_launcher = psutil.Process(os.getppid()).environ().get(name)
+    except psutil.Error:
+        return name in os.environ
+    return os.environ.get(name, of_launcher) != of_launcher
+
+
 def _says_yes(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
@@ -140,8 +153,7 @@ def build_accelerator(config: Config) -> Accelerator:
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
     if not use_cpu and "TORCHELASTIC_RUN_ID" in os.environ:
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
-        shows_one = gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # to each process its own
-        if here > gpus and not shows_one:
+        if here > gpus and not (gpus == 1 and _shown_its_own_gpu()):
             raise UserError(
                 f"the launch asked for {here} processes on this host, which has {gpus} GPU(s); lower "
                 "--num_processes, the result stays the same."

@@ -18,7 +18,8 @@ from typing import Any
 
 from ft.cli import dump
 from ft.config import Config, parse_duration
-from ft.errors import EXIT_DONE, Stopped
+from ft.data.sources import find_sources, fingerprints
+from ft.errors import EXIT_DONE, Stopped, UserError
 from ft.hosts import HostGroup
 from ft.output import (
     REPLACED,
@@ -69,6 +70,7 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
                 hosts.say(f"--- seed {run.seed} ({number} of {len(runs)}): finished before")
                 continue
             _stop_if_asked(config, hosts)
+            hosts.from_main(record.check_data)
             hosts.say(f"--- seed {run.seed} ({number} of {len(runs)})")
             train(replace(run))  # a copy: what the run resolves for itself is not what was asked for
             hosts.from_main(partial(record.add, run))
@@ -111,6 +113,20 @@ class _Record:
             for run in runs
             if self.finished.get(str(run.seed)) == _asked(run) and _results_of(run.output_dir).exists()
         ]
+
+    def check_data(self) -> None:
+        """Raise `UserError` where the data is not that of a finished seed: a mean over both would say nothing
+        of seeds."""
+        now = fingerprints(find_sources(self.config)) if self.finished else {}
+        for seed in self.finished:
+            path = self.folder / f"seed-{seed}" / "environment.json"
+            known = json.loads(path.read_text(encoding="utf-8")).get("sources", {}) if path.exists() else {}
+            changed = [split for split in known if now.get(split) != known[split]]
+            if changed:
+                raise UserError(
+                    f"output_dir: {str(path.parent)!r} was trained on other data: {' and '.join(changed)} "
+                    "changed since. Put it back, or train all seeds anew with overwrite_output_dir."
+                )
 
     def add(self, run: Config) -> None:
         """Note a finished seed."""

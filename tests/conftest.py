@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -24,6 +25,12 @@ from forks import Fork  # noqa: E402
 from ft.launch import kill_launch  # noqa: E402
 
 pytest_plugins = ["fault_table"]
+
+# The same examples in every run, on a machine that may stand still for a moment.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 # Before any Hugging Face library is imported: no network, and a cache of this session's own.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -85,6 +85,15 @@ def _ensure_server():
         os.environ["PYTHONPATH"] = before
 
 
+def hold_port():
+    """A port of this machine, and the socket that keeps others from taking it: whoever listens on it asks for
+    it by number, with the right to use it again (as torch's store does)."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held, str(held.getsockname()[1])
+
+
 def _lead(script, words, processes, said, environment):
     os.setsid()
     os.environ.clear()
@@ -96,9 +105,7 @@ def _lead(script, words, processes, said, environment):
     os.chdir(ROOT)
     if processes == 1:
         _run(script, words)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
+    held, port = hold_port()
     ranks = set()
     for rank in range(processes):
         if pid := os.fork():
@@ -110,7 +117,8 @@ def _lead(script, words, processes, said, environment):
             "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
         _run(script, words)
-    os._exit(_wait(ranks))
+    with held:
+        os._exit(_wait(ranks))
 
 
 def _run(script, words):

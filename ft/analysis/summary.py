@@ -9,7 +9,7 @@ import numpy as np
 
 from ft.analysis.calibration import coverage, decisions, proper_scores, reliability, surest_share
 from ft.analysis.errors import length_slices, slices
-from ft.analysis.intervals import intervals, proportion
+from ft.analysis.intervals import Interval, intervals, proportion
 from ft.analysis.predictions import Predictions
 from ft.analysis.resampling import RESAMPLES
 
@@ -18,12 +18,24 @@ ASKED = (0.9, 0.95, 0.99)  # accuracies on the surest rows
 
 
 def interval_numbers(judged: Predictions, resamples: int = RESAMPLES) -> dict[str, float]:
-    """NAME_low and NAME_high, the 95 percent interval of each metric for which there is one."""
-    bounds = intervals(judged.statistics, resamples)
-    found = {name: value for name, value in bounds.items() if value is not None}
+    """NAME_low and NAME_high of each of `metric_intervals`."""
+    found = metric_intervals(judged, resamples)
     return {
         f"{name}_{end}": value[n] for name, value in found.items() for n, end in enumerate(("low", "high"))
     }
+
+
+def metric_intervals(judged: Predictions, resamples: int = RESAMPLES) -> dict[str, Interval]:
+    """The 95 percent interval of each metric for which there is one.
+
+    Where all rows are right, or none is, so are all resamples of them, however few the rows: there, that of
+    the accuracy is Wilson's."""
+    bounds = intervals(judged.statistics, resamples)
+    found = {name: value for name, value in bounds.items() if value is not None}
+    for name in ("accuracy", "subset_accuracy"):
+        if name in found and found[name][0] == found[name][1] and judged.right is not None:
+            found[name] = proportion(int(np.sum(judged.right)), len(judged.truth))
+    return found
 
 
 def calibration_summary(

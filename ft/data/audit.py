@@ -154,7 +154,10 @@ def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
     there = table.column_names
     if there.count(name) != 1:
         found = "no column" if name not in there else "more than one column"
-        raise UserError(f"{key}: the {split} data has {found} {name!r}; its columns: {_listed(table)}.")
+        comma = " A name with a comma is given in a list: '[\"a, b\"]'." if "," in "".join(there) else ""
+        raise UserError(
+            f"{key}: the {split} data has {found} {name!r}; its columns: {_listed(table)}.{comma}"
+        )
 
 
 def unused_texts(table: pa.Table, columns: Columns) -> list[str]:

@@ -133,6 +133,10 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
                 + (", or name it .tsv." if other == "\t" else ".")
             )
         twice = sorted({name for name in header if header.count(name) > 1})
+        if twice[:1] == [""]:
+            raise UserError(
+                f"{path}: line {line}: {header.count('')} columns have no name; name them, or delete them."
+            )
         if twice:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
         return _table(_csv_rows(records, header, path), path, header)

@@ -8,10 +8,12 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from ft.checkpoint import find_damage, write_manifest
 from ft.data.audit import Columns, Scoring
@@ -23,7 +25,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 14  # part of every key: raise it when what is written changes
+CACHE_VERSION = 15  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -32,7 +34,9 @@ class Data:
     One that an evaluation asked for has no labels where no row of its source has one.
 
     `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
-    user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source."""
+    user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source.
+    `slices` has, for each split that is scored, the columns by which results are sliced, of all rows of its
+    source, and their classes where they are numbers of some."""
 
     splits: dict[str, EncodedRows]
     columns: Columns
@@ -40,10 +44,16 @@ class Data:
     notes: list[str]
     fingerprint: str
     sources: dict[str, str]
+    slices: dict[str, dict[str, tuple[pa.ChunkedArray, list[str]]]] = field(default_factory=dict)
 
     def was_set_aside(self, split: str) -> bool:
         """Whether the rows of a split were training rows, and have no source of their own."""
         return "dropped" not in self.facts[split]
+
+    def draw(self, options: DataOptions) -> dict[str, Any]:
+        """What decides which training rows are set aside."""
+        names = ("validation_split_percentage", "test_split_percentage")
+        return {"train": self.sources.get("train"), **{name: getattr(options, name) for name in names}}
 
 
 def prepare_data(
@@ -75,7 +85,7 @@ def prepare_data(
         about = options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
         data = _built_once(folder, task, options.overwrite_cache, partial(_build, folder, *about))
     read = [source for name, source in sources.items() if not splits or name in splits]
-    data.notes[:0] = [note for source in read for note in source.notes()]
+    data.notes[:0] = [note for source in read for note in source.notes]
     return data
 
 
@@ -218,6 +228,8 @@ def _build(
             for name, table in tables.items():
                 path = temporary / f"{name}.arrow"
                 encode(table, columns, tokenizer, cut, path, options.preprocessing_num_workers, bar)
+        if fingerprints(sources) != prints:  # what was read would be kept under the name of other rows
+            raise UserError("the data was changed while it was read; start again.")
         state = {
             "splits": list(tables),
             "columns": vars(columns),

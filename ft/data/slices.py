@@ -1,4 +1,5 @@
-"""The values of the columns by which results are sliced, read from the source of a split."""
+"""The values of the columns by which results are sliced: read when a run begins, with the data that it learns
+from, as the files may be others when it ends."""
 
 from __future__ import annotations
 
@@ -9,33 +10,32 @@ import numpy as np
 from ft.config import Config
 from ft.data.audit import check_there
 from ft.data.prepare import Data
-from ft.data.sources import Source, find_sources
+from ft.data.sources import find_sources
 
 
-def check_slice_columns(options: Config, data: Data) -> None:
-    """Raise `UserError` where a column of `slice_columns` is not in the data of a split that is scored."""
+def read_slice_columns(options: Config, data: Data) -> None:
+    """Note in `data` the columns of `slice_columns` of each split that is scored. Raises `UserError` where
+    one is not there."""
     if not options.slice_names:
         return
     sources = find_sources(options)
     held_out = [split for split in data.splits if split != "train"]
     for split in held_out or data.splits:  # eval.py --split train has that alone
-        source = _source_of(split, sources, data)
+        source = sources["train" if data.was_set_aside(split) else split]
         table = source.read()
         for name in options.slice_names:
             check_there("slice_columns", table, name, source.name)
+        data.slices[split] = {
+            name: (table[name], source.class_names.get(name, [])) for name in options.slice_names
+        }
 
 
-def slice_values(options: Config, data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
+def slice_values(data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
     """For each column of `slice_columns` its values in some rows (rows,) of a split, which are named by their
     numbers in the source."""
-    if not options.slice_names:
-        return {}
-    source = _source_of(split, find_sources(options), data)
-    table = source.read()
     found = {}
-    for name in options.slice_names:
-        values = table[name].take(rows).to_pylist()
-        classes = source.class_names.get(name)
+    for name, (column, classes) in data.slices.get(split, {}).items():
+        values = column.take(rows).to_pylist()
         found[name] = [_named(value, classes) for value in values] if classes else values
     return found
 
@@ -45,7 +45,3 @@ def _named(value: Any, classes: list[str]) -> Any:
     if isinstance(value, list):
         return [_named(one, classes) for one in value]
     return classes[value] if value is not None and value >= 0 else value
-
-
-def _source_of(split: str, sources: dict[str, Source], data: Data) -> Source:
-    return sources["train" if data.was_set_aside(split) else split]

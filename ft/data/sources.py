@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft import checkpoint
 from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
 from ft.data.hub import is_hidden, load_by_id, load_copy
 from ft.errors import UserError
@@ -32,26 +31,18 @@ class Source:
         default_factory=dict
     )  # of ClassLabel columns, lists of them too
     root: Path | None = None  # of a folder of texts, where the names below it are part of the data
-    left_out: list[Path] = field(default_factory=list)  # beside these texts
+    notes: list[str] = field(default_factory=list)  # what the user should know of the files
     identity: str = ""  # stands for the bytes where there are no files
-
-    def notes(self) -> list[str]:
-        """What the user should know of the files."""
-        if not self.left_out:
-            return []
-        are = "file is" if len(self.left_out) == 1 else "files are"
-        return [
-            f"{self.name}: {len(self.left_out):,} {are} left out, as no .txt file in the folder of a class: "
-            f"{self.left_out[0]}{', ...' * (len(self.left_out) > 1)}"
-        ]
 
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files, in hexadecimal, and over what else decides how they are read;
         not over where they lie."""
+        from ft.checkpoint import digest as digest_of  # which imports torch
+
         total = hashlib.sha256(json.dumps([self.identity, self.class_names]).encode())
         for path in self.files:
             try:
-                digest = checkpoint.digest(path)["sha256"]
+                digest = digest_of(path)["sha256"]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
             name = str(path.relative_to(self.root)) if self.root else format_of(path)
@@ -62,6 +53,13 @@ class Source:
 def find_sources(options: DataOptions) -> dict[str, Source]:
     """The splits that the options name, keyed train, validation and test; those that do not exist are left
     out. Of an evaluation of a test file, that alone: the others may not be on this machine."""
+    try:
+        return _find_sources(options)
+    except OSError as error:  # of a folder that this user may not enter
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}.") from None
+
+
+def _find_sources(options: DataOptions) -> dict[str, Source]:
     if options.test_file and getattr(options, "split", "train") in (None, "test"):
         return {"test": _from_path("test", local_path(options.test_file))}
     named = {"train": options.train_file, "validation": options.validation_file, "test": options.test_file}
@@ -92,7 +90,7 @@ def local_path(name: str) -> Path:
             f"{name[:100]!r} is no name of a file or folder; expected a path, a Hub id or a pkg: path."
         )
     if not name.startswith("pkg:"):
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
     package, _, inside = name.removeprefix("pkg:").partition("/")
     try:
         spec = importlib.util.find_spec(package)
@@ -162,6 +160,18 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
+    read = {file for source in found.values() for file in source.files}
+    others = [
+        p
+        for p in path.iterdir()
+        if p.is_file() and format_of(p) and p not in read and not is_hidden(Path(p.name))
+    ]
+    for source in [*found.values()][:1]:
+        source.notes += _left_out(
+            "WARNING dataset_name: %s left out, whose name is that of no split (name it as validation_file "
+            "or test_file, or with validation_split_name or test_split_name)",
+            others,
+        )
     return found
 
 
@@ -213,15 +223,25 @@ def _from_path(split: str, path: Path) -> Source:
         hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
     below = {file for file in path.glob("*/**/*") if not file.is_dir()}
-    left_out = sorted(file for file in below - {*texts} if not is_hidden(file.relative_to(path)))
-    return Source(split, texts, lambda: _read_texts(texts), root=path, left_out=left_out)
+    others = [file for file in below - {*texts} if not is_hidden(file.relative_to(path))]
+    notes = _left_out(f"{split}: %s left out, as no .txt file in the folder of a class", others)
+    return Source(split, texts, lambda: _read_texts(texts), root=path, notes=notes)
+
+
+def _left_out(what: str, files: list[Path]) -> list[str]:
+    """What to tell the user of files that are not read, if there are some; "%s" becomes "3 files are"."""
+    count = f"{len(files):,} {'file is' if len(files) == 1 else 'files are'}"
+    return [f"{what % count}: {min(files)}{', ...' * (len(files) > 1)}"] if files else []
 
 
 def _texts_in(folder: Path) -> list[Path]:
     """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes. A
     link to nothing is one of them: reading it says so."""
-    found = (path for path in folder.glob("*/*") if path.suffix.lower() == ".txt" and not path.is_dir())
-    return sorted(path for path in found if not is_hidden(path.relative_to(folder)))
+    classes = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    # Not by glob, which passes over a folder that may not be entered.
+    found = (path for one in classes if not is_hidden(Path(one.name)) for path in one.iterdir())
+    texts = (path for path in found if path.suffix.lower() == ".txt" and not path.is_dir())
+    return sorted(path for path in texts if not is_hidden(Path(path.name)))
 
 
 def _read_texts(paths: list[Path]) -> pa.Table:

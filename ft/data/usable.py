@@ -105,7 +105,17 @@ def usable_splits(
             tables[split] = tables[split].take(chosen)
         facts[split]["rows"] = len(chosen)
     if learns:
-        task.fit(labels_of(tables["train"]))
+        learned = labels_of(tables["train"])
+        for split in (name for name in tables if name != "train"):
+            unlearned = task.unlearned(learned, labels_of(tables[split]))
+            if unlearned:
+                first = [f"{name!r} ({rows:,})" for name, rows in unlearned.items()][:5]
+                more = f" and {len(unlearned) - 5:,} more" if len(unlearned) > 5 else ""
+                notes.append(
+                    f"WARNING {split}: has labels that no training row has, so that they can hardly be "
+                    f"predicted (in so many rows): {', '.join(first)}{more}"
+                )
+        task.fit(learned)
     return tables, columns, facts, notes
 
 

@@ -48,7 +48,9 @@ def write_page(
     )  # fmt: skip
     jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
     written = folder / "environment.json"  # by the run
-    about = json.loads(written.read_text("utf-8")) if written.exists() else environment(data, accelerator)
+    about = (
+        json.loads(written.read_text("utf-8")) if written.exists() else environment(config, data, accelerator)
+    )
     content = page_content(folder, config, task, data, results, scored) | {"environment": about}
     page = jinja.get_template("report.html.j2").render(content).lstrip()
     write_whole(folder / NAME, NOT_HTML.sub("\N{REPLACEMENT CHARACTER}", page))

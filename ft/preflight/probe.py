@@ -6,11 +6,13 @@ some batches of each split, exports, saves, and reads the checkpoint back."""
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +21,12 @@ from ft import checkpoint
 from ft.analysis.resampling import RESAMPLES
 from ft.data.encode import EncodedRows
 from ft.data.plan import Plan, evaluation_batches
-from ft.errors import Stopped
 from ft.evaluation import Evaluation
 from ft.preflight.costs import batch_costs, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
-from ft.run import Run, StopAsked
+from ft.run import Run
 from ft.sharded import shard
+from ft.signals import LAUNCHER_DIED, STOP_SIGNALS
 
 UPDATES = 10  # of different lengths, in a pass
 SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
@@ -88,6 +90,8 @@ class Probe(Run):
         """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
         `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
+        for number in (*STOP_SIGNALS, LAUNCHER_DIED):  # there is nothing to save
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
         self.measured.started, self.done = time.monotonic(), progress.step
         if self.done >= self.total:
             super().close({})
@@ -262,10 +266,6 @@ class Probe(Run):
             begin = self._now()
             measured.reloaded_same = self._reload()
             measured.reload = self._now() - begin
-
-    def stop(self, asked: StopAsked) -> NoReturn:
-        """A signal: nothing is worth saving."""
-        raise Stopped
 
     @property
     def _checkpoint(self) -> Path:

@@ -58,6 +58,11 @@ class Task(ABC):
         here."""
         return labels
 
+    def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+        """Of encoded targets, those of a kind that is not among the ones to be `learned`: what they are
+        called, and in how many rows they are. Nothing, here."""
+        return {}
+
     @property
     @abstractmethod
     def has_targets(self) -> bool:

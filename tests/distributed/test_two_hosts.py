@@ -1,5 +1,6 @@
 """Two hosts, as network namespaces joined by a cable of their own: the same result, and back after a loss."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -41,7 +42,8 @@ def hosts():
     finally:
         for name in names:
             for process in ip("netns", "pids", name, check=False).stdout.split():
-                os.kill(int(process), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
             ip("netns", "del", name, check=False)
 
 

@@ -14,6 +14,7 @@ loss, calls = Task.loss, []
 def faulty(self, model, batch):
     calls.append(1)
     if len(calls) == 5 and os.environ.get("RANK", "0") == {rank!r}:
+        open({place!r}, "w").close()
         {fault}
     return loss(self, model, batch)
 Task.loss = faulty
@@ -31,11 +32,11 @@ PATIENCE = "10s"  # more than the first update takes on a machine with much else
 @pytest.fixture
 def run_faulty(base_flags, tmp_path):
     def run(command, fault, rank="0", **changes):
-        script = tmp_path / "faulty.py"
-        script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank=rank))
-        begin = time.monotonic()
+        """The end of a launch, and the seconds from the fault to it."""
+        script, place = tmp_path / "faulty.py", tmp_path / "now"
+        script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank=rank, place=str(place)))
         done = launch(command, flags(**base_flags, **changes), script=str(script))
-        return done, time.monotonic() - begin
+        return done, time.time() - place.stat().st_mtime
 
     return run
 
@@ -47,9 +48,9 @@ def run_faulty(base_flags, tmp_path):
 def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
     """There is no other process to wait for."""
     hang = "import ft.watchdog; ft.watchdog.LINGER_SECONDS = 0.5; time.sleep(600)"
-    done, _ = run_faulty(FORK, hang, hang_timeout="5s")
+    done, _ = run_faulty(FORK, hang, hang_timeout=PATIENCE)
     assert done.returncode == 1
-    said = "error: hang_timeout: process 0: nothing came to an end for 5 s; the last was: update 4"
+    said = "error: hang_timeout: process 0: nothing came to an end for 10 s; the last was: update 4"
     assert said in done.stderr
     assert "in faulty" in done.stderr  # where it hangs
 

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series, train_here
+from forks import hold_port
 
 from ft.errors import UserError
 
@@ -164,14 +164,13 @@ def test_two_jobs_on_one_machine_do_not_get_into_each_others_way(short, tmp_path
 
 def test_two_machines_work_on_one_run(short):
     """Two launchers with multi_node.yaml, one process each; both machines are this one, without its GPUs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    held, port = hold_port()
     more = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
     more += ["--mixed_precision", "no"]
     both = [[*CONSOLE_SCRIPT, *config_file("multi_node"), *more, "--machine_rank", rank] for rank in "01"]
-    for done in launch_all([(command, flags(**short)) for command in both]):
-        assert done.returncode == 0, done.stderr
+    with held:
+        for done in launch_all([(command, flags(**short)) for command in both]):
+            assert done.returncode == 0, done.stderr
     assert world_size(short["output_dir"]) == 2
     assert len(series(short["output_dir"], "train/loss")) == 2
 

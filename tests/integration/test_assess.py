@@ -6,7 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import FORK, flags, launch, make_rows, train_here, write_csv
+import yaml
+from conftest import FORK, flags, launch, make_rows, score_here, train_here, write_csv
 from sklearn.metrics import log_loss
 
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
@@ -245,3 +246,29 @@ def test_without_cleanlab_it_is_said_before_anything_is_scored(trained, tmp_path
     with pytest.raises(UserError, match=r"cleanlab is not installed; pip install '\.\[cleanlab\]'"):
         evaluation.score(parse(EvalConfig, [*words, "--suspected_label_errors"]))
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(tiny_model, tmp_path):
+    path = write_csv(tmp_path / "all.csv", make_rows(80))
+    words = {"model_name_or_path": tiny_model, "train_file": path, "max_train_steps": 2}
+    assert train_here(**words, save_strategy="no", output_dir=tmp_path / "run") == EXIT_DONE
+    asked = {"train_file": path, "model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
+    assert score_here(**asked) == EXIT_DONE
+    with pytest.raises(
+        UserError, match=r"validation_split_percentage is 30\.0, and was 10.0 then.*test_file"
+    ):
+        score_here(**asked, validation_split_percentage=30)
+    write_csv(path, make_rows(80)[1:])
+    with pytest.raises(UserError, match=r"the training data is not what it was then.*has learned"):
+        score_here(**asked)
+    assert score_here(**asked, split="train") == EXIT_DONE
+    assert score_here(**{**asked, "train_file": None}, test_file=path) == EXIT_DONE
+
+
+def test_what_a_count_of_suspects_does_not_say_is_said(trained, tmp_path, capsys):
+    asked = {"model_name_or_path": trained / "best", "suspected_label_errors": "true"}
+    data = yaml.safe_load((trained / "config.yaml").read_text())["dataset_name"]
+    assert score_here(**asked, dataset_name=data, split="train", output_dir=tmp_path / "out") == EXIT_DONE
+    assert "it has learned their labels, wrong ones too" in capsys.readouterr().out
+    assert score_here(**asked, dataset_name=data, output_dir=tmp_path / "test") == EXIT_DONE
+    assert "wrong ones too" not in capsys.readouterr().out

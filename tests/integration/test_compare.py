@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 from conftest import FORK, FORKS, flags, launch, score_here, train_here
 
 import eval as evaluation
@@ -227,6 +228,8 @@ def trained(tmp_path_factory, tiny_model, reviews):
 
 def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys):
     deep, short = trained / "deep" / "seed-43", trained / "short" / "seed-42"
+    for run in (deep, short):  # by another test of this worker
+        shutil.rmtree(run / "evaluation-test", ignore_errors=True)
     found = compare(short, deep, tmp_path / "out")
     assert capsys.readouterr().out.count("test: 47 rows") == 2
     reported = [json.loads((run / "results.json").read_text())["test/accuracy"] for run in (short, deep)]
@@ -350,3 +353,33 @@ def test_two_processes_compare_as_one_does(trained, tmp_path):
     for key in ("a", "b", "difference", "low", "high"):
         assert there["metrics"]["accuracy"][key] == pytest.approx(here["metrics"]["accuracy"][key])
     assert done.stdout.count("right in one alone") == 1
+
+
+def test_a_run_that_is_not_finished_is_not_compared(trained, tmp_path):
+    """It has a best model from its first evaluation on."""
+    runs = [shutil.copytree(trained / "short" / "seed-42", tmp_path / name) for name in ("one", "other")]
+    (runs[1] / "results.json").unlink()
+    with pytest.raises(UserError, match="other' is not finished; go on with it by --resume_from_checkpoint"):
+        compare(*runs, tmp_path / "out")
+
+
+def test_predictions_of_an_older_evaluation_are_not_those_of_the_run_in_the_folder(trained, tmp_path):
+    deep, short = (shutil.copytree(trained / name / "seed-42", tmp_path / name) for name in ("deep", "short"))
+    expected = compare(short, deep, tmp_path / "out")
+    shutil.copy(short / "evaluation-test/predictions.jsonl", deep / "predictions.jsonl")
+    assert compare(short, deep, tmp_path / "out") == expected
+
+
+def test_an_evaluation_of_other_texts_does_not_choose_the_split(trained, tmp_path):
+    data = shutil.copytree(trained / "data", tmp_path / "data")
+    (data / "test.csv").rename(tmp_path / "new.csv")
+    runs = [tmp_path / "one", tmp_path / "other"]
+    for number, run in enumerate(runs):
+        words = {"dataset_name": data, "max_train_steps": 2, "seed": number, "save_strategy": "no"}
+        tiny = yaml.safe_load((trained / "short/seed-42/config.yaml").read_text())["model_name_or_path"]
+        assert train_here(**words, model_name_or_path=tiny, output_dir=run) == EXIT_DONE
+    score_here(
+        model_name_or_path=runs[0] / "best", test_file=tmp_path / "new.csv", output_dir=runs[0],
+        predictions_format="csv",
+    )  # fmt: skip
+    assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split

@@ -204,12 +204,14 @@ def scored(output_dir):
 
 
 @of_kinds(*TASKS)
-def test_eval_and_pipeline_give_what_training_gave(config, whole, tmp_path):
+def test_eval_and_pipeline_give_what_training_gave(config, whole, tmp_path, capsys):
     from transformers import pipeline
 
     trained = json.loads((whole / "results.json").read_text())
     words = score_words(whole / "final", config, tmp_path / "one")
     assert score_here(**words, suspected_label_errors="true") == 0
+    is_regression = config["dataset_name"].name == "scores"
+    assert ("fit the predictions least, a fixed share" in capsys.readouterr().out) == is_regression
     suspects = (tmp_path / "one/label_errors.jsonl").read_text().splitlines()
     assert suspects and all(0 <= json.loads(line)["label_quality"] <= 1 for line in suspects)
     results, rows = scored(tmp_path / "one")

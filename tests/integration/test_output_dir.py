@@ -74,3 +74,13 @@ def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"output_dir: .*results\.json' cannot be written: No space left"):
         write_whole(tmp_path / "results.json", "half")
     assert (tmp_path / "results.json").read_bytes() == b"whole"
+
+
+def test_an_evaluation_of_the_model_that_is_replaced_goes_with_it(words, tmp_path):
+    assert train_here(**words) == 0
+    for name in ("evaluation-test", "compared-validation", "evaluation-of-mine"):
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "results.json").write_text("{}")
+    assert train_here(**words, overwrite_output_dir="true") == 0
+    left = {path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(("eval", "comp"))}
+    assert left == {"evaluation-of-mine"}

@@ -5,8 +5,10 @@ The libraries' own clients talk to the stand-in (HF_ENDPOINT), so that loading b
 import hashlib
 import json
 import runpy
+import socket
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,9 +241,10 @@ def test_what_the_hub_does_not_have_is_one_clear_message(hub, tmp_path, flag, va
 
 
 def test_no_network_is_one_clear_message(repositories, tmp_path):
-    gone = Hub(repositories)
-    gone.close()
-    done = run_recipe("yelp_small", gone, tmp_path)
+    with socket.socket() as silent:  # it does not listen; no other test's server can be where it is bound
+        silent.bind(("127.0.0.1", 0))
+        gone = SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        done = run_recipe("yelp_small", gone, tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert MODEL in said  # before it, the hub's own client tells that it tries again

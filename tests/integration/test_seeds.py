@@ -296,3 +296,18 @@ def test_verify_tries_one_seed(three, tmp_path):
     resolve_batch_size(config, 1)
     _Matrix(config, tmp_path)
     assert parse(Config, [str(tmp_path / "config.yaml")]).num_seeds == 1
+
+
+def test_seeds_of_other_data_are_not_one_experiment(three, reviews, tmp_path):
+    data = shutil.copytree(reviews, tmp_path / "data")
+    three |= {"dataset_name": data, "max_train_steps": 2, "num_seeds": 1}
+    three |= {"num_seeds": 2, "output_dir": tmp_path / "run"}
+    assert train_here(**three) == EXIT_DONE
+    path = data / "train.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    more = {**three, "num_seeds": 3, "resume_from_checkpoint": "latest"}
+    with pytest.raises(UserError, match="seed-7' was trained on other data: train changed since"):
+        train_here(**more)
+    assert not (tmp_path / "run/seed-9").exists()
+    shutil.copy(reviews / "train.csv", path)
+    assert train_here(**more) == EXIT_DONE

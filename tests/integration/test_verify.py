@@ -17,8 +17,9 @@ from ft.runtime import resolve_batch_size
 from ft.verify import _Matrix, compare
 
 
+@pytest.mark.timeout(1200)
 def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
-    done = launch(ONE, [*flags(**base_flags), "--verify"])
+    done = launch(ONE, [*flags(**base_flags), "--verify"], timeout=1000)  # seven launches
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if re.match(r"[12] process", line)]
     assert len(rows) == 5 and all(line.endswith(" 61") for line in rows)  # every validation row

@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 CONFIG = """ClusterName=try
 SlurmctldHost={host}
 AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SlurmUser=root
@@ -43,7 +44,7 @@ PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
-SECONDS = 400  # for all of it
+SECONDS = 1200  # for all of it, which takes four minutes
 
 
 def missing():
@@ -54,10 +55,11 @@ def missing():
     return f"not installed: {', '.join(absent)}" if absent else ""
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return one.getsockname()[1]
+def free_ports():
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("", 0))
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -67,14 +69,14 @@ def daemons(folder):
     for name in ("state", "spool"):
         (folder / name).mkdir()
     config = folder / "slurm.conf"
+    port, other_port = free_ports()
     config.write_text(
-        CONFIG.format(host=host, folder=folder, port=free_port(), other_port=free_port(), cpus=os.cpu_count())
+        CONFIG.format(host=host, folder=folder, port=port, other_port=other_port, cpus=os.cpu_count())
     )
     os.environ["SLURM_CONF"] = str(config)
-    key, socket_path = folder / "munge.key", "/run/munge/munge.socket.2"
+    key, socket_path = folder / "munge.key", folder / "munge.socket"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    Path("/run/munge").mkdir(exist_ok=True)
     started = []
     log = open(folder / "daemons.log", "w")
     try:

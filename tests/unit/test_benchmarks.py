@@ -5,6 +5,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
+from transformers import AlbertConfig
 
 from benchmarks import accuracy, common, throughput
 from benchmarks.__main__ import parse
@@ -104,6 +105,7 @@ def test_numbers_with_fractions_and_blanks_around_labels_are_classes_of_all_arms
     [
         (b"text,label\na,x\n ,y\n", "row 1 has no text"),
         (b"text,label\na\n", "row 0 has no label"),
+        (b"text,label\na,x\nI like it, really,y\n", "row 1 has more fields than the header"),
         (b"text,score\na,high\n", "column score: could not convert string to float: 'high'"),
         (b"text,label\n\xff,x\n", "is not UTF-8"),
     ],
@@ -171,6 +173,12 @@ def test_only_the_memory_of_what_was_started_is_weighed():
 def test_nominal_operations(tiny_model):
     """Two layers of 32: four matrices of 32 x 32 and two of 32 x 64; texts of 3 and of 7 tokens."""
     assert model_flops(str(tiny_model), 10, 58) == 6 * 2 * 8192 * 10 + 12 * 2 * 32 * 58
+
+
+def test_layers_that_share_their_weights_count_as_often_as_they_are_used(tmp_path):
+    sizes = {"hidden_size": 32, "embedding_size": 8, "intermediate_size": 64, "num_attention_heads": 2}
+    AlbertConfig(**sizes, vocab_size=50, num_hidden_layers=3).save_pretrained(tmp_path)
+    assert model_flops(str(tmp_path), 1, 0) == 6 * (3 * 8192 + 8 * 32)
 
 
 def test_the_peak_of_a_round_is_the_higher_of_its_samples():

@@ -231,7 +231,26 @@ def test_a_home_folder_may_be_written_as_a_tilde(monkeypatch, tmp_path):
     assert config_of(*NEEDED, "--resume_from_checkpoint", "latest").resume_from_checkpoint == "latest"
 
 
+def test_what_is_typed_goes_before_the_other_option_of_a_file_that_would_outrank_it(config_yaml, tmp_path):
+    config = config_of(config_yaml, "--warmup_ratio", "0.1")
+    assert (config.warmup_steps, config.warmup_ratio) == (None, 0.1)
+    (tmp_path / "run.yaml").write_text("max_train_steps: 9\nnum_train_epochs: 3\n")  # as a run leaves it
+    config = config_of(*NEEDED, str(tmp_path / "run.yaml"), "--num_train_epochs", "5")
+    assert (config.max_train_steps, config.num_train_epochs) == (None, 5)
+    assert config_of(*NEEDED, str(tmp_path / "run.yaml")).max_train_steps == 9
+    both = config_of(*NEEDED, "--max_train_steps", "4", "--num_train_epochs", "5")
+    assert (both.max_train_steps, both.num_train_epochs) == (4, 5)
+
+
 # --- what it prints
+
+
+@pytest.mark.parametrize("word", ["--print_config", "--help"])
+def test_one_process_prints_for_all(capsys, monkeypatch, word):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        parse(Config, [*NEEDED, word])
+    assert stop.value.code == 0 and capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("config_class", [Config, EvalConfig])

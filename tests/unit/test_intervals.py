@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 from ft.analysis import predictions, ranks, resampling, statistics
 from ft.analysis.intervals import intervals, percentiles, proportion
 from ft.analysis.resampling import row_weights, swapped_sums
+from ft.analysis.summary import interval_numbers
 from ft.metrics import classification_metrics
 
 
@@ -211,3 +212,13 @@ def test_swapping_leaves_the_sum_of_both_runs_and_moves_each(monkeypatch):
         first, second = swapped_sums((one, kind), (other, kind), 200, seed=0)
         assert first + second == pytest.approx(one.sum() + other.sum())
         assert len(np.unique(first.round(6))) > 150
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_where_all_rows_are_right_or_none_the_interval_of_the_accuracy_is_not_a_point(is_right):
+    labels = np.array([0, 1] * 10)
+    given = labels if is_right else 1 - labels
+    judged = predictions.single_label(np.eye(2)[given] * 0.8 + 0.1, labels)
+    found = interval_numbers(judged)
+    low, high = stats.binomtest(20 * is_right, 20).proportion_ci(0.95, method="wilson")
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((low, high))

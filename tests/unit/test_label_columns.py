@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prepared import Prepared, jsonl
 
 from ft.config import Config
-from ft.data.slices import slice_values
+from ft.data.slices import read_slice_columns, slice_values
 from ft.data.split import stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -157,8 +157,9 @@ def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
         found = Prepared(tokenizer, **source, validation_split_percentage=0)
         assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
 
-    config = Config(train_file=str(tmp_path / "train.parquet"), slice_columns="label")
-    assert slice_values(config, found.data, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
+    read_slice_columns(Config(train_file=str(tmp_path / "train.parquet"), slice_columns="label"), found.data)
+    (tmp_path / "train.parquet").unlink()  # what a run learns from is read when it begins
+    assert slice_values(found.data, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
 
 
 def test_a_label_twice_in_a_row_counts_once_and_is_said(made):
@@ -357,3 +358,49 @@ def test_json_stays_what_it_is():
         task = TextClassification()
         task.load_state(json.loads(json.dumps(state)))
         assert task.state() == state and task.has_targets
+
+
+def test_numbers_with_decimal_commas_are_not_taken_for_names(made):
+    with pytest.raises(UserError, match=r"'0,25' and the like.*written with a point.*set label_delimiter"):
+        made(["0,25", "3,50", "-1,00", "4"])
+    names = made(["0,25", "3,50", "0,25"], problem_type="single_label_classification").names
+    assert names == ["0,25", "3,50"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([["sports"], ["sports", 2024]], r"row 0 holds 'sports' \(str\) and row 1 holds 2024 \(int\)"),
+        ([[1], ["a"], [2]], r"row 0 holds 1 \(int\) and row 1 holds 'a' \(str\)"),
+    ],
+)
+def test_lists_that_mix_names_and_numbers_are_told_which(made, labels, said):
+    with pytest.raises(UserError, match=rf"mixes types: {said}.*labels of one type in the lists"):
+        made(labels)
+
+
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_labels_that_no_training_row_has_are_said_of_the_splits_that_are_scored(tmp_path, tokenizer, kind):
+    """Those of a ClassLabel are known to the model whether a row has them or not."""
+    import datasets
+
+    names, wrap = ["a", "b", "c"], (lambda label: label) if kind == "one" else (lambda label: [label])
+    label = datasets.ClassLabel(names=names)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": label if kind == "one" else datasets.List(label)}
+    )
+    for split, labels in {"train": [0, 1, 0, 1], "test": [0, 2, 2]}.items():
+        rows = [{"text": f"{split} {row}", "label": wrap(number)} for row, number in enumerate(labels)]
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    found = Prepared(tokenizer, dataset_name=tmp_path, validation_split_percentage=0)
+    (note,) = [note for note in found.notes if "no training row" in note]
+    assert note.startswith("WARNING test: ") and note.endswith("'c' (2)")
+
+
+def test_labels_that_a_sample_of_the_training_rows_lacks_are_said(tmp_path, tokenizer):
+    for split in ("train", "test"):
+        lines = [f"{split} {number},{label}" for label in "abcdefgh" for number in range(10)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    few = Prepared(tokenizer, dataset_name=tmp_path, validation_split_percentage=0, max_train_samples=2)
+    (note,) = [note for note in few.notes if "no training row" in note]
+    assert "(10)" in note and note.endswith("and 1 more")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from torch.nn import functional
@@ -110,7 +110,6 @@ def by_trying(scores, truth):
     return max(f1_score(truth, scores >= t, zero_division=0) for t in [*scores, 2.0])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40))
 def test_no_threshold_has_a_higher_f1(rows):
     scores, truth = np.array([s / 10 + 0.001 for s, _ in rows]), np.array([t for _, t in rows])

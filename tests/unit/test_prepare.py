@@ -20,7 +20,7 @@ from prepared import Prepared, jsonl
 from transformers import BertTokenizer
 
 from ft import heap
-from ft.data import encode, encoder, workers
+from ft.data import encode, encoder, prepare, workers
 from ft.data.audit import has_labels
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
@@ -668,3 +668,20 @@ def test_large_classes_are_cut_within_a_row_of_their_share():
     for name, share in (("validation", 10), ("test", 5)):
         counts = np.bincount(labels[parts[name]])
         assert np.all(np.abs(counts - np.array([1000, 333, 57]) * share / 100) <= 1)
+
+
+def test_data_that_changes_while_it_is_read_is_not_kept_under_its_old_name(
+    tmp_path, tokenizer, monkeypatch, own_cache
+):
+    path = write_csv(tmp_path / "train.csv", make_rows(20))
+    encoding = prepare.encode
+
+    def late(*args):
+        write_csv(path, make_rows(30))
+        return encoding(*args)
+
+    monkeypatch.setattr(prepare, "encode", late)
+    with pytest.raises(UserError, match="changed while it was read; start again"):
+        Prepared(tokenizer, train_file=path)
+    monkeypatch.setattr(prepare, "encode", encoding)
+    assert Prepared(tokenizer, train_file=path).encoded == 30

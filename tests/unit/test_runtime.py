@@ -129,7 +129,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(UserError, match=r"asked for 2 processes on this host, which has 1 GPU"):
         build_accelerator(Config())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as a launcher shows each process its own
+    launcher = Mock(return_value={"CUDA_VISIBLE_DEVICES": "3"})
+    monkeypatch.setattr("psutil.Process.environ", launcher)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # of the whole launch
+    with pytest.raises(UserError, match="which has 1 GPU"):
+        build_accelerator(Config())
+    launcher.return_value = {"CUDA_VISIBLE_DEVICES": "2,3"}  # a script between shows each process its own
     with pytest.raises(KeyboardInterrupt):
         build_accelerator(Config())
 

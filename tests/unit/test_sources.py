@@ -1,6 +1,7 @@
 """Where data comes from: files, folders, saved `datasets`, packages and the Hub, and which split is which."""
 
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -312,3 +313,29 @@ def test_a_fingerprint_of_class_folders_depends_on_the_names_of_the_classes(tmp_
 def test_nothing_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(pa, "table", None)
     assert list(sources(train_file=write_split(tmp_path, "t.csv", "x"))) == ["train"]
+
+
+def test_other_data_files_of_a_folder_are_said_to_be_left_out(tmp_path):
+    for name in ("train.csv", "test.csv", "eval.csv", "Validation.csv", ".hidden.csv", "notes.md"):
+        write_split(tmp_path, name, "x")
+    found = sources(dataset_name=tmp_path)
+    assert set(found) == {"train", "test"}
+    (note,) = found["train"].notes
+    assert note.startswith("WARNING dataset_name: 2 files are left out") and "Validation.csv, ..." in note
+    assert sources(dataset_name=tmp_path, validation_split_name="eval")["train"].notes[0].count("1 file is")
+
+
+def test_what_may_not_be_entered_is_one_message(tmp_path, monkeypatch):
+    write_classes(tmp_path, "x")
+
+    def closed(path):
+        if path.name == "good":
+            raise PermissionError(13, "Permission denied", str(path))
+        return path_iterdir(path)
+
+    path_iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(UserError, match=r"good: cannot be read: Permission denied"):
+        sources(train_file=tmp_path)
+    with pytest.raises(UserError, match=r"'~nobody-of-this-name/x\.csv' does not exist"):
+        sources(train_file="~nobody-of-this-name/x.csv")

@@ -109,6 +109,10 @@ class TextClassification(Task):
         """See the kinds."""
         return self.kind.strata(labels)
 
+    def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+        """See the kinds."""
+        return self.kind.unlearned(learned, labels)
+
     @property
     def label_names(self) -> list[str]:
         """The names of the labels, in the order of the model's head; of a number, its own name."""

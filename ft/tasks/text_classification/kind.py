@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ft.analysis.targets import count_labels
 from ft.errors import printable
 
 if TYPE_CHECKING:
@@ -116,6 +117,15 @@ class Kind(ABC):
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """See `Task.strata`."""
         return labels
+
+    def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+        """See `Task.unlearned`: labels that no training row has."""
+        taught, asked = (count_labels(some, len(self.label_names)) for some in (learned, labels))
+        return {
+            name: int(rows)
+            for name, known, rows in zip(self.label_names, taught, asked, strict=True)
+            if rows and not known
+        }
 
     @abstractmethod
     def describe(self) -> str:

@@ -52,6 +52,13 @@ def choose_problem_type(
         if len(texts) and _written_lists(texts).all():
             return MULTI, f"{where} lists, written as texts"
         is_regression = _mostly_fractions(values)
+        commas = np.asarray(pc.match_substring_regex(texts, r"^[+-]?[0-9]+,[0-9]+$"), bool)
+        if 2 * commas.sum() > len(commas):
+            raise UserError(
+                f"{where} {texts[int(commas.argmax())].as_py()!r} and the like. Numbers are written with a "
+                "point; for several labels a row, set label_delimiter; for names that look so, set "
+                f"problem_type: {SINGLE}."
+            )
     elif pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         array = np.asarray(values.drop_null().cast(pa.float64()))
         is_regression = bool((array[np.isfinite(array)] % 1 != 0).any())
@@ -295,6 +302,9 @@ def _refuse_written_lists(values: pa.ChunkedArray, rows: np.ndarray, where: str)
 
 def _mixed(plain: list[Any], rows: np.ndarray, where: str, expected: str) -> UserError:
     """What to say of a column of several types."""
+    if all(isinstance(value, list) for value in plain):
+        rows = np.repeat(rows, [len(value) for value in plain])
+        plain, expected = [one for value in plain for one in value], "labels of one type in the lists"
     kinds = [type(value).__name__ for value in plain]
     odd = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 0)
     return UserError(

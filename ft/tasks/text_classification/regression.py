@@ -110,6 +110,10 @@ class Regression(Kind):
         ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
         return ranks * bins // len(labels)
 
+    def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
+        """No number has to be met in training."""
+        return {}
+
     def describe(self) -> str:
         """The target and how it is spread."""
         return (
