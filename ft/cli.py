@@ -101,11 +101,12 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
             action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
-    given = {name: word for file in files for name, word in _read_yaml(file, kinds).items()} | words
-    # What is typed goes before a file, whose other option would else go before it.
-    given |= {
-        o: "null" for name, o in OUTRANKED_BY.items() if name in words and o in kinds and o not in words
-    }
+    given: dict[str, str] = {}
+    for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # the later has the last word
+        outranked = {
+            other: "null" for name, other in OUTRANKED_BY.items() if name in layer and other in given
+        }
+        given |= outranked | layer
     given |= {
         name: _Text(word)
         for name, word in given.items()

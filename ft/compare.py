@@ -111,8 +111,10 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
             f"compare: {str(run)!r} is not finished; go on with it by --resume_from_checkpoint latest."
         )
     # Where the data is gone, this says that it had a test split. (Another evaluation says nothing of it.)
-    if split is None and _results(run / "evaluation-test").get("options") == _scoring(run, "test").mark():
-        split = "test"
+    if split is None:
+        mark = _scoring(run, "test").mark()
+        if any(_results(run / f"{name}-test").get("options") == mark for name in ("evaluation", OURS)):
+            split = "test"
     if split is None:
         config = _scoring(run)
         split = choose_split(config, find_sources(config))

@@ -318,13 +318,17 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> None:
     what = (
         "the training data is not what it was then"
         if name == "train"
-        else f"{name} is {now[name]}, and was {known.get(name)} then"
+        else f"{name} is {_used(now[name])}, and was {_used(known.get(name))} then"
     )
     raise UserError(
         f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
         "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
         "score as test_file."
     )
+
+
+def _used(value: Any) -> str:
+    return "not used" if value is None else f"{value:g}"
 
 
 def prediction_lines(

@@ -57,6 +57,8 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except SystemExit as stop:  # of a handler of signals
+        code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()

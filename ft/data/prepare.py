@@ -25,7 +25,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 15  # part of every key: raise it when what is written changes
+CACHE_VERSION = 14  # part of every key: raise it when what is written changes
 
 
 @dataclass
@@ -51,9 +51,12 @@ class Data:
         return "dropped" not in self.facts[split]
 
     def draw(self, options: DataOptions) -> dict[str, Any]:
-        """What decides which training rows are set aside."""
-        names = ("validation_split_percentage", "test_split_percentage")
-        return {"train": self.sources.get("train"), **{name: getattr(options, name) for name in names}}
+        """What decides which training rows are set aside: these, and for which splits, and how many."""
+        shares = {f"{split}_split_percentage": split not in self.sources for split in ("validation", "test")}
+        return {
+            "train": self.sources.get("train"),
+            **{name: getattr(options, name) if is_drawn else None for name, is_drawn in shares.items()},
+        }
 
 
 def prepare_data(

@@ -160,19 +160,23 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
-    read = {file for source in found.values() for file in source.files}
-    others = [
-        p
-        for p in path.iterdir()
-        if p.is_file() and format_of(p) and p not in read and not is_hidden(Path(p.name))
-    ]
     for source in [*found.values()][:1]:
         source.notes += _left_out(
             "WARNING dataset_name: %s left out, whose name is that of no split (name it as validation_file "
             "or test_file, or with validation_split_name or test_split_name)",
-            others,
+            _others(path, found, options),
         )
     return found
+
+
+def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[Path]:
+    """The data files of a folder that are none of the splits found in it, and that no option names."""
+    named = [options.train_file, options.validation_file, options.test_file]
+    read = {file.resolve() for source in found.values() for file in source.files}
+    read |= {local_path(name).resolve() for name in named if name}
+    others = (p for p in path.iterdir() if p.is_file() and format_of(p) and p.resolve() not in read)
+    # dataset_info.json, dataset_infos.json: what `datasets` knows of a Hub repository
+    return [p for p in others if not (is_hidden(Path(p.name)) or p.name.startswith("dataset_info"))]
 
 
 def _wanted(options: DataOptions) -> dict[str, list[str]]:

@@ -151,10 +151,11 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about pairs that are glued together, copies and conflicts."""
+    """Warnings about files left out, pairs that are glued together, copies and conflicts."""
     for note in report["notes"]:
-        if note.startswith("WARNING text_column_names: "):
-            findings.warn("pair", note.removeprefix("WARNING "))
+        for option, topic in {"text_column_names": "pair", "dataset_name": "files"}.items():
+            if note.startswith(f"WARNING {option}: "):
+                findings.warn(topic, note.removeprefix("WARNING "))
     copies, near = report.get("copies"), report.get("near_copies")
     if copies and near:
         for pair, exact in copies["across"].items():

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,6 +34,13 @@ SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster
 MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
 FEW, MORE = 50, 350  # resamples of an assessment, from which the time of all of them is told
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """What a signal does: there is nothing to save, and the place is to be cleared, whoever says it again."""
+    for other in (*STOP_SIGNALS, LAUNCHER_DIED):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 class NothingLeft(Exception):
@@ -90,8 +98,8 @@ class Probe(Run):
         """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
         `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
-        for number in (*STOP_SIGNALS, LAUNCHER_DIED):  # there is nothing to save
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for number in (*STOP_SIGNALS, LAUNCHER_DIED):
+            signal.signal(number, _leave)
         self.measured.started, self.done = time.monotonic(), progress.step
         if self.done >= self.total:
             super().close({})

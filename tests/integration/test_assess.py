@@ -258,6 +258,13 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
         UserError, match=r"validation_split_percentage is 30\.0, and was 10.0 then.*test_file"
     ):
         score_here(**asked, validation_split_percentage=30)
+    held_out = write_csv(tmp_path / "held_out.csv", make_rows(30, seed=1))
+    more = {"validation_file": held_out, "save_strategy": "no", "output_dir": tmp_path / "other"}
+    assert train_here(**words, **more) == EXIT_DONE  # all of its rows are learned
+    of_all = {**asked, "model_name_or_path": tmp_path / "other/best"}
+    with pytest.raises(UserError, match=r"validation_split_percentage is 10, and was not used then"):
+        score_here(**of_all)
+    assert score_here(**of_all, validation_file=held_out) == EXIT_DONE
     write_csv(path, make_rows(80)[1:])
     with pytest.raises(UserError, match=r"the training data is not what it was then.*has learned"):
         score_here(**asked)

@@ -238,6 +238,9 @@ def test_what_is_typed_goes_before_the_other_option_of_a_file_that_would_outrank
     config = config_of(*NEEDED, str(tmp_path / "run.yaml"), "--num_train_epochs", "5")
     assert (config.max_train_steps, config.num_train_epochs) == (None, 5)
     assert config_of(*NEEDED, str(tmp_path / "run.yaml")).max_train_steps == 9
+    (tmp_path / "mine.yaml").write_text("num_train_epochs: 7\n")
+    mine = config_of(*NEEDED, str(tmp_path / "run.yaml"), str(tmp_path / "mine.yaml"))
+    assert (mine.max_train_steps, mine.num_train_epochs) == (None, 7)
     both = config_of(*NEEDED, "--max_train_steps", "4", "--num_train_epochs", "5")
     assert (both.max_train_steps, both.num_train_epochs) == (4, 5)
 

@@ -318,11 +318,14 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
 def test_other_data_files_of_a_folder_are_said_to_be_left_out(tmp_path):
     for name in ("train.csv", "test.csv", "eval.csv", "Validation.csv", ".hidden.csv", "notes.md"):
         write_split(tmp_path, name, "x")
+    (tmp_path / "dataset_infos.json").write_text("{}")
     found = sources(dataset_name=tmp_path)
     assert set(found) == {"train", "test"}
     (note,) = found["train"].notes
     assert note.startswith("WARNING dataset_name: 2 files are left out") and "Validation.csv, ..." in note
     assert sources(dataset_name=tmp_path, validation_split_name="eval")["train"].notes[0].count("1 file is")
+    (tmp_path / "Validation.csv").unlink()
+    assert sources(dataset_name=tmp_path, validation_file=tmp_path / "eval.csv")["train"].notes == []
 
 
 def test_what_may_not_be_entered_is_one_message(tmp_path, monkeypatch):
