@@ -14,7 +14,6 @@ loss, calls = Task.loss, []
 def faulty(self, model, batch):
     calls.append(1)
     if len(calls) == 5 and os.environ.get("RANK", "0") == {rank!r}:
-        open({place!r}, "w").close()
         {fault}
     return loss(self, model, batch)
 Task.loss = faulty
@@ -34,7 +33,9 @@ def run_faulty(base_flags, tmp_path):
     def run(command, fault, rank="0", **changes):
         """The end of a launch, and the seconds from the fault to it."""
         script, place = tmp_path / "faulty.py", tmp_path / "now"
-        script.write_text(FAULTY.format(root=str(ROOT), fault=fault, rank=rank, place=str(place)))
+        script.write_text(
+            FAULTY.format(root=str(ROOT), fault=f"open({str(place)!r}, 'w'); {fault}", rank=rank)
+        )
         done = launch(command, flags(**base_flags, **changes), script=str(script))
         return done, time.time() - place.stat().st_mtime
 
