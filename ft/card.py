@@ -74,7 +74,7 @@ def model_card(
 
 ## Use
 
-{task.card_usage()}
+{task.card_usage(config.trust_remote_code)}
 """
 
 

@@ -47,6 +47,10 @@ class Progress:
     log_weight: float = 0.0
     metrics_rows: int = 0  # of metrics.jsonl; later ones come again
     evaluation_due: bool = False  # the run was stopped in the middle of one
+    evaluated_step: int = 0  # that of the last one
+    precision: str = ""  # of the launch, in Accelerate's words
+    total_seconds: float = 0.0  # of all starts, with all that is not training, up to the last checkpoint
+    earlier_totals: list[list[int]] = field(default_factory=list)  # [step, updates that it was to have]
     health: Health = field(default_factory=Health)
 
     def weigh(self, value: float | None, sign: int, threshold: float) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from ft.analysis.comparison import differences, right_in_one
 from ft.cli import parse
@@ -29,6 +30,7 @@ SHOWN = {
 MOST_ROWS = 100  # of those that only one side gets right, in comparison.json
 FORMATS = ("jsonl", "csv", "parquet")
 PREDICTIONS = "predictions.jsonl"
+OWN = ("seed", "output_dir", "run_name", "max_time", "hang_timeout")  # of a run among those of several seeds
 OURS = "compared"  # begins the name of a folder for scores, where that of the run's evaluation has others
 
 
@@ -71,7 +73,17 @@ def runs_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
     seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
-    return sorted(seeds, key=lambda path: int(path.name[5:])) or [folder]
+    runs = sorted(seeds, key=lambda path: int(path.name[5:]))
+    configs = [
+        yaml.safe_load(path.read_text("utf-8")) for run in runs if (path := run / "config.yaml").exists()
+    ]
+    for run, config in zip(runs[1:], configs[1:], strict=False):
+        for name in (name for name in config if name not in OWN and config[name] != configs[0].get(name)):
+            raise UserError(
+                f"compare: {name} is {config[name]!r} in {str(run)!r}, and {configs[0].get(name)!r} in "
+                f"{runs[0].name}; go on with the seeds by --num_seeds and --resume_from_checkpoint latest."
+            )
+    return runs or [folder]
 
 
 def check_models(runs: Sequence[Path]) -> None:

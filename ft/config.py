@@ -271,7 +271,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 @dataclass(kw_only=True)
 class EvalConfig(EvalOptions, Config):
     """Everything that decides an evaluation: the options of a training run, so that its config.yaml serves
-    here, too, and the split."""
+    here, too, and the split. What is about training (trackers, Hub, checkpoints, seeds, max_time, verify,
+    preflight) does nothing here."""
 
     PURPOSE: ClassVar[str] = "evaluation"
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "test_file", "validation_file", "train_file")

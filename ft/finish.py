@@ -3,7 +3,6 @@ picture and the page."""
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ft.evaluation import Evaluation, prefix_of
 from ft.model import load_weights
 from ft.output import write_whole
 from ft.page import write_page
-from ft.push import push
+from ft.push import check_hub, push
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
 
@@ -72,7 +71,9 @@ def finish(run: Run) -> None:
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
         results |= _assessed(run, "test", scored["test"])
-    results["perf/total_seconds"] = time.monotonic() - run.began
+    results["perf/total_seconds"] = run.total_seconds()
+    if progress.earlier_totals:  # its config.yaml alone does not repeat such a run
+        results["train/earlier_totals"] = progress.earlier_totals
     if run.accelerator.is_main_process:
         write_whole(run.output_dir / "results.json", to_json(results, indent=1) + "\n")
         forget_bests(run.output_dir)
@@ -85,7 +86,10 @@ def finish(run: Run) -> None:
     )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
-        run.say(f"pushed best/ to {run.hosts.from_main(lambda: push(config, run.output_dir / 'best'))}")
+        place = run.hosts.from_main(
+            lambda: push(run.repository or check_hub(config), run.output_dir / "best")
+        )
+        run.say(f"pushed best/ to {place}")
 
 
 def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Sharding(FullyShardedDataParallelPlugin):
             "fsdp_cpu_ram_efficient_loading": (self.cpu_ram_efficient_loading, False),
             "fsdp_offload_params": (isinstance(self.cpu_offload, CPUOffloadPolicy), False),
             "fsdp_activation_checkpointing": (self.activation_checkpointing, False),
+            "fsdp_reshard_after_forward": (self.reshard_after_forward, True),  # see `finish_sharding`
             "fsdp_auto_wrap_policy": (
                 os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper(),
                 "TRANSFORMER_BASED_WRAP",
@@ -86,4 +87,6 @@ def finish_sharding(accelerator: Accelerator, model: Any) -> None:
     # its shards have changed.
     model.set_reshard_after_forward(True)
     if accelerator.mixed_precision == "bf16":
+        # Its cache would hold a copy of every layer's whole weights to the end of the forward pass.
+        torch.set_autocast_cache_enabled(False)
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)

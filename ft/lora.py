@@ -84,7 +84,8 @@ def merge(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
             # The model's own tensors may be in shards.
             of_it = {f"layer.{name}": state[f"{path}.{name}"] for name, _ in module.named_parameters()}
             delta = torch.func.functional_call(_Delta(module), of_it, (NAME,))
-            merged[f"{path}.weight"] = merged[f"{path}.weight"] + delta
+            # A GPU that trains adapters may not hold the model a second time.
+            merged[f"{path}.weight"] = (merged[f"{path}.weight"] + delta).cpu()
     return merged
 
 

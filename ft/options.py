@@ -124,7 +124,8 @@ class BatchOptions:
     num_train_epochs: float = 3.0
     """Passes over the training rows; a part of an epoch is allowed."""
     max_train_steps: int | None = None
-    """Number of optimizer updates; takes the place of num_train_epochs, where that is not typed."""
+    """Number of optimizer updates; takes the place of num_train_epochs, unless that is typed over the
+    one of a config file."""
     max_time: str | None = None
     """Stop, save a checkpoint and exit with 75 after this long ("90", "90s", "45m", "11h30m")."""
 
@@ -164,7 +165,8 @@ class OptimOptions:
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
     warmup_steps: int | None = None
-    """Number of those updates; takes the place of warmup_ratio, where that is not typed."""
+    """Number of those updates; takes the place of warmup_ratio, unless that is typed over the one of a config
+    file."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay (0.99 averages over about the last
     hundred updates); evaluations, best/ and final/ have it instead of the weights. Default: none."""

@@ -12,7 +12,7 @@ from typing import Any
 from ft.config import Config
 from ft.data.files import is_pointer
 from ft.data.sources import local_path
-from ft.errors import UserError, first_line
+from ft.errors import UserError
 from ft.options import ModelOptions
 
 # To these, a token type is a word: the embedding of the token of that number is added.
@@ -230,7 +230,7 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
     except MemoryError:
         raise
     except Exception as error:  # checks of a config, files of a tokenizer have types of their own
-        first = first_line(error)
+        why = " ".join(str(error).split())[:400] or type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
@@ -246,7 +246,7 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
                 "file is damaged)."
             ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
-        raise UserError(f"{key}: {path!r} cannot be loaded: {first.rstrip(': ')}{hint}.") from None
+        raise UserError(f"{key}: {path!r} cannot be loaded: {why.rstrip(': .')}{hint}.") from None
 
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:

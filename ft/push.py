@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ft.config import Config
 from ft.errors import UserError, first_line
 
+ADAPTER = "adapter"  # begins the names of files, and of the folder, of a LoRA adapter
 
-def check_hub(config: Config, create: bool = True) -> None:
-    """Raise `UserError` where best/ could not be pushed later on. `create` makes the repository, which also
-    shows that the account may write there, and fills in hub_model_id."""
+
+def check_hub(config: Config, create: bool = True) -> str:
+    """The id of the repository to which best/ is pushed later on, made here if it is not there; "" where
+    nothing is to be pushed. Raises `UserError` where that could not be. Without `create`, nothing is made."""
     if not config.push_to_hub:
-        return
+        return ""
     from huggingface_hub import HfApi, constants, get_token
 
     if constants.HF_HUB_OFFLINE:
@@ -25,28 +29,64 @@ def check_hub(config: Config, create: bool = True) -> None:
         account = api.whoami()["name"]
         if create:
             name = name if "/" in name else f"{account}/{name}"
-            made = api.create_repo(name, private=config.hub_private_repo, exist_ok=True)
-            config.hub_model_id = made.repo_id
+            name = api.create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
+            _check_write(api, name)
     except Exception as error:  # of the network, the account or the name, each with a type of its own
         raise UserError(
             f"push_to_hub: {constants.ENDPOINT} does not take {name}: {first_line(error)}"
         ) from None
+    if create and config.hub_private_repo is not None:
+        _check_private(api, name, config.hub_private_repo)
+    return name
 
 
-def push(config: Config, folder: Path) -> str:
-    """Upload the model in `folder` as one commit; returns where it is. Raises `UserError` where that fails:
-    the run itself is finished by then, and whole."""
+def _check_write(api: Any, name: str) -> None:
+    """Raise the Hub's error where the account may see a repository, but not write to it: one that is there
+    already is "made" all the same."""
+    try:
+        api.auth_check(name, write=True)
+    except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", None) == 403:
+            raise
+
+
+def _check_private(api: Any, name: str, asked: bool) -> None:
+    """Raise `UserError` where a repository that was there before is private, or public, against the user's
+    wish: the Hub leaves it as it is."""
+    found = None
+    with contextlib.suppress(Exception):  # the push itself says what is wrong
+        found = api.repo_info(name).private
+    if found is not None and found != asked:
+        kinds = {True: "private", False: "public"}
+        raise UserError(
+            f"hub_private_repo: found {asked}, but {name} is there already, and is {kinds[found]}; make it "
+            f"{kinds[asked]} in its settings, or name another hub_model_id."
+        )
+
+
+def push(name: str, folder: Path) -> str:
+    """Upload the model in `folder` to a repository as one commit; returns where it is. Raises `UserError`
+    where that fails: the run itself is finished by then, and whole."""
     from huggingface_hub import HfApi
 
-    assert config.hub_model_id is not None
+    api = HfApi()
     try:
-        commit = HfApi().upload_folder(
-            repo_id=config.hub_model_id, folder_path=folder, commit_message="Fine-tuned model"
-        )
+        commit = api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Fine-tuned model",
+            delete_patterns=_adapter_files(api, name) or None,
+        )  # fmt: skip
     except Exception as error:
-        again = shlex.join(["hf", "upload", config.hub_model_id, str(folder)])
+        again = shlex.join(["hf", "upload", name, str(folder)])
         raise UserError(
             f"push_to_hub: the run is finished, but {folder} could not be uploaded: {first_line(error)} Try "
             f"again: {again}"
         ) from None
     return str(commit.commit_url)
+
+
+def _adapter_files(api: Any, name: str) -> list[str]:
+    """The files of an adapter that a repository holds, which goes: Transformers loads it in the place of the
+    model beside it. (That of this model is uploaded in the same commit.)"""
+    with contextlib.suppress(Exception):
+        return [file for file in api.list_repo_files(name) if file.startswith(ADAPTER)]
+    return []

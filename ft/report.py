@@ -18,7 +18,7 @@ from ft.config import Config, EvalConfig
 from ft.data.plan import shares
 from ft.data.sources import Source
 from ft.errors import UserError, writing
-from ft.launch import relaunch_command
+from ft.launch import asks_for, relaunch_command
 from ft.pretrained import of_training
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
@@ -72,12 +72,27 @@ def device_name(device: Any) -> str:
 def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
     """What an evaluation of some splits has to say of them and of its device."""
     notes = truncation_notes(splits)
-    if device.type == "cpu" and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("0", "false"):
+    if device.type == "cpu" and _is_for_gpus():
+        import torch
+
+        threads = torch.get_num_threads()
         notes.append(
-            "WARNING device: no GPU was found, so this launch, which is not for a CPU, runs on the CPU; "
-            "accelerate_configs/cpu.yaml and multi_cpu.yaml are for CPUs"
+            "WARNING device: no GPU was found, so this launch, which is not for a CPU, runs on the CPU, with "
+            f"{threads} thread{'s' * (threads > 1)} a process; accelerate_configs/cpu.yaml (all cores) and "
+            "multi_cpu.yaml are for CPUs"
         )
     return notes
+
+
+def _is_for_gpus() -> bool:
+    """Whether the launch is for GPUs: `accelerate launch` says so to one process; to several it says nothing,
+    as torchrun and Slurm do not, but a torch that was built for GPUs is not there for CPUs alone."""
+    import torch
+
+    said = os.environ.get("ACCELERATE_USE_CPU")
+    if said is not None:
+        return not asks_for("CPU")
+    return "TORCHELASTIC_RUN_ID" in os.environ and bool(torch.version.cuda or torch.version.hip)
 
 
 def start_summary(

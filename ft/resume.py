@@ -106,9 +106,18 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     checkpoint.restore(path, run.accelerator, run.model, run.optimizer, run.scheduler)
     notes.append(f"resumed from {path} after update {progress.step:,}")
     if saved["total_updates"] != run.total:
+        progress.earlier_totals.append([progress.step, saved["total_updates"]])
+    for step, total in progress.earlier_totals:
         notes.append(
-            f"the run has {run.total:,} updates instead of {saved['total_updates']:,}; its learning rates "
-            "follow from that from here on"
+            f"up to update {step:,} the run was to have {total:,} updates, and its learning rates followed "
+            f"from that; now it has {run.total:,}"
+        )
+    precision = run.accelerator.mixed_precision
+    if progress.precision not in ("", precision):
+        before, now = ("fp32" if name == "no" else name for name in (progress.precision, precision))
+        notes.append(
+            f"WARNING mixed precision: it was {before} up to here, and is {now} from here on; launch with "
+            f"--mixed_precision {progress.precision} for the run that it was"
         )
     # Other hosts may not see the folder.
     folder = run.output_dir / "checkpoints"

@@ -70,7 +70,13 @@ class Run:
             check_peft()
         if not config.metric_names:  # what these give is known when they are loaded
             self._check_best_metric([])
-        self.hosts.from_main(lambda: check_hub(config))
+        try:
+            self.repository: str = self.hosts.from_main(lambda: check_hub(config))
+        except UserError as error:
+            if self.checkpoint is None:
+                raise
+            self.repository = ""  # a run that is taken up may do without the Hub until its end
+            self.say(f"warning: {error} It is asked again at the end.")
 
     def _load_metrics(self) -> list[str]:
         """Once it is known what the task learns: load the metrics that the user named, on the main process,
@@ -140,6 +146,8 @@ class Run:
                 raise
         elif config.resume_from_checkpoint:
             notes.append("no checkpoint to resume from: this run starts anew")
+        self.progress.precision = accelerator.mixed_precision
+        self._total_seconds_before = self.progress.total_seconds
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
         is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
@@ -151,6 +159,9 @@ class Run:
             elif is_own:
                 with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
                     checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
+                if not self.finished():  # a finished run that goes on is none until its new end
+                    for name in ("results.json", "report.html", "training.png"):
+                        (self.output_dir / name).unlink(missing_ok=True)
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(config, data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
@@ -188,7 +199,10 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left; the sampler begins each where the run stands."""
-        if self.progress.evaluation_due:  # it was stopped in the middle of it
+        progress = self.progress
+        # It was stopped in the middle of it, or was shortened to where it stands, which is then its end.
+        is_new_end = self.finished() and progress.evaluated_step < progress.step
+        if progress.evaluation_due or (is_new_end and self.config.eval_strategy != "no"):
             self.evaluate()
         while not self.finished():
             self.sampler.start(self.progress.step, self.total)
@@ -230,6 +244,10 @@ class Run:
         """Seconds of all updates, of the starts before this one, too; without evaluations and saves."""
         return self._seconds_before + self.clock.seconds()
 
+    def total_seconds(self) -> float:
+        """Seconds of all starts, with all that is not training."""
+        return self._total_seconds_before + time.monotonic() - self.began
+
     @property
     def epoch(self) -> float:
         """Epochs done so far, with the fraction."""
@@ -256,7 +274,7 @@ class Run:
         with self._apart():
             self.latest = self.score("validation")
             values = self.latest.metrics
-            progress.evaluation_due = False
+            progress.evaluation_due, progress.evaluated_step = False, progress.step
             self.tracker.log(
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
@@ -284,6 +302,7 @@ class Run:
             self.health.check(keep=0)
             self.train_loss.fold()
             self.progress.train_seconds = self.train_seconds()
+            self.progress.total_seconds = self.total_seconds()
             self.progress.metrics_rows = self.tracker.rows
             self.tracker.flush()
             self.saver.save(

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ft import rendezvous
 from ft.config import DEFAULT_GLOBAL_BATCH_SIZE, Config, EvalConfig
-from ft.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, print_error
+from ft.errors import (
+    EXIT_CRASH,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Stopped,
+    UserError,
+    first_line,
+    print_error,
+)
 from ft.heap import settle_heap
 from ft.launch import asked_processes, asks_for, launch_command
 from ft.signals import follow_launcher
@@ -59,10 +68,19 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         code = 128 + signal.SIGINT
     except SystemExit as stop:  # of a handler of signals
         code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
-    except Exception:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
+    except Exception as error:
         code = EXIT_CRASH
+        if (
+            type(error).__name__ == "OutOfMemoryError"
+        ):  # torch's; not in an update, which has a message of its own
+            code = EXIT_USER_ERROR
+            print_error(
+                f"out of memory on the device: {first_line(error)} Another process may hold it; a model too "
+                "large for it may fit with lora_rank, freeze or accelerate_configs/multi_gpu_fsdp2.yaml."
+            )
+        else:
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -103,6 +121,8 @@ def _shown_its_own_gpu() -> bool:
     import psutil
 
     name = "CUDA_VISIBLE_DEVICES"
+    if launch_command(os.getppid()) is not None:
+        return False  # it shows all of its processes the same, by --gpu_ids, too
     try:
         of_launcher = psutil.Process(os.getppid()).environ().get(name)
     except psutil.Error:
@@ -160,6 +180,9 @@ def build_accelerator(config: Config) -> Accelerator:
                 f"the launch asked for {here} processes on this host, which has {gpus} GPU(s); lower "
                 "--num_processes, the result stays the same."
             )
+    if not use_cpu and torch.accelerator.device_count() == 1 and os.environ.get("LOCAL_RANK", "0") != "0":
+        # It sees its own GPU alone, as the first; Accelerate would have DDP use the one of its local rank.
+        os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:  # which Accelerate would pass over in silence
         raise UserError(

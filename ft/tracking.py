@@ -199,7 +199,11 @@ class Tracker:
 
     def _drop(self, tracker: GeneralTracker, error: Exception) -> None:
         self.accelerator.trackers.remove(tracker)
-        _warn(f"{tracker.name} failed, and gets no more numbers; metrics.jsonl has them all", error)
+        what = f"{tracker.name} failed, and gets no more numbers; metrics.jsonl has them all"
+        folder = getattr(getattr(tracker, "tracker", None), "dir", None)
+        if tracker.name == "wandb" and isinstance(folder, str):
+            what += f", and wandb sync --include-online {Path(folder).parent} uploads what it got"
+        _warn(what, error)
         if tracker.name == "wandb":
             with contextlib.suppress(Exception):
                 sys.modules["wandb"].teardown()  # else it complains once more when the process ends

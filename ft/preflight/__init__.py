@@ -153,6 +153,9 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
             if not is_out_of_memory(error):
                 raise
             why = " ".join(str(error).split())[:200]
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+                findings.block("memory", f"too little on the device, which another process may hold ({why})")
+                return None
             findings.block(
                 "memory", f"{too_little}for the longest update or what follows it ({why}); {remedy}"
             )

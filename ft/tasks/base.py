@@ -179,5 +179,6 @@ class Task(ABC):
         """The targets in Markdown, for the model card."""
 
     @abstractmethod
-    def card_usage(self) -> str:
-        """How to use an exported model, in Markdown, for the model card."""
+    def card_usage(self, trust_remote_code: bool = False) -> str:
+        """How to use an exported model, in Markdown, for the model card; one with code of its own has to be
+        trusted."""

@@ -254,9 +254,7 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     assert train_here(**words, save_strategy="no", output_dir=tmp_path / "run") == EXIT_DONE
     asked = {"train_file": path, "model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
     assert score_here(**asked) == EXIT_DONE
-    with pytest.raises(
-        UserError, match=r"validation_split_percentage is 30, and was 10 then.*test_file"
-    ):
+    with pytest.raises(UserError, match=r"validation_split_percentage is 30, and was 10 then.*test_file"):
         score_here(**asked, validation_split_percentage=30)
     held_out = write_csv(tmp_path / "held_out.csv", make_rows(30, seed=1))
     more = {"validation_file": held_out, "save_strategy": "no", "output_dir": tmp_path / "other"}

@@ -383,3 +383,13 @@ def test_an_evaluation_of_other_texts_does_not_choose_the_split(trained, tmp_pat
         predictions_format="csv",
     )  # fmt: skip
     assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split
+
+
+def test_seeds_of_which_some_go_on_for_longer_are_not_one_side(trained, tmp_path):
+    seeds = shutil.copytree(trained / "short", tmp_path / "seeds")
+    path = seeds / "seed-43/config.yaml"
+    path.write_text(path.read_text().replace("num_train_epochs: 1", "num_train_epochs: 6"))
+    with pytest.raises(
+        UserError, match=r"num_train_epochs is 6\.0 in .*seed-43', and 1\.0 in seed-42; go on"
+    ):
+        compare(seeds, trained / "deep", tmp_path / "out")

@@ -17,6 +17,11 @@ class Hub(StandIn):
 
     def __init__(self):
         self.objects, self.files, self.broken, self.about, self.asked = {}, {}, (), None, None
+        self.is_private, self.may_write, self.deleted = (
+            None,
+            True,
+            [],
+        )  # of a repository that is there already
         super().__init__()
 
     def respond(self, method, path, headers, body):
@@ -37,6 +42,12 @@ class Hub(StandIn):
             asked = self.asked = json.loads(body)
             name = f"{asked.get('organization') or 'ann'}/{asked['name']}"
             return 200, {"url": f"{self.url}/{name}", "name": name, "id": name}
+        if path.endswith("/auth-check/write"):
+            return (200, {}) if self.may_write else (403, {"error": "you may not write here"})
+        if method == "GET" and path.startswith("/api/models/ann/run") and self.is_private is not None:
+            files = [{"type": "file", "path": name, "oid": "0", "size": 1} for name in self.files]
+            about = {"id": "ann/run", "private": self.is_private, "siblings": []}
+            return 200, files if "/tree/" in path else about
         if path == "/api/validate-yaml":
             card = json.loads(body)["content"]
             self.about = yaml.safe_load(card.split("---\n")[1])
@@ -59,6 +70,8 @@ class Hub(StandIn):
         if "/commit/" in path:
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]
+                if line["key"] == "deletedFile":
+                    self.deleted.append(value["path"])
                 if line["key"] == "file":
                     self.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
@@ -134,3 +147,40 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_go_on(hub, base_flags, 
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "the run is finished" in done.stderr and "hf upload ann/run" in done.stderr
     assert (tmp_path / "run/results.json").exists() and (tmp_path / "run/best/config.json").exists()
+
+
+def test_a_public_repository_that_is_there_is_not_taken_for_a_private_one(hub, base_flags, tmp_path):
+    hub.is_private = False
+    done = pushed(hub, base_flags, hub_private_repo="true")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "hub_private_repo: found True, but ann/run is there already, and is public" in done.stderr
+    assert not (tmp_path / "run").exists() and not hub.files
+
+
+def test_an_account_that_may_not_write_is_told_before_the_training(hub, base_flags, tmp_path):
+    hub.may_write = False
+    done = pushed(hub, base_flags)
+    assert done.returncode == 2 and "does not take ann/run: " in done.stderr and "403" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_was_pushed_before_is_not_loaded_in_the_place_of_the_model(hub, base_flags):
+    hub.is_private, hub.files = True, {"adapter_config.json": b"{}", "adapter/x": b"", "notes.md": b""}
+    done = pushed(hub, base_flags)
+    assert done.returncode == 0, done.stderr
+    assert sorted(hub.deleted) == ["adapter/x", "adapter_config.json"]
+
+
+def test_a_hub_that_is_away_when_a_run_is_taken_up_is_asked_again_at_its_end(hub, base_flags, tmp_path):
+    words = {**base_flags, "save_strategy": "steps", "save_steps": 1}
+    assert train_here(**words, max_train_steps=1) == 0
+    hub.broken = ("/whoami",)
+    done = pushed(hub, words, resume_from_checkpoint="latest")
+    assert done.returncode == 2 and "warning: push_to_hub: " in done.stdout + done.stderr
+    assert "trained 2 updates" in done.stdout and (tmp_path / "run/results.json").exists()
+
+
+def test_the_config_of_a_run_does_not_name_the_repository_that_it_did_not_choose(hub, base_flags, tmp_path):
+    """Repeated in another folder, it would be pushed over this one."""
+    assert pushed(hub, base_flags).returncode == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["hub_model_id"] is None

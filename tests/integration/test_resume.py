@@ -13,6 +13,7 @@ from compare import KEYS_BIAS, assert_same, same_bits, without_timing
 from conftest import FORKS, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
+from ft import checkpoint
 from ft.errors import EXIT_STOPPED, UserError
 from ft.evaluation import evaluate
 from ft.launch import kill_launch
@@ -479,3 +480,42 @@ def test_a_mistake_found_later_costs_the_old_run_nothing(config, finished):
     with pytest.raises(UserError, match="text_column_names"):
         train_here(**config, overwrite_output_dir="true", text_column_names="nowhere")
     assert (finished / "results.json").exists() and (finished / "checkpoints/latest").exists()
+
+
+def test_a_finished_run_that_goes_on_is_none_until_its_new_end(config, finished, capsys):
+    longer = {**config, "resume_from_checkpoint": "latest", "max_train_steps": 40}
+    assert train_here(**longer, max_time="1s") == EXIT_STOPPED
+    assert not (finished / "results.json").exists() and not (finished / "report.html").exists()
+    capsys.readouterr()
+    assert train_here(**longer) == 0
+    assert "up to update 30 the run was to have 30 updates" in capsys.readouterr().out
+    assert json.loads((finished / "results.json").read_text())["train/earlier_totals"] == [[30, 30]]
+
+
+def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(config, whole, tmp_path):
+    cut_at(whole, 12, config["output_dir"])  # evaluated after 5 and 10
+    assert train_here(**{**config, "max_train_steps": 12}, resume_from_checkpoint="latest") == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    scored = {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
+    assert list(scored) == [5, 10, 12]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/accuracy"] == max(scored.values())
+
+
+def test_another_precision_than_before_is_said(config, whole, tmp_path, monkeypatch, capsys):
+    cut_at(whole, 28, config["output_dir"])
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert "WARNING mixed precision: it was fp32 up to here, and is bf16" in capsys.readouterr().out
+
+
+def test_seconds_in_all_are_those_of_all_starts(config, whole, tmp_path):
+    cut_at(whole, 28, config["output_dir"])
+    place = tmp_path / "run/checkpoints/step-00000028"
+    about = json.loads((place / "state.json").read_text())
+    about["progress"]["total_seconds"] = 1000.0
+    (place / "state.json").write_text(json.dumps(about))
+    (place / "manifest.json").unlink()
+    checkpoint.write_manifest(place)
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert json.loads((tmp_path / "run/results.json").read_text())["perf/total_seconds"] > 1000

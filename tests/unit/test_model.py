@@ -462,3 +462,10 @@ def test_the_longest_text_of_roberta_goes_through_it(tiny_model):
     model(input_ids=torch.full((1, longest), 5))
     with pytest.raises((RuntimeError, IndexError)):
         model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_a_card_of_a_model_with_code_of_its_own_says_that_it_has_to_be_trusted():
+    task = TextClassification()
+    task.load_state({"problem_type": "single_label_classification", "label_names": ["a", "b"]})
+    assert 'folder", trust_remote_code=True)' in task.card_usage(True)
+    assert "trust_remote_code" not in task.card_usage()

@@ -16,8 +16,8 @@ from ft.config import Config, EvalConfig
 from ft.data.loader import EvaluationSampler, MicroBatch, RowDataset, build_loader
 from ft.errors import UserError
 from ft.optim import build_optimizer, build_scheduler
-from ft.report import described_update
-from ft.runtime import build_accelerator, reseed, resolve_batch_size, total_updates
+from ft.report import described_update, evaluation_notes
+from ft.runtime import build_accelerator, reseed, resolve_batch_size, run_script, total_updates
 
 
 def resolved(processes, **values):
@@ -135,8 +135,31 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(UserError, match="which has 1 GPU"):
         build_accelerator(Config())
     launcher.return_value = {"CUDA_VISIBLE_DEVICES": "2,3"}  # a script between shows each process its own
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as own, pytest.raises(KeyboardInterrupt):
+        own.setenv("LOCAL_RANK", "1")
+        own.setenv("ACCELERATE_BYPASS_DEVICE_MAP", "")
+        try:
+            build_accelerator(Config())
+        finally:  # or DDP would be told of cuda:1
+            assert os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] == "true"
+    monkeypatch.setattr(
+        "ft.runtime.launch_command", lambda _: ["--gpu_ids", "0"]
+    )  # which its own environment lacks
+    with pytest.raises(UserError, match="which has 1 GPU"):
         build_accelerator(Config())
+
+
+def test_memory_that_the_device_lacks_before_the_first_update_is_one_message(capsys):
+    def main(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, Config())
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("error: out of memory on the device: CUDA out of memory.") and "Traceback" not in said
+    )
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -206,3 +229,23 @@ def test_a_warmup_longer_than_the_training_is_refused():
     config = Config(warmup_steps=11)
     with pytest.raises(UserError, match=r"warmup_steps: found 11.*10 updates"):
         build_scheduler(build_optimizer(model, config), config, 10)
+
+
+@pytest.mark.parametrize(
+    ("variables", "built_for", "warns"),
+    [
+        ({"ACCELERATE_USE_CPU": "false"}, None, True),
+        ({"ACCELERATE_USE_CPU": "true"}, "12.9", False),
+        ({"TORCHELASTIC_RUN_ID": "none"}, "12.9", True),
+        ({"TORCHELASTIC_RUN_ID": "none"}, None, False),
+        ({}, "12.9", False),
+    ],
+)
+def test_a_launch_for_gpus_that_found_none_is_warned_of(variables, built_for, warns, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    notes = evaluation_notes({}, torch.device("cpu"))
+    assert [note.startswith("WARNING device: no GPU was found") for note in notes] == [True] * warns
+    assert all("with 1 thread a process" in note for note in notes)

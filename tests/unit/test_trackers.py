@@ -305,3 +305,20 @@ def test_a_crash_while_wandbs_id_is_written_loses_it_not(tmp_path, monkeypatch):
         wandb_run._wandb_id(tmp_path, None)
     assert (tmp_path / "wandb_id").read_text() == f"{run_id} 0\n"
     assert wandb_run._wandb_id(tmp_path, None) == (run_id, 1)
+
+
+def test_a_server_whose_certificate_python_does_not_trust_is_left_to_wandb(monkeypatch):
+    import ssl
+    import urllib.error
+    import urllib.request
+    from unittest.mock import Mock
+
+    import wandb
+
+    from ft.wandb_run import _why_offline
+
+    settings = wandb.Settings(base_url="https://wandb.example")
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    for error, said in ((ssl.SSLError("self-signed"), ""), (OSError("no route"), "cannot be reached")):
+        monkeypatch.setattr(urllib.request, "urlopen", Mock(side_effect=urllib.error.URLError(error)))
+        assert _why_offline(settings).endswith(said) and bool(_why_offline(settings)) == bool(said)

@@ -263,15 +263,15 @@ class TextClassification(Task):
         """See the kinds."""
         return self.kind.card_labels()
 
-    def card_usage(self) -> str:
+    def card_usage(self, trust_remote_code: bool = False) -> str:
         """With `pipeline`."""
-        return USAGE.format(self.kind.card_usage())
+        return USAGE.format(", trust_remote_code=True" * trust_remote_code, self.kind.card_usage())
 
 
 USAGE = """```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="path/of/this/folder")
+classify = pipeline("text-classification", model="path/of/this/folder"{})
 text = "a text"  # of a pair: {{"text": "the first", "text_pair": "the second"}}
 {}
 ```"""
