@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SHOWN = {
 MOST_ROWS = 100  # of those that only one side gets right, in comparison.json
 FORMATS = ("jsonl", "csv", "parquet")
 PREDICTIONS = "predictions.jsonl"
-OWN = ("seed", "output_dir", "run_name", "max_time", "hang_timeout")  # of a run among those of several seeds
+LENGTH = ("num_train_epochs", "max_train_steps")  # the same for all seeds, unless some were not finished anew
 OURS = "compared"  # begins the name of a folder for scores, where that of the run's evaluation has others
 
 
@@ -74,14 +75,13 @@ def runs_in(folder: Path) -> list[Path]:
         raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
     seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
     runs = sorted(seeds, key=lambda path: int(path.name[5:]))
-    configs = [
-        yaml.safe_load(path.read_text("utf-8")) for run in runs if (path := run / "config.yaml").exists()
-    ]
-    for run, config in zip(runs[1:], configs[1:], strict=False):
-        for name in (name for name in config if name not in OWN and config[name] != configs[0].get(name)):
+    places = [(run, path) for run in runs if (path := run / "config.yaml").exists()]
+    configs = [(run, yaml.safe_load(path.read_text("utf-8"))) for run, path in places]
+    for (first, known), (run, config) in pairwise(configs):
+        for name in (name for name in LENGTH if config.get(name) != known.get(name)):
             raise UserError(
-                f"compare: {name} is {config[name]!r} in {str(run)!r}, and {configs[0].get(name)!r} in "
-                f"{runs[0].name}; go on with the seeds by --num_seeds and --resume_from_checkpoint latest."
+                f"compare: {name} is {known.get(name)!r} in {str(first)!r}, and {config.get(name)!r} in "
+                f"{run.name}; go on with the seeds by --num_seeds and --resume_from_checkpoint latest."
             )
     return runs or [folder]
 

@@ -10,6 +10,7 @@ from ft.best import forget_bests
 from ft.checkpoint import is_defined
 from ft.dashboard import artifacts, charts
 from ft.ema import averaged
+from ft.errors import UserError
 from ft.evaluation import Evaluation, prefix_of
 from ft.model import load_weights
 from ft.output import write_whole
@@ -86,10 +87,18 @@ def finish(run: Run) -> None:
     )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
-        place = run.hosts.from_main(
-            lambda: push(run.repository or check_hub(config), run.output_dir / "best")
-        )
-        run.say(f"pushed best/ to {place}")
+        run.say(f"pushed best/ to {run.hosts.from_main(lambda: _push(run))}")
+
+
+def _push(run: Run) -> str:
+    folder = run.output_dir / "best"
+    try:
+        repository = run.repository or check_hub(run.config)
+    except UserError as error:
+        raise UserError(
+            f"{error} The run is finished; push it later: hf upload REPOSITORY {folder}"
+        ) from None
+    return push(repository, folder)
 
 
 def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 
 def asks_for(name: str) -> bool:
@@ -24,18 +25,35 @@ def asked_processes() -> int:
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked > 1:
         return asked
+    found = _launch_options()
+    if found is None:
+        return asked
+    options, file = found
+    given = options.num_processes
+    if given is None and file is not None:
+        given = file.num_processes
+    return max(asked, given or 1)
+
+
+def asks_for_gpus() -> bool:
+    """Whether `accelerate launch` started this process, and was not told to use CPUs."""
+    found = _launch_options()
+    return found is not None and not (found[0].cpu or getattr(found[1], "use_cpu", False))
+
+
+def _launch_options() -> tuple[Any, Any] | None:
+    """The options of `accelerate launch`, and its config file if it reads one; None where something else
+    started this process."""
     words = launch_command(os.getppid())
     if words is None:
-        return asked
+        return None
     from accelerate.commands.config import default_config_file, load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
     options, _ = launch_command_parser().parse_known_args(words)
-    given = options.num_processes
+    # With --cpu, the default file is not read.
     is_asked = options.config_file or (os.path.isfile(default_config_file) and not options.cpu)
-    if given is None and is_asked:  # with --cpu, the default file is not read
-        given = load_config_from_file(options.config_file).num_processes
-    return max(asked, given or 1)
+    return options, load_config_from_file(options.config_file) if is_asked else None
 
 
 def relaunch_command() -> str:

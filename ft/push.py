@@ -10,7 +10,7 @@ from typing import Any
 from ft.config import Config
 from ft.errors import UserError, first_line
 
-ADAPTER = "adapter"  # begins the names of files, and of the folder, of a LoRA adapter
+ADAPTER = ("adapter/", "adapter_config.json", "adapter_model.")  # begin the names of files of a LoRA adapter
 
 
 def check_hub(config: Config, create: bool = True) -> str:

@@ -18,7 +18,7 @@ from ft.config import Config, EvalConfig
 from ft.data.plan import shares
 from ft.data.sources import Source
 from ft.errors import UserError, writing
-from ft.launch import asks_for, relaunch_command
+from ft.launch import asks_for, asks_for_gpus, relaunch_command
 from ft.pretrained import of_training
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
@@ -85,14 +85,11 @@ def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
 
 
 def _is_for_gpus() -> bool:
-    """Whether the launch is for GPUs: `accelerate launch` says so to one process; to several it says nothing,
-    as torchrun and Slurm do not, but a torch that was built for GPUs is not there for CPUs alone."""
-    import torch
-
-    said = os.environ.get("ACCELERATE_USE_CPU")
-    if said is not None:
+    """Whether the launch is by `accelerate launch`, and for GPUs: to one process it says so, of several its
+    words do."""
+    if "ACCELERATE_USE_CPU" in os.environ:
         return not asks_for("CPU")
-    return "TORCHELASTIC_RUN_ID" in os.environ and bool(torch.version.cuda or torch.version.hip)
+    return asks_for_gpus()
 
 
 def start_summary(

@@ -96,6 +96,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     Raises `UserError` for a checkpoint of another run, or of one that is longer than this."""
     saved = run.hosts.from_main(lambda: checkpoint.read_state(path))
     checkpoint.check_identity(path, saved["identity"], identity(run))
+    saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not say
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})
     if progress.step > run.total:
         raise UserError(
@@ -105,12 +106,16 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     run.hosts.check_same({f"resume_from_checkpoint: {path}": checkpoint.mark(path)})
     checkpoint.restore(path, run.accelerator, run.model, run.optimizer, run.scheduler)
     notes.append(f"resumed from {path} after update {progress.step:,}")
-    if saved["total_updates"] != run.total:
-        progress.earlier_totals.append([progress.step, saved["total_updates"]])
-    for step, total in progress.earlier_totals:
+    totals = progress.earlier_totals
+    if totals and totals[-1][0] == progress.step:  # no update was made since
+        if totals[-1][1] == run.total:
+            totals.pop()
+    elif saved["total_updates"] != run.total:
+        totals.append([progress.step, saved["total_updates"]])
+    for step, total in totals:
         notes.append(
-            f"up to update {step:,} the run was to have {total:,} updates, and its learning rates followed "
-            f"from that; now it has {run.total:,}"
+            f"up to update {step:,} the run was to have {total:,} updates, from which its learning rates "
+            f"follow; now it has {run.total:,}"
         )
     precision = run.accelerator.mixed_precision
     if progress.precision not in ("", precision):

@@ -121,8 +121,9 @@ def _shown_its_own_gpu() -> bool:
     import psutil
 
     name = "CUDA_VISIBLE_DEVICES"
-    if launch_command(os.getppid()) is not None:
-        return False  # it shows all of its processes the same, by --gpu_ids, too
+    words = launch_command(os.getppid())
+    if words is not None and "--no_python" not in words:
+        return False  # Accelerate shows all of its processes the same, by --gpu_ids, too
     try:
         of_launcher = psutil.Process(os.getppid()).environ().get(name)
     except psutil.Error:

@@ -390,6 +390,6 @@ def test_seeds_of_which_some_go_on_for_longer_are_not_one_side(trained, tmp_path
     path = seeds / "seed-43/config.yaml"
     path.write_text(path.read_text().replace("num_train_epochs: 1", "num_train_epochs: 6"))
     with pytest.raises(
-        UserError, match=r"num_train_epochs is 6\.0 in .*seed-43', and 1\.0 in seed-42; go on"
+        UserError, match=r"num_train_epochs is 1\.0 in .*seed-42', and 6\.0 in seed-43; go on"
     ):
         compare(seeds, trained / "deep", tmp_path / "out")

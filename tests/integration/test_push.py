@@ -165,7 +165,7 @@ def test_an_account_that_may_not_write_is_told_before_the_training(hub, base_fla
 
 
 def test_an_adapter_that_was_pushed_before_is_not_loaded_in_the_place_of_the_model(hub, base_flags):
-    hub.is_private, hub.files = True, {"adapter_config.json": b"{}", "adapter/x": b"", "notes.md": b""}
+    hub.is_private, hub.files = True, {"adapter_config.json": b"{}", "adapter/x": b"", "adapters/de": b""}
     done = pushed(hub, base_flags)
     assert done.returncode == 0, done.stderr
     assert sorted(hub.deleted) == ["adapter/x", "adapter_config.json"]

@@ -492,7 +492,7 @@ def test_a_finished_run_that_goes_on_is_none_until_its_new_end(config, finished,
     assert json.loads((finished / "results.json").read_text())["train/earlier_totals"] == [[30, 30]]
 
 
-def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(config, whole, tmp_path):
+def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(config, whole, tmp_path, capsys):
     cut_at(whole, 12, config["output_dir"])  # evaluated after 5 and 10
     assert train_here(**{**config, "max_train_steps": 12}, resume_from_checkpoint="latest") == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -500,6 +500,26 @@ def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(confi
     assert list(scored) == [5, 10, 12]
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/accuracy"] == max(scored.values())
+    capsys.readouterr()
+    assert train_here(**config, resume_from_checkpoint="latest") == 0  # as long as it was to be, after all
+    assert "chosen anew" not in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["best/accuracy"] == max(row.get("eval/accuracy", 0) for row in rows)
+    assert "train/earlier_totals" not in results  # it is what it would have been
+
+
+def test_an_older_checkpoint_does_not_say_what_was_evaluated_and_is_not_evaluated_again(config, finished):
+    place = finished / "checkpoints/step-00000030"
+    about = json.loads((place / "state.json").read_text())
+    for name in ("evaluated_step", "precision", "total_seconds", "earlier_totals"):
+        del about["progress"][name]
+    (place / "state.json").write_text(json.dumps(about))
+    (place / "manifest.json").unlink()
+    checkpoint.write_manifest(place)
+    before = (finished / "metrics.jsonl").read_text()
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert (finished / "metrics.jsonl").read_text() == before
 
 
 def test_another_precision_than_before_is_said(config, whole, tmp_path, monkeypatch, capsys):

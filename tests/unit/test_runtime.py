@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from prepared import Prepared
 
 from ft import tracking
@@ -232,20 +233,23 @@ def test_a_warmup_longer_than_the_training_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("variables", "built_for", "warns"),
+    ("said", "words", "warns"),
     [
-        ({"ACCELERATE_USE_CPU": "false"}, None, True),
-        ({"ACCELERATE_USE_CPU": "true"}, "12.9", False),
-        ({"TORCHELASTIC_RUN_ID": "none"}, "12.9", True),
-        ({"TORCHELASTIC_RUN_ID": "none"}, None, False),
-        ({}, "12.9", False),
+        ("false", [], True),
+        ("true", None, False),
+        (None, None, False),  # torchrun, or none
+        (None, ["--config_file", str(ROOT / "accelerate_configs/multi_gpu.yaml")], True),
+        (None, ["--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml")], False),
+        (None, ["--cpu", "--num_processes", "2"], False),
     ],
 )
-def test_a_launch_for_gpus_that_found_none_is_warned_of(variables, built_for, warns, monkeypatch):
+def test_a_launch_for_gpus_that_found_none_is_warned_of(said, words, warns, monkeypatch):
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.version, "cuda", built_for)
+    if said is not None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", said)
+    monkeypatch.setattr(
+        "ft.launch.launch_command", lambda _: words if words is None else [*words, "train.py"]
+    )
     notes = evaluation_notes({}, torch.device("cpu"))
     assert [note.startswith("WARNING device: no GPU was found") for note in notes] == [True] * warns
     assert all("with 1 thread a process" in note for note in notes)
