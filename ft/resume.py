@@ -114,8 +114,8 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         totals.append([progress.step, saved["total_updates"]])
     for step, total in totals:
         notes.append(
-            f"up to update {step:,} the run was to have {total:,} updates, from which its learning rates "
-            f"follow; now it has {run.total:,}"
+            f"the run has {run.total:,} updates instead of {total:,}; its learning rates follow from that "
+            f"from update {step:,} on"
         )
     precision = run.accelerator.mixed_precision
     if progress.precision not in ("", precision):

@@ -488,7 +488,7 @@ def test_a_finished_run_that_goes_on_is_none_until_its_new_end(config, finished,
     assert not (finished / "results.json").exists() and not (finished / "report.html").exists()
     capsys.readouterr()
     assert train_here(**longer) == 0
-    assert "up to update 30 the run was to have 30 updates" in capsys.readouterr().out
+    assert "the run has 40 updates instead of 30" in capsys.readouterr().out
     assert json.loads((finished / "results.json").read_text())["train/earlier_totals"] == [[30, 30]]
 
 
