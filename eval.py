@@ -27,6 +27,7 @@ def score(config: EvalConfig) -> int:
     from ft.data.slices import read_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
+    from ft.evaluation_place import check_apart, check_unseen, clear_evaluation, evaluation_folder
     from ft.hosts import HostGroup
     from ft.model import build_model, check_tokens
     from ft.output import check_place, write_whole
@@ -34,16 +35,7 @@ def score(config: EvalConfig) -> int:
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
     from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_columns
-    from ft.report import (
-        check_apart,
-        check_unseen,
-        clear_evaluation,
-        evaluation_folder,
-        evaluation_notes,
-        prediction_lines,
-        progress_bar,
-        result_line,
-    )
+    from ft.report import evaluation_notes, prediction_lines, progress_bar, result_line
     from ft.runtime import build_accelerator
     from ft.tasks import build_task
     from ft.tracking import to_json

@@ -17,9 +17,10 @@ from ft.data.loader import ChunkSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, within_memory
+from ft.evaluation_place import clear_evaluation, evaluation_folder
 from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
-from ft.report import clear_evaluation, evaluation_folder, evaluation_notes, prediction_lines
+from ft.report import evaluation_notes, prediction_lines
 from ft.tasks.base import Task
 
 if TYPE_CHECKING:

@@ -8,18 +8,16 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ft.config import Config, EvalConfig
+from ft.config import Config
 from ft.data.plan import shares
-from ft.data.sources import Source
-from ft.errors import UserError, writing
+from ft.errors import writing
 from ft.launch import asks_for, asks_for_gpus, relaunch_command
-from ft.pretrained import of_training
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 from ft.values import short
@@ -275,72 +273,6 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
         figure.savefig(output_dir / ".training.png", dpi=120)
         (output_dir / ".training.png").replace(output_dir / "training.png")
     plt.close(figure)
-
-
-def evaluation_folder(output_dir: str, split: str) -> Path:
-    """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run or of
-    several seeds. Raises `UserError` where it cannot be made."""
-    folder = _evaluation_folder(output_dir, split)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: {str(folder)!r} cannot be made: {error.strerror}.") from None
-    return folder
-
-
-def _evaluation_folder(output_dir: str, split: str) -> Path:
-    folder = Path(output_dir)
-    is_run = any((folder / name).exists() for name in ("metrics.jsonl", "seeds.json"))
-    return folder / f"evaluation-{split}" if is_run else folder
-
-
-# What an evaluation leaves beside its predictions.
-EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
-
-
-def clear_evaluation(folder: Path) -> list[str]:
-    """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
-    for what is said of the new predictions. Returns what to tell the user."""
-    there = [name for name in EVALUATION if (folder / name).exists()]
-    for name in there:
-        (folder / name).unlink()
-    return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
-
-
-def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:
-    """Raise `UserError` where an evaluation would replace the data that it reads."""
-    folder = _evaluation_folder(config.output_dir, split).resolve()
-    written = {*EVALUATION, f"predictions.{config.predictions_format}"}
-    others = [Path(file) for file in (config.train_file, config.validation_file) if file]
-    for path in (path.resolve() for path in [*others, *(path for one in sources for path in one.files)]):
-        if path.name in written and path.parent == folder:
-            raise UserError(
-                f"output_dir: {str(path)!r} is read as data, and would be replaced by what is written there; "
-                "name another output_dir."
-            )
-
-
-def check_unseen(options: EvalConfig, data: Any, split: str) -> None:
-    """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
-    has set them aside: the model may have learned most of them."""
-    known, now = of_training(options).get("draw"), data.draw(options)
-    if not known or not data.was_set_aside(split) or known == now:
-        return
-    name = next(name for name in now if now[name] != known.get(name))
-    what = (
-        "the training data is not what it was then"
-        if name == "train"
-        else f"{name} is {_used(now[name])}, and was {_used(known.get(name))} then"
-    )
-    raise UserError(
-        f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
-        "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
-        "score as test_file."
-    )
-
-
-def _used(value: Any) -> str:
-    return "not used" if value is None else f"{value:g}"
 
 
 def prediction_lines(

@@ -33,7 +33,7 @@ FLOORS = [
         "ft.tasks.text_classification.single_label ft.data.usable ft.pretrained",
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.tasks ft.attempts",
-        "ft.evaluation ft.model ft.report ft.data.slices",
+        "ft.evaluation ft.evaluation_place ft.model ft.report ft.data.slices",
         "ft.resume ft.saver ft.assess ft.dashboard ft.predict ft.page.audit ft.card ft.push",
         "ft.page",
         "ft.finish",
