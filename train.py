@@ -45,6 +45,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
     from ft.tasks import build_task
+    from ft.words import train_met_words
 
     # --- accelerator, task, data ----------------------------------------------------------------------------
     accelerator = build_accelerator(config)
@@ -61,6 +62,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
     run.compare_hosts(data, model)
+    train_met_words(model, tokenizer, data.tokens, accelerator.is_main_process)
     word_table = prepare_for_ddp(model, accelerator)
     compiled_length = max_length if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)
@@ -95,8 +97,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                         with nullcontext() if exchanged else accelerator.no_sync(model):
                             loss = task.loss(model, micro_batch)  # a sum over rows
                             spread_nonfinite(loss)
-                            # The mean over all rows of the update: DDP divides by the processes, which is
-                            # undone here.
+                            # The mean over the update's rows; DDP divides by processes: undone here.
                             accelerator.backward(
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )

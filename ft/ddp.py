@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ft.invariance import short_rows
 from ft.model import embedded_tokens
+from ft.trial import evaluated_logits, short_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,16 +31,10 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator) -> nn.Parameter | None
 def uses_all_weights(model: nn.Module) -> bool:
     """Whether what a model gives for short rows depends on every weight that is trained. True where it cannot
     be tried."""
-    was_training = model.training
-    rows = short_rows(model, [0], 0, next(model.parameters()).device)
     try:
-        with torch.random.fork_rng(devices=[]):
-            outputs = model.eval()(**rows)
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
+        logits = evaluated_logits(model, short_rows(model, [0], 0, next(model.parameters()).device))
     except Exception:  # of the model's own code, which may want more than texts; `key_dropout` says so
         return True
-    finally:
-        model.train(was_training)
     todo, seen, reached = [logits.grad_fn], set(), set()
     while todo:
         node = todo.pop()

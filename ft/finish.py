@@ -18,6 +18,7 @@ from ft.page import write_page
 from ft.push import check_hub, push
 from ft.report import draw_training, end_summary
 from ft.tracking import to_json
+from ft.words import count_parameters
 
 if TYPE_CHECKING:
     from ft.run import Run
@@ -53,7 +54,7 @@ def finish(run: Run) -> None:
         "headline": list(run.task.headline),
         "train/total_steps": progress.step,
         "train/epochs": run.epoch,
-        "train/trainable_parameters": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "train/trainable_parameters": count_parameters(run.model)[1],
         "train/nonfinite_updates": progress.health.nonfinite,
         "train/loss_spikes": progress.health.spikes,
         "best/step": progress.best_step,

@@ -14,8 +14,9 @@ from ft.attention import install_attention
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
 from ft.errors import first_line
 from ft.model import checkpoint_activations
+from ft.trial import logits_of, short_rows
 
-ROWS, TOKENS, PADDING = 3, 5, 2
+ROWS, PADDING = 3, 2
 TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or neighbours do is far above
 
 
@@ -103,11 +104,10 @@ class _Trial(TorchDispatchMode):
         was_training = model.training
         model.train()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self.tracker, self:
-                outputs = model(**short_rows(model, row_ids, padding, device))
+            with torch.no_grad(), self.tracker, self:
+                self.outputs = logits_of(model, short_rows(model, row_ids, padding, device))
         finally:
             model.train(was_training)
-        self.outputs = outputs if isinstance(outputs, torch.Tensor) else outputs.logits
         self.shapes = {place: dict(place.shapes) for place in rows.places}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,24 +119,3 @@ class _Trial(TorchDispatchMode):
             path = max(self.tracker.parents, key=len)
             self.drawing.append(path.partition(".")[2] or path)  # without the model's own class
         return result
-
-
-def short_rows(
-    model: nn.Module, row_ids: list[int], padding: int, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Rows of words from the middle of the vocabulary; they end with its end-of-text token, if any."""
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config  # of several parts
-    size = getattr(config, "vocab_size", 0)
-    ids = torch.tensor(
-        [[size // 2 + row + place for place in range(TOKENS)] for row in row_ids], device=device
-    )
-    end = getattr(config, "eos_token_id", None)
-    if end is not None:
-        ids[:, -1] = end if isinstance(end, int) else end[0]
-    ids %= max(size, 2 * TOKENS)
-    pad = nn.functional.pad
-    return {
-        "input_ids": pad(ids, (0, padding), value=getattr(config, "pad_token_id", None) or 0),
-        "attention_mask": pad(torch.ones_like(ids), (0, padding)),
-    }

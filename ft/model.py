@@ -21,8 +21,9 @@ from ft.last_layer import narrow_last_layer
 from ft.layers import freeze
 from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.pretrained import find_model
-from ft.sharded import distinct, fill
+from ft.sharded import distinct, fill, whole
 from ft.tasks.base import Task
+from ft.words import met_words
 
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
@@ -226,11 +227,16 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
 
     plain = accelerator.unwrap_model(model)
     values: dict[str, torch.Tensor] = {}
+    tables = met_words(plain)
+    # Asked for by all processes, which may hold shards.
+    ones = {name: whole(words.weight.detach())[-1:].cpu() for name, words in tables.items()}
     if accelerator.is_main_process:
         if has_lora(plain):
             values = load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
         else:
             values = load_file(folder / "model.safetensors")
+            for name in tables.keys() & values.keys():
+                values[name] = torch.cat([values[name][tables[name].tokens], ones[name]])
             elements = sum(tensor.numel() for tensor in distinct(plain).values())
             if (
                 sum(v.numel() for v in values.values()) != elements

@@ -21,6 +21,7 @@ from ft.launch import asks_for, asks_for_gpus, relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 from ft.values import short
+from ft.words import count_parameters, met_words
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
@@ -118,9 +119,11 @@ def start_summary(
     if config.eval_strategy != "no":
         end = "highest" if config.higher_is_better else "lowest"
         lines.append(f"best: the model with the {end} {config.best_metric} on the validation rows")
-    count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    count, trained = count_parameters(model)
     some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
+    for words in met_words(model).values():
+        met = f"the {len(words.tokens):,} of the data's tokens"
+        some += f"; of {words.num_embeddings:,} word embeddings, {met} are trained"
     split = ", in shards on the processes (FSDP2)" if is_sharded(model) else ""
     lines.append(f"model: {class_name(model)}, {count / 1e6:.1f} million parameters{some}{split}")
     precision = {"no": "fp32"}.get(

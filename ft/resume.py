@@ -16,6 +16,7 @@ from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
 from ft.output import clear_output_dir, held_in
 from ft.sharded import class_name
+from ft.words import met_words
 
 if TYPE_CHECKING:
     import torch
@@ -53,12 +54,13 @@ def identity(run: Run) -> dict[str, Any]:
         "threshold_mode": config.threshold_mode,
         "long_text": config.long_text,
         "max_windows": config.max_windows,
-        "model": shapes_mark(run.accelerator.unwrap_model(run.model)),
+        "model": run.shapes,
         "pretrained model": run.pretrained,
         "labels": run.task.state(),
         "data": run.data.fingerprint,
         "metric_for_best_model": config.best_metric,
         "greater_is_better": config.higher_is_better,
+        "number of trained word embeddings": [len(words.tokens) for words in met_words(run.model).values()],
     }
 
 
@@ -95,6 +97,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
 
     Raises `UserError` for a checkpoint of another run, or of one that is longer than this."""
     saved = run.hosts.from_main(lambda: checkpoint.read_state(path))
+    saved["identity"].setdefault("number of trained word embeddings", [])  # older runs trained whole tables
     checkpoint.check_identity(path, saved["identity"], identity(run))
     saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not say
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})

@@ -42,6 +42,7 @@ from ft.throughput import Clock, Throughput
 from ft.tracking import Tracker, to_json
 from ft.train_loss import TrainLoss
 from ft.watchdog import Watchdog
+from ft.words import with_all_words
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -106,9 +107,9 @@ class Run:
     def compare_hosts(self, data: Data, model: Any) -> None:
         """Raise `UserError` on all processes where one has read other data or another model, before any of it
         is exchanged."""
-        self.pretrained = weights_mark(model)
+        self.pretrained, self.shapes = weights_mark(model), shapes_mark(model)
         self.hosts.check_same(
-            {"data": data.fingerprint, "model": shapes_mark(model), "pretrained model": self.pretrained}
+            {"data": data.fingerprint, "model": self.shapes, "pretrained model": self.pretrained}
         )
 
     def start(
@@ -427,5 +428,5 @@ class Run:
                 card = model_card(
                     self.config, self.task, self.data, self.max_length, self.progress.step, scored, chosen
                 )
-                state = self.task.export_weights(state, model.config)
+                state = self.task.export_weights(with_all_words(model, state), model.config)
                 export(model, state, self.tokenizer, self.max_length, self.output_dir / name, card, keep)

@@ -89,12 +89,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_tiny_model(folder: Path) -> Path:
-    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up
-    words."""
+    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up words,
+    and as many that no text has: their embeddings are left out of the training."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COMMON, *(w for group in WORDS.values() for w in group)]
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COMMON, *(w for group in WORDS.values() for w in group)]
+    words = [*known, *(f"[unused{number}]" for number in range(len(known)))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -105,10 +106,12 @@ def make_tiny_model(folder: Path) -> Path:
     )  # fmt: skip
     set_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(known), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
+    model = BertModel(config)
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
 

@@ -27,15 +27,16 @@ def encode(
     path: Path,
     workers: int | None,
     bar: Any,
-) -> None:
-    """Write `table`, with the columns that `Encoder` adds, to the Arrow file `path`."""
+) -> np.ndarray:
+    """Write `table`, with the columns that `Encoder` adds, to the Arrow file `path`; returns the tokens that
+    are in it (tokens,), in order."""
     encoder = Encoder(tokenizer, len(columns.texts), cut)
     size = sum(table[name].nbytes for name in columns.texts)
     batches = list(_batches(table, columns.texts))
     texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or encoder.best_workers(size), len(batches))
     encoded_batches = encode_apart(texts, encoder, workers) if workers > 1 else map(encoder, texts)
-    writer = None
+    writer, met = None, np.zeros(len(tokenizer), bool)
     with pa.OSFile(str(path), "wb") as file:
         for batch, encoded in zip(batches, encoded_batches, strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
@@ -43,8 +44,12 @@ def encode(
             writer = writer or pa.ipc.new_file(file, out.schema)
             writer.write_batch(out)
             bar.update(out.num_rows)
+            ids = np.from_dlpack(encoded["input_ids"].values)
+            met = np.pad(met, (0, max(0, int(ids.max(initial=0)) + 1 - len(met))))
+            met[ids] = True
         if writer:
             writer.close()
+    return np.flatnonzero(met)
 
 
 def _batches(table: pa.Table, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ft.checkpoint import find_damage, write_manifest
@@ -34,7 +35,8 @@ class Data:
     One that an evaluation asked for has no labels where no row of its source has one.
 
     `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
-    user; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each source.
+    user; `tokens` (tokens,) has the number of each token that is in any row, in order; `fingerprint` stands
+    for all that decided the encoding, `sources` for the bytes of each source.
     `slices` has, for each split that is scored, the columns by which results are sliced, of all rows of its
     source, and their classes where they are numbers of some."""
 
@@ -42,6 +44,7 @@ class Data:
     columns: Columns
     facts: dict[str, Any]
     notes: list[str]
+    tokens: np.ndarray
     fingerprint: str
     sources: dict[str, str]
     slices: dict[str, dict[str, tuple[pa.ChunkedArray, list[str]]]] = field(default_factory=dict)
@@ -123,10 +126,15 @@ def _open(folder: Path, task: Task) -> Data | None:
             columns=Columns(tuple(known["columns"].pop("texts")), **known["columns"]),
             facts=known["facts"],
             notes=known["notes"],
+            tokens=np.array(known["tokens"]),
             fingerprint=folder.name,
             sources=known["sources"],
         )
-    except (OSError, ValueError, KeyError):  # pyarrow's complaint of a cut file is a ValueError
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ):  # cut (which pyarrow says by a ValueError), or of an older version
         return None
     task.load_state(known["task"])
     return data
@@ -227,10 +235,12 @@ def _build(
     old = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.old.tmp")
     temporary.mkdir(parents=True)
     try:
+        tokens = np.zeros(0, np.int64)
         with progress(total=sum(t.num_rows for t in tables.values()), desc="encode", unit="rows") as bar:
             for name, table in tables.items():
                 path = temporary / f"{name}.arrow"
-                encode(table, columns, tokenizer, cut, path, options.preprocessing_num_workers, bar)
+                workers = options.preprocessing_num_workers
+                tokens = np.union1d(tokens, encode(table, columns, tokenizer, cut, path, workers, bar))
         if fingerprints(sources) != prints:  # what was read would be kept under the name of other rows
             raise UserError("the data was changed while it was read; start again.")
         state = {
@@ -238,6 +248,7 @@ def _build(
             "columns": vars(columns),
             "facts": facts,
             "notes": notes,
+            "tokens": tokens.tolist(),
             "sources": prints,
             "task": task.state(),
         }

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ def words_of(model, data, folder):
         "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "num_train_epochs": 9,
         "max_train_steps": 30, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps",
         "eval_steps": 5, "logging_steps": 3, "save_total_limit": 50, "learning_rate": 3e-3,
+        "weight_decay": 0.01,
     }  # fmt: skip
 
 
@@ -144,6 +146,25 @@ def test_stopped_before_its_first_update_a_run_from_elsewhere_has_a_checkpoint_o
     assert train_here(**words, resume_from_checkpoint=last, max_time="1s") == EXIT_STOPPED
     assert (tmp_path / "other/checkpoints/step-00000030/manifest.json").exists()
     assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", tmp_path / "other/final")
+
+
+def test_stopped_while_the_best_model_scores_the_test_rows_a_run_saves_the_last_one(
+    config, whole, tmp_path, monkeypatch
+):
+    words = {**config, "output_dir": tmp_path / "other", "save_strategy": "no"}
+    score = Run.score
+
+    def out_of_time(run, split, **rest):
+        if split == "test":
+            run.max_seconds = 0.0
+        return score(run, split, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "score", out_of_time)
+        assert train_here(**words) == EXIT_STOPPED
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert json.loads((tmp_path / "other/results.json").read_text())["best/step"] == 20
     assert same_bits(whole / "final", tmp_path / "other/final")
 
 
@@ -292,7 +313,7 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
         ({"global_batch_size": 16}, ("global_batch_size", "32", "16")),
         ({"learning_rate": 1e-4}, ("learning_rate", "0.003", "0.0001")),
         ({"warmup_ratio": 0.2}, ("warmup_ratio", "0.0", "0.2")),
-        ({"weight_decay": 0.1}, ("weight_decay", "0.0", "0.1")),  # else it would come from the checkpoint
+        ({"weight_decay": 0.1}, ("weight_decay", "0.01", "0.1")),  # else it would come from the checkpoint
         ({"adam_beta2": 0.99}, ("adam_beta2", "0.999", "0.99")),
         ({"max_grad_norm": 0.5}, ("max_grad_norm", "1.0", "0.5")),
         ({"label_smoothing_factor": 0.1}, ("label_smoothing_factor", "0.0", "0.1")),
@@ -509,14 +530,36 @@ def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(confi
     assert "train/earlier_totals" not in results  # it is what it would have been
 
 
-def test_an_older_checkpoint_does_not_say_what_was_evaluated_and_is_not_evaluated_again(config, finished):
-    place = finished / "checkpoints/step-00000030"
+@contextmanager
+def rewritten(place):
+    """What state.json of a checkpoint holds, to be changed."""
     about = json.loads((place / "state.json").read_text())
-    for name in ("evaluated_step", "precision", "total_seconds", "earlier_totals"):
-        del about["progress"][name]
+    yield about
     (place / "state.json").write_text(json.dumps(about))
     (place / "manifest.json").unlink()
     checkpoint.write_manifest(place)
+
+
+@pytest.mark.parametrize("freeze", [None, "embeddings"])
+def test_an_older_checkpoint_of_whole_tables_is_refused_where_they_were_trained(config, freeze):
+    words = {**config, "max_train_steps": 4} | ({"freeze": freeze} if freeze else {})
+    assert train_here(**words) == 0
+    with rewritten(config["output_dir"] / "checkpoints/step-00000004") as about:
+        del about["identity"]["number of trained word embeddings"]
+    if freeze:
+        assert train_here(**words, resume_from_checkpoint="latest") == 0
+        return
+    with pytest.raises(
+        UserError, match=r"another number of trained word embeddings: found \[\], this run has"
+    ):
+        train_here(**words, resume_from_checkpoint="latest")
+
+
+def test_an_older_checkpoint_does_not_say_what_was_evaluated_and_is_not_evaluated_again(config, finished):
+    place = finished / "checkpoints/step-00000030"
+    with rewritten(place) as about:
+        for name in ("evaluated_step", "precision", "total_seconds", "earlier_totals"):
+            del about["progress"][name]
     before = (finished / "metrics.jsonl").read_text()
     assert train_here(**config, resume_from_checkpoint="latest") == 0
     assert (finished / "metrics.jsonl").read_text() == before
@@ -532,10 +575,7 @@ def test_another_precision_than_before_is_said(config, whole, tmp_path, monkeypa
 def test_seconds_in_all_are_those_of_all_starts(config, whole, tmp_path):
     cut_at(whole, 28, config["output_dir"])
     place = tmp_path / "run/checkpoints/step-00000028"
-    about = json.loads((place / "state.json").read_text())
-    about["progress"]["total_seconds"] = 1000.0
-    (place / "state.json").write_text(json.dumps(about))
-    (place / "manifest.json").unlink()
-    checkpoint.write_manifest(place)
+    with rewritten(place) as about:
+        about["progress"]["total_seconds"] = 1000.0
     assert train_here(**config, resume_from_checkpoint="latest") == 0
     assert json.loads((tmp_path / "run/results.json").read_text())["perf/total_seconds"] > 1000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from compare import same_bits
+from compare import assert_same, same_bits
 from conftest import (
     FORKS,
     ROOT,
@@ -35,6 +35,28 @@ from ft.last_layer import narrow_last_layer
 
 def files_of(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_whole_table_of_the_word_embeddings_learns_the_same(base_flags, tmp_path, monkeypatch, capsys):
+    """What no text has is left out of the training, of the checkpoints, and of nothing that a user sees."""
+    table, size = "bert.embeddings.word_embeddings.weight", 72
+    words = {**base_flags, "weight_decay": 0.1, "ema_decay": 0.9}
+    assert train_here(**words) == 0
+    assert f"; of {size} word embeddings, the 43 of the data's tokens are trained" in capsys.readouterr().out
+    monkeypatch.setattr("ft.words.train_met_words", lambda *_: None)
+    assert train_here(**{**words, "output_dir": tmp_path / "whole"}) == 0
+    assert "are trained" not in capsys.readouterr().out
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    runs = [tmp_path / "run", tmp_path / "whole"]
+    for name in ("best", "final"):
+        found, expected = (load_file(run / name / "model.safetensors")[table] for run in runs)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    results, others = (json.loads((run / "results.json").read_text()) for run in runs)
+    for key in ("train/trainable_parameters", "best/step", "test/accuracy"):
+        assert results[key] == others[key]
+    assert results["test/loss"] == pytest.approx(others["test/loss"], rel=1e-5)
+    last = "checkpoints/step-00000014/model.safetensors"
+    assert [len(load_file(run / last)[table]) for run in runs] == [44, size]
 
 
 def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):

@@ -15,7 +15,7 @@ FLOORS = [
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values ft.layers ft.sharded ft.launch ft.hosts",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
-        "ft.last_layer ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer "
+        "ft.last_layer ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
         "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
         "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
         "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
@@ -30,7 +30,7 @@ FLOORS = [
         "ft.tasks.text_classification.thresholds ft.tasks.text_classification.weights "
         "ft.analysis.comparison ft.analysis.label_errors ft.analysis.summary",
         "ft.tasks.text_classification.multi_label ft.tasks.text_classification.regression "
-        "ft.tasks.text_classification.single_label ft.data.usable ft.pretrained",
+        "ft.tasks.text_classification.single_label ft.data.usable ft.pretrained ft.words",
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.tasks ft.attempts",
         "ft.evaluation ft.evaluation_place ft.model ft.report ft.data.slices",

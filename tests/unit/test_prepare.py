@@ -147,6 +147,8 @@ def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long
     one = Prepared(tokenizer, 12, **options)
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 7)
     many = Prepared(tokenizer, 12, **options)
+    met = {token for rows in one.splits.values() for ids in rows.table["input_ids"] for token in ids.as_py()}
+    assert one.data.tokens.tolist() == many.data.tokens.tolist() == sorted(met)
     assert many.encoded == one.encoded == 203 + 61 + 47
     for split, rows in one.splits.items():
         assert rows.table.equals(many.splits[split].table.combine_chunks())

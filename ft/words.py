@@ -1,0 +1,123 @@
+"""The word embeddings of the tokens that the data has: of the table for a whole vocabulary, their rows alone
+are trained.
+
+AdamW changes every row of the table in every update, though no text of the data holds most of its tokens; a
+row that never has a gradient has nothing but its weight decay. Here the model has the rows of the data's
+tokens, and one more, of ones, that no token meets: weight decay leaves of it what it leaves of all the
+others, which are put back when a model is exported. (Abdaoui et al., 2020, cut a vocabulary to that of the
+data for good.) What a model gives, learns and exports stays the same but for rounding.
+
+The table is half of a BERT of width 384, and two thirds of an XLM-R."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ft.lora import has_lora
+from ft.trial import evaluated_logits, short_rows
+
+
+class MetWords(nn.Embedding):
+    """In the place of a table of word embeddings (vocabulary, width). `weight` (tokens + 1, width) has the
+    rows of `tokens` (tokens,), and one of ones; any other token is an error.
+
+    `others` has the other rows, if this process is to `keep` them for an export, on the host."""
+
+    places: torch.Tensor
+
+    def __init__(self, table: nn.Embedding, tokens: torch.Tensor, keep: bool) -> None:
+        rows = table.weight.detach()
+        rows_and_ones = torch.cat([rows[tokens], rows.new_ones(1, rows.shape[1])])
+        super().__init__(len(tokens) + 1, rows.shape[1], _weight=rows_and_ones)
+        self.num_embeddings = len(rows)  # of the tokens that there are
+        places = torch.full((len(rows),), len(tokens) + 1)
+        places[tokens] = torch.arange(len(tokens))
+        self.register_buffer("places", places, persistent=False)
+        self.tokens = tokens
+        self.others = rows[places > len(tokens)] if keep else None
+        if table.padding_idx is not None:
+            self.padding_idx = int(places[table.padding_idx])
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens) to (rows, tokens, width)."""
+        return super().forward(self.places[input_ids])
+
+    def table(self, weight: torch.Tensor) -> torch.Tensor:
+        """The whole table (vocabulary, width) that `weight` stands for."""
+        assert self.others is not None, "another process has been told to keep the other rows"
+        weight, is_other = weight.cpu(), torch.ones(self.num_embeddings, dtype=torch.bool)
+        is_other[self.tokens] = False
+        table = weight.new_empty(self.num_embeddings, self.embedding_dim)
+        table[self.tokens], table[is_other] = weight[:-1], self.others * weight[-1]
+        return table
+
+
+def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> None:
+    """Have the model train the word embeddings of `data_tokens` (tokens,) alone, where it has a plain table
+    for them, makes no other use of it, and gives the same on short rows. To be called on all processes before
+    it is moved or wrapped; one of them is to `keep` what `with_all_words` needs."""
+    path, table = _plain_table(model)
+    if table is None:
+        return
+    rows = short_rows(model, list(range(4)), 2, table.weight.device)
+    own = [tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None), table.padding_idx]
+    own += rows["input_ids"].unique().tolist()
+    tokens = np.union1d(data_tokens, [token for token in own if token is not None]).astype(np.int64)
+    # One that the table lacks is told of later (`check_tokens`).
+    tokens = tokens[(tokens >= 0) & (tokens < table.num_embeddings)]
+    if len(tokens) + 1 >= table.num_embeddings:
+        return
+    met, is_same = MetWords(table, torch.from_numpy(tokens), keep), False
+    try:
+        with torch.no_grad():
+            before = evaluated_logits(model, rows)
+        model.set_submodule(path, met)
+        after = evaluated_logits(model, rows)
+        (gradient,) = torch.autograd.grad(after.sum(), [met.weight], allow_unused=True)
+        is_same = torch.equal(before, after) and gradient is not None
+    except Exception:  # of the model's own code, which may want more than texts, or the table's weights
+        pass
+    if not is_same:
+        model.set_submodule(path, table)
+
+
+def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
+    """The table of the word embeddings and where it is; None where it is of a kind of its own, not trained,
+    or has several places."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE makes them of hashes
+        return "", None
+    if type(table) is not nn.Embedding or not table.weight.requires_grad or has_lora(model):
+        return "", None
+    if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
+        return "", None
+    weights = model.named_parameters(remove_duplicate=False)
+    paths = [name.removesuffix(".weight") for name, weight in weights if weight is table.weight]
+    return paths[0], table if len(paths) == 1 else None
+
+
+def met_words(model: nn.Module) -> dict[str, MetWords]:
+    """The tables of a model that `train_met_words` has put there, by the names of their weights."""
+    return {
+        f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, MetWords)
+    }
+
+
+def with_all_words(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of the model, with whole tables."""
+    return state | {name: words.table(state[name]) for name, words in met_words(model).items()}
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """The numbers in a model's weights, and those in what is trained of it, with whole tables."""
+    weights = list(model.parameters())
+    left = sum(
+        words.num_embeddings * words.embedding_dim - words.weight.numel()
+        for words in met_words(model).values()
+    )
+    return left + sum(w.numel() for w in weights), left + sum(w.numel() for w in weights if w.requires_grad)
