@@ -62,7 +62,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
     run.compare_hosts(data, model)
-    train_met_words(model, tokenizer, data.tokens, accelerator.is_main_process)
+    train_met_words(model, tokenizer, data.tokens, run.hosts)
     word_table = prepare_for_ddp(model, accelerator)
     compiled_length = max_length if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)

@@ -16,7 +16,7 @@ from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
 from ft.output import clear_output_dir, held_in
 from ft.sharded import class_name
-from ft.words import met_words
+from ft.words import trained_words_mark
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def identity(run: Run) -> dict[str, Any]:
         "data": run.data.fingerprint,
         "metric_for_best_model": config.best_metric,
         "greater_is_better": config.higher_is_better,
-        "number of trained word embeddings": [len(words.tokens) for words in met_words(run.model).values()],
+        "trained word embeddings": trained_words_mark(run.model),
     }
 
 
@@ -97,7 +97,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
 
     Raises `UserError` for a checkpoint of another run, or of one that is longer than this."""
     saved = run.hosts.from_main(lambda: checkpoint.read_state(path))
-    saved["identity"].setdefault("number of trained word embeddings", [])  # older runs trained whole tables
+    saved["identity"].setdefault("trained word embeddings", [])  # older runs trained whole tables
     checkpoint.check_identity(path, saved["identity"], identity(run))
     saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not say
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})

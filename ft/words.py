@@ -11,7 +11,8 @@ The table is half of a BERT of width 384, and two thirds of an XLM-R."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import nn
 
 from ft.lora import has_lora
 from ft.trial import evaluated_logits, short_rows
+
+if TYPE_CHECKING:
+    from ft.hosts import HostGroup
 
 
 class MetWords(nn.Embedding):
@@ -56,10 +60,17 @@ class MetWords(nn.Embedding):
         return table
 
 
-def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> None:
-    """Have the model train the word embeddings of `data_tokens` (tokens,) alone, where it has a plain table
-    for them, makes no other use of it, and gives the same on short rows. To be called on all processes before
-    it is moved or wrapped; one of them is to `keep` what `with_all_words` needs."""
+def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, hosts: HostGroup) -> None:
+    """Have the model train the word embeddings of `data_tokens` (tokens,) alone, and of those that it needs
+    itself, where it has a plain table for them, makes no other use of it, and gives the same on short rows.
+
+    To be called on all processes before it is moved or wrapped; raises `UserError` where they come to train
+    others. The main one keeps what `with_all_words` needs."""
+    _narrow(model, tokenizer, data_tokens, keep=hosts.is_main)
+    hosts.check_same({"trained word embeddings": trained_words_mark(model)})
+
+
+def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> None:
     path, table = _plain_table(model)
     if table is None:
         return
@@ -106,6 +117,13 @@ def met_words(model: nn.Module) -> dict[str, MetWords]:
     return {
         f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, MetWords)
     }
+
+
+def trained_words_mark(model: nn.Module) -> list[str]:
+    """How many tokens the trained rows of a model's table are of, with a hash of which; empty where it trains
+    the whole table, or none of it."""
+    tokens = [words.tokens for words in met_words(model).values()]
+    return [f"{len(some):,} ({hashlib.sha256(some.numpy().tobytes()).hexdigest()[:12]})" for some in tokens]
 
 
 def with_all_words(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
