@@ -67,9 +67,10 @@ def exchange_met_rows(table: nn.Parameter | None) -> None:
     """Give the gradient of a table that `keep_from_ddp` returned its mean over the processes, as DDP does,
     but exchange only those rows (rows, width) that a process met: all others are zero.
 
-    The table is half of a BERT of width 384 and two thirds of an XLM-R, and an update meets some hundred or
-    thousand rows of it. Measured (BERT of width 384, two processes on the cores of one host, in turn with
-    whole tables): updates are 1.07 to 1.29 times as fast on short texts. Not on a GPU, where the host would
+    The table has a row for each token of the data (`ft.words`) or of the vocabulary, and an update meets some
+    hundred or thousand of them. Measured (BERT of width 384, two processes on the cores of one host, the
+    vocabulary's table, which is half of the model, in turn with exchanging all of it): updates are 1.07 to
+    1.29 times as fast on short texts. Not on a GPU, where the host would
     have to wait for the number of rows."""
     if table is None or table.grad is None:
         return

@@ -29,7 +29,7 @@ class MetWords(nn.Embedding):
     """In the place of a table of word embeddings (vocabulary, width). `weight` (tokens + 1, width) has the
     rows of `tokens` (tokens,), and one of ones; any other token is an error.
 
-    `others` has the other rows, if this process is to `keep` them for an export, on the host."""
+    `pretrained` is the whole table, on the host, if this process is to `keep` it for an export."""
 
     places: torch.Tensor
 
@@ -42,7 +42,8 @@ class MetWords(nn.Embedding):
         places[tokens] = torch.arange(len(tokens))
         self.register_buffer("places", places, persistent=False)
         self.tokens = tokens
-        self.others = rows[places > len(tokens)] if keep else None
+        # A copy: `rows` may be mapped from a file, which others may change before the run ends.
+        self.pretrained = rows.clone() if keep else None
         if table.padding_idx is not None:
             self.padding_idx = int(places[table.padding_idx])
 
@@ -52,11 +53,10 @@ class MetWords(nn.Embedding):
 
     def table(self, weight: torch.Tensor) -> torch.Tensor:
         """The whole table (vocabulary, width) that `weight` stands for."""
-        assert self.others is not None, "another process has been told to keep the other rows"
-        weight, is_other = weight.cpu(), torch.ones(self.num_embeddings, dtype=torch.bool)
-        is_other[self.tokens] = False
-        table = weight.new_empty(self.num_embeddings, self.embedding_dim)
-        table[self.tokens], table[is_other] = weight[:-1], self.others * weight[-1]
+        assert self.pretrained is not None, "another process has been told to keep it"
+        weight = weight.cpu()
+        table = self.pretrained * weight[-1]
+        table[self.tokens] = weight[:-1]
         return table
 
 

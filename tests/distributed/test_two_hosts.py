@@ -1,6 +1,7 @@
 """Two hosts, as network namespaces joined by a cable of their own: the same result, and back after a loss."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -98,18 +99,26 @@ def launched_on(hosts, tmp_path, words, *own, behind=()):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["config_overrides", "pretrained model", "data", "num_seeds", "preflight"])
+OWN = "config_overrides", "pretrained model", "trained word embeddings", "data", "num_seeds", "preflight"
+
+
+@pytest.mark.parametrize("what", OWN)
 def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, tmp_path, hosts, what):
     if what == "pretrained model":  # of the same shapes
         other = shutil.copytree(tiny_model, tmp_path / "other")
         weights = load_file(other / "model.safetensors")
         save_file({n: w + 1 for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    elif what == "trained word embeddings":  # other short rows are tried
+        other = shutil.copytree(tiny_model, tmp_path / "other")
+        about = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(about | {"eos_token_id": 3}))
     else:
         other = shutil.copytree(reviews, tmp_path / "other")
         shutil.copy(other / "validation.csv", other / "test.csv")
     own = {
         "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
         "pretrained model": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
+        "trained word embeddings": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
         "data": ({"dataset_name": reviews}, {"dataset_name": other}),
         "num_seeds": ({}, {"num_seeds": 2}),
         "preflight": ({"preflight": True}, {}),

@@ -20,6 +20,7 @@ from prepared import Prepared, jsonl
 from transformers import BertTokenizer
 
 from ft import heap
+from ft.checkpoint import write_manifest
 from ft.data import encode, encoder, prepare, workers
 from ft.data.audit import has_labels
 from ft.data.encoder import Encoder
@@ -47,6 +48,37 @@ def test_rows_are_encoded_as_the_tokenizer_does_and_padded_on_the_right(tokenize
     for name in ("input_ids", "attention_mask"):
         assert np.array_equal(padded[name], expected[name])
     assert split.lengths[some].tolist() == expected["attention_mask"].sum(1).tolist()
+
+
+def test_the_tokens_of_all_splits_are_known(tokenizer, tmp_path):
+    words, files = {"train": "great", "validation": "lovely", "test": "superb"}, {}
+    for split, word in words.items():
+        rows = [{"text": f"{first} {word}", "label": first} for first in ("a", "the")]
+        files[f"{split}_file"] = write_csv(tmp_path / f"{split}.csv", rows)
+    known = Prepared(tokenizer, **files).data.tokens
+    assert known.tolist() == sorted(tokenizer("a the great lovely superb")["input_ids"])
+
+
+def test_a_tokenizer_may_give_numbers_beyond_its_length(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "__len__", lambda _: 5)
+    train = write_csv(tmp_path / "t.csv", [{"text": "great", "label": "a"}, {"text": "the", "label": "b"}])
+    known = Prepared(tokenizer, train_file=train, validation_split_percentage=0).data.tokens
+    assert known.tolist() == sorted(tokenizer("great the")["input_ids"])
+
+
+def test_an_encoding_that_does_not_say_its_tokens_is_made_anew_in_its_place(tokenizer, reviews):
+    """An older version's."""
+    first = Prepared(tokenizer, dataset_name=reviews)
+    folder = cache_root() / first.data.fingerprint
+    known = json.loads((folder / "data.json").read_text())
+    del known["tokens"]
+    (folder / "data.json").write_text(json.dumps(known))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    again = Prepared(tokenizer, dataset_name=reviews)
+    assert again.encoded == first.encoded > 0 and again.data.fingerprint == first.data.fingerprint
+    assert again.data.tokens.tolist() == first.data.tokens.tolist()
+    assert Prepared(tokenizer, dataset_name=reviews).encoded == 0
 
 
 def test_what_is_cut_is_known(tokenizer, reviews):
