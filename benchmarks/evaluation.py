@@ -102,7 +102,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
 
 
 def ours(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]:
-    """Seconds of `ft.evaluation.evaluate`, time after time, with the model as train.py prepares it, but for
+    """Seconds of `ft.evaluation.evaluate`, time after time, with the model as train.py prepares it, but with
     all word embeddings; and its positions, padding included."""
     from ft.config import Config
     from ft.runtime import set_environment

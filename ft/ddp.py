@@ -70,8 +70,8 @@ def exchange_met_rows(table: nn.Parameter | None) -> None:
     The table has a row for each token of the data (`ft.words`) or of the vocabulary, and an update meets some
     hundred or thousand of them. Measured (BERT of width 384, two processes on the cores of one host, the
     vocabulary's table, which is half of the model, in turn with exchanging all of it): updates are 1.07 to
-    1.29 times as fast on short texts. Not on a GPU, where the host would
-    have to wait for the number of rows."""
+    1.29 times as fast on short texts. Not on a GPU, where the host would have to wait for the number of
+    rows."""
     if table is None or table.grad is None:
         return
     gradient = table.grad

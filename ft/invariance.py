@@ -14,9 +14,8 @@ from ft.attention import install_attention
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
 from ft.errors import first_line
 from ft.model import checkpoint_activations
-from ft.trial import logits_of, short_rows
+from ft.trial import PADDING, ROWS, logits_of, short_rows
 
-ROWS, PADDING = 3, 2
 TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or neighbours do is far above
 
 

@@ -122,10 +122,8 @@ def start_summary(
     count, trained = count_parameters(model)
     some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
     for words in met_words(model).values():
-        met = (
-            f"those of the data's tokens and of a few more, {len(words.tokens):,} of {words.num_embeddings:,}"
-        )
-        some += f"; of the word embeddings, {met}, are trained"
+        needed = f"the {len(words.tokens):,} that the data needs"
+        some += f"; of {words.num_embeddings:,} word embeddings, {needed} are trained"
     split = ", in shards on the processes (FSDP2)" if is_sharded(model) else ""
     lines.append(f"model: {class_name(model)}, {count / 1e6:.1f} million parameters{some}{split}")
     precision = {"no": "fp32"}.get(

@@ -60,7 +60,7 @@ def identity(run: Run) -> dict[str, Any]:
         "data": run.data.fingerprint,
         "metric_for_best_model": config.best_metric,
         "greater_is_better": config.higher_is_better,
-        "trained word embeddings": trained_words_mark(run.model),
+        "choice of word embeddings": trained_words_mark(run.model),
     }
 
 
@@ -97,7 +97,13 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
 
     Raises `UserError` for a checkpoint of another run, or of one that is longer than this."""
     saved = run.hosts.from_main(lambda: checkpoint.read_state(path))
-    saved["identity"].setdefault("trained word embeddings", [])  # older runs trained whole tables
+    if saved["identity"].setdefault("choice of word embeddings") is None:
+        if trained_words_mark(run.model):
+            raise UserError(
+                f"resume_from_checkpoint: {path} was made by an earlier version, which trained all word "
+                "embeddings; go on with that version, or train anew in another output_dir."
+            )
+        saved["identity"]["choice of word embeddings"] = []
     checkpoint.check_identity(path, saved["identity"], identity(run))
     saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not say
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-TOKENS = 5  # of a row
+ROWS, TOKENS, PADDING = 3, 5, 2  # three rows are tried, and beside a fourth
 
 
 def short_rows(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ft.lora import has_lora
-from ft.trial import evaluated_logits, short_rows
+from ft.trial import PADDING, ROWS, evaluated_logits, short_rows
 
 if TYPE_CHECKING:
     from ft.hosts import HostGroup
@@ -67,14 +67,14 @@ def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, hosts: 
     To be called on all processes before it is moved or wrapped; raises `UserError` where they come to train
     others. The main one keeps what `with_all_words` needs."""
     _narrow(model, tokenizer, data_tokens, keep=hosts.is_main)
-    hosts.check_same({"trained word embeddings": trained_words_mark(model)})
+    hosts.check_same({"choice of word embeddings": trained_words_mark(model)})
 
 
 def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> None:
     path, table = _plain_table(model)
     if table is None:
         return
-    rows = short_rows(model, list(range(4)), 2, table.weight.device)
+    rows = short_rows(model, list(range(ROWS + 1)), PADDING, table.weight.device)
     own = [tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None), table.padding_idx]
     own += rows["input_ids"].unique().tolist()
     tokens = np.union1d(data_tokens, [token for token in own if token is not None]).astype(np.int64)
@@ -82,18 +82,18 @@ def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> 
     tokens = tokens[(tokens >= 0) & (tokens < table.num_embeddings)]
     if len(tokens) + 1 >= table.num_embeddings:
         return
-    met, is_same = MetWords(table, torch.from_numpy(tokens), keep), False
+    met = MetWords(table, torch.from_numpy(tokens), keep)
     try:
         with torch.no_grad():
             before = evaluated_logits(model, rows)
         model.set_submodule(path, met)
         after = evaluated_logits(model, rows)
         (gradient,) = torch.autograd.grad(after.sum(), [met.weight], allow_unused=True)
-        is_same = torch.equal(before, after) and gradient is not None
+        if torch.equal(before, after) and gradient is not None:
+            return
     except Exception:  # of the model's own code, which may want more than texts, or the table's weights
         pass
-    if not is_same:
-        model.set_submodule(path, table)
+    model.set_submodule(path, table)
 
 
 def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
@@ -109,7 +109,7 @@ def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
         return "", None
     weights = model.named_parameters(remove_duplicate=False)
     paths = [name.removesuffix(".weight") for name, weight in weights if weight is table.weight]
-    return paths[0], table if len(paths) == 1 else None
+    return (paths[0], table) if len(paths) == 1 else ("", None)
 
 
 def met_words(model: nn.Module) -> dict[str, MetWords]:
@@ -132,10 +132,8 @@ def with_all_words(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The numbers in a model's weights, and those in what is trained of it, with whole tables."""
-    weights = list(model.parameters())
-    left = sum(
-        words.num_embeddings * words.embedding_dim - words.weight.numel()
-        for words in met_words(model).values()
-    )
-    return left + sum(w.numel() for w in weights), left + sum(w.numel() for w in weights if w.requires_grad)
+    """The numbers in a model's weights, with whole tables, and those that are trained."""
+    weights, tables = list(model.parameters()), met_words(model).values()
+    left = sum(words.num_embeddings * words.embedding_dim - words.weight.numel() for words in tables)
+    ones = sum(words.embedding_dim for words in tables)
+    return left + sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad) - ones

@@ -130,11 +130,8 @@ def _open(folder: Path, task: Task) -> Data | None:
             fingerprint=folder.name,
             sources=known["sources"],
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ):  # cut (which pyarrow says by a ValueError), or of an older version
+    # Of a cut file, pyarrow says so by a ValueError; what is of an older version lacks a key.
+    except (OSError, ValueError, KeyError):
         return None
     task.load_state(known["task"])
     return data

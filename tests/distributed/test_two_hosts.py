@@ -99,7 +99,7 @@ def launched_on(hosts, tmp_path, words, *own, behind=()):
     ]  # fmt: skip
 
 
-OWN = "config_overrides", "pretrained model", "trained word embeddings", "data", "num_seeds", "preflight"
+OWN = "config_overrides", "pretrained model", "choice of word embeddings", "data", "num_seeds", "preflight"
 
 
 @pytest.mark.parametrize("what", OWN)
@@ -108,7 +108,7 @@ def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, 
         other = shutil.copytree(tiny_model, tmp_path / "other")
         weights = load_file(other / "model.safetensors")
         save_file({n: w + 1 for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    elif what == "trained word embeddings":  # other short rows are tried
+    elif what == "choice of word embeddings":  # other short rows are tried
         other = shutil.copytree(tiny_model, tmp_path / "other")
         about = json.loads((other / "config.json").read_text())
         (other / "config.json").write_text(json.dumps(about | {"eos_token_id": 3}))
@@ -118,7 +118,7 @@ def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, 
     own = {
         "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
         "pretrained model": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
-        "trained word embeddings": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
+        "choice of word embeddings": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
         "data": ({"dataset_name": reviews}, {"dataset_name": other}),
         "num_seeds": ({}, {"num_seeds": 2}),
         "preflight": ({"preflight": True}, {}),
