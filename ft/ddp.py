@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ft.model import embedded_tokens
 from ft.trial import evaluated_logits, short_rows
+from ft.words import word_embeddings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,10 +48,8 @@ def uses_all_weights(model: nn.Module) -> bool:
 def keep_from_ddp(model: Any) -> nn.Parameter | None:
     """The table of the word embeddings, whose gradient DDP is told to leave alone; None where it is not
     trained, and where it is not gloo that joins the processes."""
-    if torch.distributed.get_backend() != "gloo" or embedded_tokens(model) is None:
-        return None
-    words = model.get_input_embeddings()
-    if not isinstance(words, nn.Embedding):
+    words = word_embeddings(model)
+    if torch.distributed.get_backend() != "gloo" or not isinstance(words, nn.Embedding):
         return None
     table = words.weight
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

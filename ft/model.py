@@ -23,7 +23,7 @@ from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.pretrained import find_model
 from ft.sharded import distinct, fill, whole
 from ft.tasks.base import Task
-from ft.words import met_words
+from ft.words import met_words, word_embeddings
 
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
@@ -91,10 +91,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
 
 def embedded_tokens(model: Any) -> int | None:
     """How many tokens the model has embeddings for; None where it is not a table that gives them."""
-    try:
-        return getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # CANINE makes them of hashes
-        return None
+    return getattr(word_embeddings(model), "num_embeddings", None)
 
 
 def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> None:

@@ -99,10 +99,7 @@ def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> 
 def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
     """The table of the word embeddings and where it is; None where it is of a kind of its own, not trained,
     or has several places."""
-    try:
-        table = model.get_input_embeddings()
-    except NotImplementedError:  # CANINE makes them of hashes
-        return "", None
+    table = word_embeddings(model)
     if type(table) is not nn.Embedding or not table.weight.requires_grad or has_lora(model):
         return "", None
     if table.max_norm is not None or table.scale_grad_by_freq or table.sparse:
@@ -110,6 +107,14 @@ def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
     weights = model.named_parameters(remove_duplicate=False)
     paths = [name.removesuffix(".weight") for name, weight in weights if weight is table.weight]
     return (paths[0], table) if len(paths) == 1 else ("", None)
+
+
+def word_embeddings(model: Any) -> Any:
+    """The module that gives a model its word embeddings; None where it is not one."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # CANINE makes them of hashes
+        return None
 
 
 def met_words(model: nn.Module) -> dict[str, MetWords]:
