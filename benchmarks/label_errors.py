@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -85,8 +86,12 @@ def _one(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, int]
 def _write_flipped(source: Path, target: Path, share: float, seed: int) -> set[int]:
     """Copy a csv file with a share of its labels changed to another one; the numbers of those rows."""
     texts, labels = read_csv(source)
-    generator, names = random.Random(seed), sorted(set(labels))
-    flipped = set(generator.sample(range(len(labels)), round(share * len(labels))))
+    generator, names, count = random.Random(seed), sorted(set(labels)), round(share * len(labels))
+    if len(names) < 2 or not 0 < count <= len(labels):
+        sys.exit(
+            f"error: --share: {count} of the {len(labels)} labels ({len(names)} classes) of {source.name}"
+        )
+    flipped = set(generator.sample(range(len(labels)), count))
     others = [generator.choice([name for name in names if name != label]) for label in labels]
     changed = [others[row] if row in flipped else label for row, label in enumerate(labels)]
     write_csv(target, texts, changed)

@@ -142,6 +142,10 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
     }  # fmt: skip
     found = train_py(flags, options.extra, processes)
     steps = logged_steps(found["rows"], GLOBAL_BATCH)
+    if len(steps) != 2 * options.updates:
+        raise SystemExit(
+            f"error: train.py made {len(steps)} updates, expected {2 * options.updates}; see what follows --"
+        )
     # The plan of the same updates, for the squares. It must have the tokens that train.py has counted.
     known = text_lengths(options.model, train, options.max_length)
     planned = planned_lengths(known, GLOBAL_BATCH, seed)

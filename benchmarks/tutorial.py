@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """All arms in turn, seed after seed."""
+    if options.rows * options.epochs < UPDATES * BATCH:
+        sys.exit(
+            f"error: --rows: {options.rows} in {options.epochs} epochs, expected {UPDATES * BATCH} in all"
+        )
     train, validation = class_file(options.data, "train"), class_file(options.data, "validation", "test")
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]

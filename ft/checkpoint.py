@@ -207,9 +207,9 @@ def lies_in(checkpoint: Path | None, folder: Path) -> bool:
     return checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
 
 
-def is_own(checkpoint: Path | None, folder: Path) -> bool:
-    """The same, and no copy that somebody has made beside one."""
-    return checkpoint is not None and lies_in(checkpoint, folder) and _is_name(checkpoint.name)
+def is_aside(checkpoint: Path) -> bool:
+    """Whether a checkpoint has another name than a run gives: a copy, or one that was set aside."""
+    return not _is_name(checkpoint.resolve().name)
 
 
 def mark(folder: Path) -> str:

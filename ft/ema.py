@@ -31,7 +31,8 @@ def _update(decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
             continue
         if weight is None:
             step = state["step"]  # on the device, as all of this: the host does not wait
-            weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay)
+            # An average that a skipped first step began is none yet.
+            weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay) * (step > 1)
             if getattr(optimizer, "found_inf", None) is not None:  # a step that changed nothing
                 weight = weight * (1 - optimizer.found_inf)  # type: ignore[attr-defined]
         state[AVERAGE].lerp_(parameter, weight)

@@ -75,11 +75,9 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
     return groups
 
 
-def clip_in_step(
-    optimizer: Any, parameters: Iterable[torch.nn.Parameter], max_norm: float | None
-) -> torch.Tensor:
-    """Have the next step of a prepared, fused optimizer scale the gradients to a norm of at most `max_norm`,
-    all together, and change nothing if that norm is not finite. Returns the norm, on the device.
+def clip_in_step(optimizer: Any, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Have the next step of a prepared, fused optimizer scale the gradients to a norm of at most `max_norm`
+    (0 for any), all together, and change nothing if that norm is not finite. Returns the norm, on the device.
 
     torch's fused optimizers read both for `torch.amp.GradScaler`: `grad_scale`, by which they divide what
     they load in any case (1.02 times the updates on short texts, on a CPU, against scaling before), and

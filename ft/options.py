@@ -120,7 +120,7 @@ class BatchOptions:
     """Micro-batches per update and process. With per_device_train_batch_size and without global_batch_size,
     the product with the number of processes is the global batch."""
     per_device_eval_batch_size: int = 64
-    """Rows per batch in evaluation."""
+    """Rows per batch in evaluation; with long_text windows, windows."""
     num_train_epochs: float = 3.0
     """Passes over the training rows; a part of an epoch is allowed."""
     max_train_steps: int | None = None
@@ -242,7 +242,8 @@ class RunOptions:
     save_steps: int = 500
     """Save a checkpoint every so many updates, with save_strategy steps."""
     save_total_limit: int | None = 2
-    """Keep this many checkpoints; old ones go after the new one stands. null keeps all."""
+    """Keep this many checkpoints, and that of the best model; others go after the new one stands. null keeps
+    all."""
     hang_timeout: str | None = "30m"
     """End with an error, and the stacks of every process, when no update or batch of an evaluation ends in
     this time. null never does."""
@@ -267,8 +268,8 @@ class RunOptions:
     early_stopping_threshold: float = 0.0
     """By how much the metric must improve to count as better for early stopping."""
     metrics: list[str] | str | None = None
-    """Further validation metrics from the `evaluate` library, by name or folder ("f1,./mine"). F1, precision
-    and recall are macro for classes, micro for any number of labels a row."""
+    """Further metrics of validation and test rows, from the `evaluate` library, by name or folder
+    ("f1,./mine"). F1, precision and recall are macro for classes, micro for any number of labels a row."""
     slice_columns: list[str] | str | None = None
     """Columns of the data by whose values the results on validation and test rows are broken down, beside the
     length of the texts ("department,country")."""
@@ -296,7 +297,7 @@ class EvalOptions:
     """Evaluation"""
 
     split: Literal["train", "validation", "test"] | None = None
-    """The split to score. Default: test where there is one, else validation."""
+    """The split to score. Default: test where there is one, else validation, else train."""
     id_column_name: str | None = None
     """Column that is copied to the predictions, so that rows are found again. Default: id, idx or row_id,
     where there is one."""

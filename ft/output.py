@@ -10,7 +10,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
-from ft.checkpoint import checkpoints_in, find_checkpoint, lies_in
+from ft.checkpoint import checkpoints_in, find_checkpoint, is_aside, lies_in
 from ft.config import Config
 from ft.errors import UserError, writing
 from ft.options import RunOptions
@@ -41,20 +41,30 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
     _check_restart(options, found, _manifests(folder))
-    if lies_in(found, folder / "checkpoints") and options.overwrite_output_dir:
-        warnings.append(
-            f"overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from {found}"
-        )
-    if found is not None or not held or options.overwrite_output_dir:
+    if found is not None and lies_in(found, folder / "checkpoints"):
+        if is_aside(found):
+            raise UserError(
+                f"resume_from_checkpoint: {str(found)!r} is kept beside the checkpoints of the run in "
+                f"{str(folder)!r}, which may have gone another way since; go on from it in another "
+                "output_dir."
+            )
+        if options.overwrite_output_dir:
+            warnings.append(
+                "overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from "
+                f"{found}"
+            )
         return found, warnings
-    if options.resume_from_checkpoint is None:
+    if not held or options.overwrite_output_dir:
+        return found, warnings
+    is_finished = (folder / "results.json").exists()
+    if options.resume_from_checkpoint is None or (found and (is_finished or _manifests(folder))):
         raise _holds_a_run(folder, held)
-    if (folder / "results.json").exists():
+    if is_finished:
         raise UserError(
             f"resume_from_checkpoint: the run in {str(folder)!r} is finished and has no checkpoint; "
             "replace it with --overwrite_output_dir, or name another folder."
         )
-    return None, warnings  # it died before its first checkpoint
+    return found, warnings  # what is there died before its first checkpoint
 
 
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:

@@ -121,9 +121,10 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             totals.pop()
     elif saved["total_updates"] != run.total:
         totals.append([progress.step, saved["total_updates"]])
-    for step, total in totals:
+    later_totals = [*(total for _, total in totals[1:]), run.total]
+    for (step, total), instead in zip(totals, later_totals, strict=False):
         notes.append(
-            f"the run has {run.total:,} updates instead of {total:,}; its learning rates follow from that "
+            f"the run has {instead:,} updates instead of {total:,}; its learning rates follow from that "
             f"from update {step:,} on"
         )
     precision = run.accelerator.mixed_precision

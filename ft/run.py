@@ -125,7 +125,7 @@ class Run:
         check_tokens(accelerator.unwrap_model(model), tokenizer, data.splits)
         self.hosts.from_main(lambda: read_slice_columns(config, data))
         # Before a checkpoint is restored: an older one's groups have no names.
-        self.rate_names = [group.get("name", "") for group in optimizer.param_groups]
+        self.rate_names = [group["name"] for group in optimizer.param_groups]
         notes += self._load_metrics()
         if "validation" not in data.splits and config.eval_strategy != "no":
             none = "no validation rows (validation_split_percentage: 0)"
@@ -151,7 +151,7 @@ class Run:
         self._total_seconds_before = self.progress.total_seconds
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
-        is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
+        is_own = checkpoint.lies_in(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.

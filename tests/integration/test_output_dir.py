@@ -40,15 +40,18 @@ def test_damaged_checkpoints_that_are_said_to_be_kept_are_kept(words, tmp_path, 
     assert (tmp_path / "run/checkpoints/damaged-step-00000006/manifest.json").exists()
 
 
-def test_what_another_run_left_is_replaced_as_is_said(words, tmp_path, capsys):
+def test_a_run_that_begins_with_another_s_checkpoint_replaces_none_unless_told_to(words, tmp_path, capsys):
     assert train_here(**words) == 0
     assert train_here(**{**words, "output_dir": tmp_path / "other", "seed": 7}) == 0
     (tmp_path / "other/wandb_id").write_text("of the other")
     start = shutil.copytree(tmp_path / "run/checkpoints/step-00000003", tmp_path / "from")
     resumed = {**words, "output_dir": tmp_path / "other", "resume_from_checkpoint": start}
+    with pytest.raises(UserError, match="other' already holds a run"):
+        train_here(**resumed)
+    assert (tmp_path / "other/wandb_id").exists() and (tmp_path / "other/results.json").exists()
     capsys.readouterr()
     # Stopped at once: what is there then is of this run, or was kept aside.
-    assert train_here(**resumed, max_time="1s") == 75
+    assert train_here(**resumed, max_time="1s", overwrite_output_dir="true") == 75
     assert "what another run has left in" in capsys.readouterr().out
     left = {path.name for path in (tmp_path / "other").iterdir() if not path.name.startswith(".")}
     assert not left & {"wandb_id", "results.json", "final"}

@@ -289,13 +289,36 @@ def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(
 
 
 def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path, capsys):
-    words = {**config, "output_dir": tmp_path / "other", "resume_from_checkpoint": whole}
     place = whole / "checkpoints/step-00000012"
+    words = {**config, "output_dir": tmp_path / "other", "resume_from_checkpoint": place}
     for said in ("", "is replaced: config.yaml, "):  # a second time over what the first has left
-        assert train_here(**{**words, "resume_from_checkpoint": place}) == 0
+        assert train_here(**words, overwrite_output_dir="true") == 0
         assert without_timing(tmp_path / "other") == [r for r in without_timing(whole) if r["step"] > 12]
         out = capsys.readouterr().out
         assert said in out and ("is replaced" in out) == bool(said)
+
+
+def test_a_start_with_another_run_s_checkpoint_that_died_early_is_started_again(config, whole, tmp_path):
+    words = {**config, "output_dir": tmp_path / "other"}
+    words |= {"resume_from_checkpoint": whole / "checkpoints/step-00000012"}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
+        crash_at(patch, 13)
+        train_here(**words)
+    assert (tmp_path / "other/config.yaml").exists()
+    assert train_here(**words) == 0
+    assert same_bits(whole / "final", tmp_path / "other/final")
+
+
+@pytest.mark.parametrize("name", ["step-00000030-backup", "superseded-step-00000030"])
+def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, finished, tmp_path, name):
+    """It may be of another trajectory than the checkpoints, metrics and results there."""
+    place = shutil.copytree(finished / "checkpoints/step-00000030", finished / "checkpoints" / name)
+    words = {**config, "resume_from_checkpoint": place, "max_train_steps": 32}
+    with pytest.raises(UserError, match=f"{name}' is kept beside the checkpoints .* another output_dir"):
+        train_here(**words)
+    assert (finished / "results.json").exists()
+    assert train_here(**{**words, "output_dir": tmp_path / "other"}) == 0
+    assert min(row["step"] for row in without_timing(tmp_path / "other")) > 30
 
 
 def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path):
@@ -511,6 +534,10 @@ def test_a_finished_run_that_goes_on_is_none_until_its_new_end(config, finished,
     assert train_here(**longer) == 0
     assert "the run has 40 updates instead of 30" in capsys.readouterr().out
     assert json.loads((finished / "results.json").read_text())["train/earlier_totals"] == [[30, 30]]
+    assert train_here(**{**longer, "max_train_steps": 41}) == 0
+    said = capsys.readouterr().out
+    assert "40 updates instead of 30; its learning rates follow from that from update 30 on" in said
+    assert "41 updates instead of 40; its learning rates follow from that from update 40 on" in said
 
 
 def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(config, whole, tmp_path, capsys):

@@ -140,6 +140,9 @@ def test_a_flag_that_the_command_sets_is_refused():
     for typed in (["--max_length", "9"], ["--max-length=9"]):
         with pytest.raises(SystemExit, match="--max_length cannot stand behind --"):
             command_line({"seed": 3, "max_length": 8}, typed)
+    for typed in ("--num_seeds", "--preflight", "--verify"):
+        with pytest.raises(SystemExit, match=f"{typed} cannot stand behind --: what is measured is one run"):
+            command_line({"seed": 3}, [typed, "2"])
 
 
 def test_a_round_has_rows_of_its_own_and_another_first_arm(tmp_path, reviews):

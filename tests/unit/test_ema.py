@@ -49,6 +49,17 @@ def test_a_step_that_changes_nothing_leaves_it_and_its_count_alone():
     assert average(plain, parameters[0]) == average(skipping, parameters[1]) != parameters[0].item()
 
 
+def test_it_begins_with_the_first_step_that_changes_something():
+    parameter = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = optimizer_of(parameter)
+    optimizer.found_inf = torch.ones(())
+    step(optimizer, parameter, float("nan"))
+    optimizer.found_inf = torch.zeros(())
+    assert average(optimizer, parameter) == 3.0
+    first = step(optimizer, parameter, 1.0)
+    assert average(optimizer, parameter) == first != 3.0
+
+
 def test_what_is_loaded_inside_becomes_the_average():
     parameter = torch.nn.Parameter(torch.tensor([3.0]))
     optimizer = optimizer_of(parameter)
