@@ -89,7 +89,8 @@ def _write_flipped(source: Path, target: Path, share: float, seed: int) -> set[i
     generator, names, count = random.Random(seed), sorted(set(labels)), round(share * len(labels))
     if len(names) < 2 or not 0 < count <= len(labels):
         sys.exit(
-            f"error: --share: {count} of the {len(labels)} labels ({len(names)} classes) of {source.name}"
+            f"error: --share: {count} of the {len(labels)} labels of {source.name}, of {len(names)} classes; "
+            "expected one at least, and two classes"
         )
     flipped = set(generator.sample(range(len(labels)), count))
     others = [generator.choice([name for name in names if name != label]) for label in labels]

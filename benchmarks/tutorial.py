@@ -16,6 +16,7 @@ from benchmarks.common import (
     median,
     model_folder,
     peer,
+    read_csv,
     save,
     say,
     table,
@@ -44,11 +45,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """All arms in turn, seed after seed."""
-    if options.rows * options.epochs < UPDATES * BATCH:
-        sys.exit(
-            f"error: --rows: {options.rows} in {options.epochs} epochs, expected {UPDATES * BATCH} in all"
-        )
     train, validation = class_file(options.data, "train"), class_file(options.data, "validation", "test")
+    rows = min(options.rows, len(read_csv(train)[1]))
+    if rows * options.epochs < UPDATES * BATCH:
+        sys.exit(f"error: --rows: {rows} in {options.epochs} epochs, expected {UPDATES * BATCH} in all")
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
     for seed in options.seeds:

@@ -202,14 +202,14 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
     return None, warnings
 
 
-def lies_in(checkpoint: Path | None, folder: Path) -> bool:
-    """Whether a checkpoint is one of a folder of checkpoints, and not of another run's."""
-    return checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
-
-
-def is_aside(checkpoint: Path) -> bool:
-    """Whether a checkpoint has another name than a run gives: a copy, or one that was set aside."""
-    return not _is_name(checkpoint.resolve().name)
+def is_own(checkpoint: Path | None, folder: Path) -> bool:
+    """Whether a checkpoint is one of those that a run has made in a folder: none of another run's, no copy
+    beside them, and none that was set aside."""
+    return (
+        checkpoint is not None
+        and checkpoint.parent.resolve() == folder.resolve()  # it may be a link itself, to a larger disk
+        and _is_name(checkpoint.name)
+    )
 
 
 def mark(folder: Path) -> str:

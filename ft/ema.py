@@ -24,17 +24,19 @@ def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
 
 @torch.no_grad()
 def _update(decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    weight = None
+    begun = {parameter: state for parameter, state in optimizer.state.items() if AVERAGE in state}
     for parameter, state in optimizer.state.items():
         if AVERAGE not in state:
             state[AVERAGE] = parameter.detach().clone()
-            continue
-        if weight is None:
-            step = state["step"]  # on the device, as all of this: the host does not wait
-            # An average that a skipped first step began is none yet.
-            weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay) * (step > 1)
-            if getattr(optimizer, "found_inf", None) is not None:  # a step that changed nothing
-                weight = weight * (1 - optimizer.found_inf)  # type: ignore[attr-defined]
+    if not begun:
+        return
+    # On the device, as all of this: the host does not wait. A parameter may get no gradient now and then.
+    step = torch.stack([state["step"] for state in begun.values()]).max()
+    # Averages that a first step without effect began are none yet.
+    weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay) * (step > 1)
+    if getattr(optimizer, "found_inf", None) is not None:  # a step that changed nothing
+        weight = weight * (1 - optimizer.found_inf)  # type: ignore[attr-defined]
+    for parameter, state in begun.items():
         state[AVERAGE].lerp_(parameter, weight)
 
 

@@ -227,10 +227,10 @@ class RunOptions:
     output_dir: str = "output"
     """Folder for everything that the run leaves."""
     overwrite_output_dir: bool = False
-    """Remove the run that output_dir holds, and start anew."""
+    """Remove the run that output_dir holds, and start anew, or from another run's checkpoint."""
     resume_from_checkpoint: str | None = None
-    """Continue from a checkpoint folder, or from "latest" in output_dir (which starts anew where there is
-    none)."""
+    """Continue from a checkpoint folder, another run's, too, or from "latest" in output_dir (which starts
+    anew where there is none)."""
     logging_steps: int = 10
     """Log every so many updates."""
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"

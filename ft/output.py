@@ -10,7 +10,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
-from ft.checkpoint import checkpoints_in, find_checkpoint, is_aside, lies_in
+from ft.checkpoint import checkpoints_in, find_checkpoint, is_own
 from ft.config import Config
 from ft.errors import UserError, writing
 from ft.options import RunOptions
@@ -41,23 +41,24 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
     _check_restart(options, found, _manifests(folder))
-    if found is not None and lies_in(found, folder / "checkpoints"):
-        if is_aside(found):
-            raise UserError(
-                f"resume_from_checkpoint: {str(found)!r} is kept beside the checkpoints of the run in "
-                f"{str(folder)!r}, which may have gone another way since; go on from it in another "
-                "output_dir."
-            )
+    if is_own(found, folder / "checkpoints"):
         if options.overwrite_output_dir:
             warnings.append(
                 "overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from "
                 f"{found}"
             )
         return found, warnings
+    if found is not None and folder.resolve() in found.resolve().parents:
+        raise UserError(
+            f"resume_from_checkpoint: {str(found)!r} is none of the checkpoints of the run in "
+            f"{str(folder)!r}, but lies there, and the run may have gone another way since; go on from it in "
+            "another output_dir."
+        )
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
-    if options.resume_from_checkpoint is None or (found and (is_finished or _manifests(folder))):
+    has_come_far = is_finished or (folder / "final").exists() or bool(_manifests(folder))
+    if options.resume_from_checkpoint is None or (found is not None and has_come_far):
         raise _holds_a_run(folder, held)
     if is_finished:
         raise UserError(

@@ -151,7 +151,7 @@ class Run:
         self._total_seconds_before = self.progress.total_seconds
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
-        is_own = checkpoint.lies_in(self.checkpoint, self.output_dir / "checkpoints")
+        is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.

@@ -8,8 +8,10 @@ from unittest.mock import Mock
 import pytest
 from conftest import metrics_of, train_here
 
+from ft.checkpoint import FILES, is_own, write_manifest
 from ft.errors import UserError
-from ft.output import write_whole
+from ft.options import RunOptions
+from ft.output import check_output_dir, write_whole
 
 
 @pytest.fixture
@@ -68,6 +70,37 @@ def test_a_training_that_is_done_is_scored_though_none_of_its_checkpoints_was_wr
     assert full.call_count == 3 and "checkpoint of update 6" in capfd.readouterr().err
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["train/total_steps"] == 6 and "test/accuracy" in results
+
+
+def made(place):
+    """A folder that passes for a whole checkpoint."""
+    place.mkdir(parents=True)
+    for name in FILES:
+        (place / name).write_text("")
+    write_manifest(place)
+    return place
+
+
+@pytest.mark.parametrize("left", ["checkpoints/step-00000003", "results.json", "final"])
+def test_what_a_run_has_come_to_is_not_replaced_by_one_from_elsewhere(left, tmp_path):
+    """An unfinished run has checkpoints; a finished one may have none."""
+    made(tmp_path / "run" / left)
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    start = made(tmp_path / "from")
+    options = RunOptions(output_dir=str(tmp_path / "run"), resume_from_checkpoint=str(start))
+    with pytest.raises(UserError, match="run' already holds a run"):
+        check_output_dir(options)
+    shutil.rmtree(tmp_path / "run" / left)
+    assert check_output_dir(options) == (start, [])  # what was begun, and no more
+
+
+def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
+    place, link = made(tmp_path / "disk/three"), tmp_path / "run/checkpoints/step-00000003"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(place)
+    options = RunOptions(output_dir=str(tmp_path / "run"), resume_from_checkpoint="latest")
+    assert check_output_dir(options) == (link, [])
+    assert is_own(link, link.parent) and not is_own(place, link.parent)
 
 
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):

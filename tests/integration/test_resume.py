@@ -314,8 +314,9 @@ def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, f
     """It may be of another trajectory than the checkpoints, metrics and results there."""
     place = shutil.copytree(finished / "checkpoints/step-00000030", finished / "checkpoints" / name)
     words = {**config, "resume_from_checkpoint": place, "max_train_steps": 32}
-    with pytest.raises(UserError, match=f"{name}' is kept beside the checkpoints .* another output_dir"):
-        train_here(**words)
+    for more in ({}, {"overwrite_output_dir": "true"}):
+        with pytest.raises(UserError, match=f"{name}' is none of the checkpoints .* another output_dir"):
+            train_here(**words, **more)
     assert (finished / "results.json").exists()
     assert train_here(**{**words, "output_dir": tmp_path / "other"}) == 0
     assert min(row["step"] for row in without_timing(tmp_path / "other")) > 30

@@ -60,6 +60,18 @@ def test_it_begins_with_the_first_step_that_changes_something():
     assert average(optimizer, parameter) == first != 3.0
 
 
+def test_a_parameter_without_a_gradient_does_not_hold_its_count_up():
+    first, second, alone = (torch.nn.Parameter(torch.tensor([3.0])) for _ in range(3))
+    both, one = torch.optim.AdamW([first, second], lr=0.5, weight_decay=0.0, fused=True), optimizer_of(alone)
+    keep_average(both, 0.25)
+    first.grad = torch.tensor([1.0])
+    for gradient in (1.0, -2.0, 0.5):
+        step(both, second, gradient)
+        step(one, alone, gradient)
+        first.grad = None
+    assert average(both, second) == average(one, alone) != alone.item()
+
+
 def test_what_is_loaded_inside_becomes_the_average():
     parameter = torch.nn.Parameter(torch.tensor([3.0]))
     optimizer = optimizer_of(parameter)
