@@ -183,6 +183,11 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         inside = path if path.name == "checkpoints" else path / "checkpoints"  # of another run's output_dir
         if inside.is_dir():
             path = next(reversed(checkpoints_in(inside)), path)
+        if not path.exists():
+            raise UserError(
+                f"resume_from_checkpoint: {wanted!r} does not exist; expected a folder such as "
+                f"{folder / 'step-00000500'}, or latest."
+            )
         damage = find_damage(path, *FILES)
         if damage:
             raise UserError(

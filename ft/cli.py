@@ -38,6 +38,7 @@ HINTS = {
 
 
 # Of two options that say the same, the one that has its way where both are given.
+SUBJECT = {"model_name_or_path", "dataset_name", "train_file", "validation_file", "test_file"}
 OUTRANKED_BY = {"num_train_epochs": "max_train_steps", "warmup_ratio": "warmup_steps"}
 
 
@@ -57,14 +58,12 @@ def parse(
 ) -> ConfigT:
     """The checked config from `argv`: defaults < YAML < command line.
 
-    `defaults` names the YAML file that is used when there are no arguments at all. A mistake is printed in
-    one line, without a usage text, and ends the process with exit code 2; so do --help and --print_config,
-    with 0."""
+    `defaults` names the YAML file that is used where the command line names no other, no model and no data.
+    A mistake is printed in one line, without a usage text, and ends the process with exit code 2; so do
+    --help and --print_config, with 0."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv and defaults is not None:
-        argv = [defaults]
     try:
-        config, print_it = _parse(config_class, argv)
+        config, print_it = _parse(config_class, argv, defaults)
         if print_it:
             print(dump(config) if _is_main() else "", end="")
             sys.exit(EXIT_DONE)
@@ -80,7 +79,7 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]:
+def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -> tuple[ConfigT, bool]:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=os.path.basename(sys.argv[0]), description=config_class.__doc__, allow_abbrev=False)
     parser.usage = "%(prog)s [CONFIG.yaml] [--flag value ...]"
@@ -101,6 +100,8 @@ def _parse(config_class: type[ConfigT], argv: list[str]) -> tuple[ConfigT, bool]
             action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
+    if defaults is not None and not files and not words.keys() & SUBJECT:
+        files = [defaults]
     given: dict[str, str] = {}
     for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # the later has the last word
         outranked = {

@@ -246,7 +246,8 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
                 "file is damaged)."
             ) from None
         hint = "; for another tokenizer, set tokenizer_name" if "Tokenizer" in auto_class.__name__ else ""
-        raise UserError(f"{key}: {path!r} cannot be loaded: {why.rstrip(': .')}{hint}.") from None
+        what = "" if is_folder else "is no folder here, and "
+        raise UserError(f"{key}: {path!r} {what}cannot be loaded: {why.rstrip(': .')}{hint}.") from None
 
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ft.checkpoint import is_defined
 from ft.config import Config
 from ft.data.plan import shares
 from ft.errors import writing
@@ -169,6 +170,13 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
     ]
     lines.append(f"written to {output_dir}: best/ and final/ (models), {', '.join(names)}")
     return "\n".join(lines)
+
+
+def validation_line(metrics: dict[str, Any], config: Config) -> str:
+    """What an evaluation on the way has found: the metric that chooses the best model, and the loss."""
+    names = dict.fromkeys((config.best_metric, "loss"))
+    found = {name: short(metrics[name]) if is_defined(metrics[name]) else "undefined" for name in names}
+    return "validation " + ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:

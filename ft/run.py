@@ -31,7 +31,7 @@ from ft.lora import check_peft
 from ft.model import check_tokens, export
 from ft.output import OutputDir, clear_output_dir, write_whole
 from ft.push import check_hub
-from ft.report import environment, progress_bar, start_summary
+from ft.report import environment, progress_bar, start_summary, validation_line
 from ft.resume import identity, of_launch, resume, shapes_mark, weights_mark
 from ft.runtime import STARTED, run_began
 from ft.saver import Saver
@@ -282,6 +282,8 @@ class Run:
                 progress.step, self.epoch, {f"eval/{key}": value for key, value in values.items()}
             )
             before, value = progress.best_step, values[config.best_metric]
+            self.updates_bar.clear()  # on a terminal
+            self.say(f"update {progress.step:,} of {self.total:,}: {validation_line(values, config)}")
             if not (checkpoint.is_defined(value) or self._said_undefined):
                 self._said_undefined = True
                 self.say(

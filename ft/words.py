@@ -7,9 +7,9 @@ tokens, and one more, of ones, that no token meets: weight decay leaves of it wh
 others, which are put back when a model is exported. (Abdaoui et al., 2020, cut a vocabulary to that of the
 data for good.) What a model gives, learns and exports stays the same but for rounding.
 
-The table is half of a BERT of width 384, and two thirds of an XLM-R. Measured (two CPU threads, in turn with the
-whole table): updates of the first on short texts are 1.016 times as fast with 11,600 of 30,522 rows, 1.23 times
-with as many of 250,000."""
+The table is half of a BERT of width 384, and two thirds of an XLM-R. Measured (two CPU threads, in turn with
+the whole table): updates of the first on short texts are 1.016 times as fast with 11,600 of 30,522 rows, 1.23
+times with as many of 250,000."""
 
 from __future__ import annotations
 

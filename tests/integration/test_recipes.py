@@ -229,7 +229,11 @@ def test_yelp_runs_end_to_end(hub, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("model_name_or_path", "no-one/no-model", "model_name_or_path: 'no-one/no-model' cannot be loaded"),
+        (
+            "model_name_or_path",
+            "no-one/no-model",
+            "model_name_or_path: 'no-one/no-model' is no folder here, and cannot be loaded",
+        ),
         ("dataset_name", "no-one/no-data", "dataset_name: 'no-one/no-data' is no local folder"),
     ],
 )

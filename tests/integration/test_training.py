@@ -292,6 +292,7 @@ def test_a_metric_that_is_never_defined_is_said_and_stops_nothing(base_flags, re
     assert train_here(**words, early_stopping_patience=1) == 0
     said = capsys.readouterr().out
     assert said.count("auroc is not defined on the validation rows") == 1 and "stopped early" not in said
+    assert said.count(": validation auroc undefined, loss ") == 3  # a line for each evaluation
     assert "auroc was never defined on the validation rows, so best/ is the model of the last update" in said
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/auroc"] is None and results["best/step"] == results["train/total_steps"] == 21

@@ -75,9 +75,15 @@ def test_of_two_flags_the_later_counts():
     assert config_of(*NEEDED, "--seed", "1", "--seed", "2").seed == 2
 
 
-def test_a_default_config_file_is_for_no_arguments_at_all(config_yaml):
+def test_a_default_config_file_is_for_a_command_without_a_subject_of_its_own(config_yaml, tmp_path):
+    """So the quickstart is resumed, or tried with another seed, by the command that began it."""
     assert parse(Config, [], defaults=config_yaml).seed == 7
+    again = parse(Config, ["--resume_from_checkpoint", "latest"], defaults=config_yaml)
+    assert (again.seed, again.resume_from_checkpoint) == (7, "latest")
+    assert parse(Config, ["--seed", "8"], defaults=config_yaml).seed == 8
     assert parse(Config, NEEDED, defaults=config_yaml).seed == 42
+    (tmp_path / "own.yaml").write_text("model_name_or_path: mine\ntrain_file: mine.csv\n")
+    assert parse(Config, [str(tmp_path / "own.yaml")], defaults=config_yaml).seed == 42
 
 
 # --- what users type
