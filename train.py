@@ -1,7 +1,7 @@
 """Fine-tune a pretrained Transformers model: `accelerate launch train.py [CONFIG.yaml] [--flag value ...]`.
 
-Without a config, model and data it runs the quickstart. Read downward, this file is what a run does;
-defaults < YAML < command line."""
+Without arguments it runs the quickstart. Read downward, this file is what a run does; defaults < YAML <
+command line."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -10,7 +10,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ft.best import forget_bests
-from ft.checkpoint import checkpoints_in, find_checkpoint, is_own
+from ft.checkpoint import checkpoints_in, find_checkpoint
 from ft.config import Config
 from ft.errors import UserError, writing
 from ft.options import RunOptions
@@ -41,19 +41,13 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
     _check_restart(options, found, _manifests(folder))
-    if is_own(found, folder / "checkpoints"):
-        if options.overwrite_output_dir:
-            warnings.append(
-                "overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from "
-                f"{found}"
-            )
-        return found, warnings
-    if found is not None and folder.resolve() in found.resolve().parents:
-        raise UserError(
-            f"resume_from_checkpoint: {str(found)!r} is none of the checkpoints of the run in "
-            f"{str(folder)!r}, but lies there, and the run may have gone another way since; go on from it in "
-            "another output_dir."
+    own = _own(found, folder, held)
+    if own and options.overwrite_output_dir:
+        warnings.append(
+            f"overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from {own}"
         )
+    if own:
+        return own, warnings
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
@@ -66,6 +60,24 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             "replace it with --overwrite_output_dir, or name another folder."
         )
     return found, warnings  # what is there died before its first checkpoint
+
+
+def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
+    """Which of a run's own checkpoints it is that was found, by whatever name or link; None where it is of
+    elsewhere. Raises `UserError` for what else lies in what the run has left, which `held` names."""
+    if found is None:
+        return None
+    for own in checkpoints_in(folder / "checkpoints"):
+        if own.resolve() == found.resolve():
+            return own
+    place = found.parent.resolve()  # of a link, too
+    if {place, *place.parents, *found.resolve().parents} & {(folder / name).resolve() for name in held}:
+        raise UserError(
+            f"resume_from_checkpoint: {str(found)!r} lies in what the run in {str(folder)!r} has left, but "
+            "is none of its checkpoints, and the run may have gone another way since; go on from it in "
+            "another output_dir."
+        )
+    return None
 
 
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:

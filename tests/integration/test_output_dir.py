@@ -98,9 +98,27 @@ def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
     place, link = made(tmp_path / "disk/three"), tmp_path / "run/checkpoints/step-00000003"
     link.parent.mkdir(parents=True)
     link.symlink_to(place)
-    options = RunOptions(output_dir=str(tmp_path / "run"), resume_from_checkpoint="latest")
-    assert check_output_dir(options) == (link, [])
+    alias = tmp_path / "best"
+    alias.symlink_to(link)
+    for name in ("latest", link, alias, place):
+        options = RunOptions(output_dir=str(tmp_path / "run"), resume_from_checkpoint=str(name))
+        assert check_output_dir(options) == (link, [])
     assert is_own(link, link.parent) and not is_own(place, link.parent)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/superseded-step-00000003", "seed-7/checkpoints/step-00000003"])
+@pytest.mark.parametrize("linked", ["nothing", "the folder around it", "it"])
+def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, tmp_path):
+    """On another disk, too."""
+    start = made(tmp_path / "run" / name)
+    link = {"it": start, "the folder around it": tmp_path / "run" / name.split("/")[0]}.get(linked)
+    if link:
+        shutil.move(link, tmp_path / "disk")
+        link.symlink_to(tmp_path / "disk")
+    options = {"resume_from_checkpoint": str(start), "overwrite_output_dir": True}
+    with pytest.raises(UserError, match=r"lies in what the run in .* has left"):
+        check_output_dir(RunOptions(output_dir=str(tmp_path / "run"), **options))
+    assert check_output_dir(RunOptions(output_dir=str(tmp_path), **options)) == (start, [])
 
 
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):

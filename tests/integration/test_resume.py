@@ -315,7 +315,7 @@ def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, f
     place = shutil.copytree(finished / "checkpoints/step-00000030", finished / "checkpoints" / name)
     words = {**config, "resume_from_checkpoint": place, "max_train_steps": 32}
     for more in ({}, {"overwrite_output_dir": "true"}):
-        with pytest.raises(UserError, match=f"{name}' is none of the checkpoints .* another output_dir"):
+        with pytest.raises(UserError, match=rf"{name}' lies in what the run .* another output_dir"):
             train_here(**words, **more)
     assert (finished / "results.json").exists()
     assert train_here(**{**words, "output_dir": tmp_path / "other"}) == 0

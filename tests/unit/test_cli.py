@@ -75,12 +75,15 @@ def test_of_two_flags_the_later_counts():
     assert config_of(*NEEDED, "--seed", "1", "--seed", "2").seed == 2
 
 
-def test_a_default_config_file_is_for_a_command_without_a_subject_of_its_own(config_yaml, tmp_path):
-    """So the quickstart is resumed, or tried with another seed, by the command that began it."""
+def test_a_default_config_file_is_for_no_arguments_or_to_go_on(config_yaml, tmp_path, capsys):
+    """So the quickstart is resumed by the command that began it. A forgotten config is a mistake."""
     assert parse(Config, [], defaults=config_yaml).seed == 7
     again = parse(Config, ["--resume_from_checkpoint", "latest"], defaults=config_yaml)
     assert (again.seed, again.resume_from_checkpoint) == (7, "latest")
-    assert parse(Config, ["--seed", "8"], defaults=config_yaml).seed == 8
+    for words in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "latest", "--seed", "7"]):
+        with pytest.raises(SystemExit, match="2"):
+            parse(Config, words, defaults=config_yaml)
+        assert "model_name_or_path: is not set" in capsys.readouterr().err
     assert parse(Config, NEEDED, defaults=config_yaml).seed == 42
     (tmp_path / "own.yaml").write_text("model_name_or_path: mine\ntrain_file: mine.csv\n")
     assert parse(Config, [str(tmp_path / "own.yaml")], defaults=config_yaml).seed == 42
