@@ -208,13 +208,9 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
 
 
 def is_own(checkpoint: Path | None, folder: Path) -> bool:
-    """Whether a checkpoint is one of those that a run has made in a folder: none of another run's, no copy
-    beside them, and none that was set aside."""
-    return (
-        checkpoint is not None
-        and checkpoint.parent.resolve() == folder.resolve()  # it may be a link itself, to a larger disk
-        and _is_name(checkpoint.name)
-    )
+    """Whether a checkpoint, as `check_output_dir` gives it, is one that a run has made in its folder; by its
+    path alone, as another host may not see it."""
+    return checkpoint is not None and checkpoint.parent == folder
 
 
 def mark(folder: Path) -> str:

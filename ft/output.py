@@ -40,7 +40,8 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
-    _check_restart(options, found, _manifests(folder))
+    manifests = _manifests(folder)
+    _check_restart(options, found, manifests)
     own = _own(found, folder, held)
     if own and options.overwrite_output_dir:
         warnings.append(
@@ -51,7 +52,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
-    has_come_far = is_finished or (folder / "final").exists() or bool(_manifests(folder))
+    has_come_far = is_finished or (folder / "final").exists() or bool(manifests)
     if options.resume_from_checkpoint is None or (found is not None and has_come_far):
         raise _holds_a_run(folder, held)
     if is_finished:
