@@ -56,7 +56,6 @@ def score(config: EvalConfig) -> int:
     check_apart(config, split, sources.values())
     if config.suspected_label_errors:
         check_cleanlab()
-    named = load_named_metrics(config.metric_names, task, accelerator)
 
     def bar(**options):  # noqa: ANN003, ANN202
         return progress_bar(accelerator.is_local_main_process, leave=False, **options)
@@ -64,12 +63,13 @@ def score(config: EvalConfig) -> int:
     scoring = Scoring(*training_columns(config), config.id_column_name)
     data = prepare_data(config, task, tokenizer, max_length, bar, (split,), scoring, sources)
     hosts.check_same({"data": data.fingerprint})
-    check_unseen(config, data, split)
+    notes += check_unseen(config, data, split)
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
+    named = load_named_metrics(config.metric_names, task, accelerator)
     read_slice_columns(config, data)
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks import (
@@ -21,7 +22,7 @@ from benchmarks import (
     throughput,
     tutorial,
 )
-from benchmarks.common import commit
+from benchmarks.common import check_results, commit, one_device, own_cache
 from ft.errors import UserError
 
 COMMANDS = {
@@ -49,8 +50,11 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through every `finally`
     try:
         options = parse(argv)
+        check_results()
+        one_device()
         commit()  # what is measured, whatever the clone has at the end
-        COMMANDS[options.command].run(options)
+        with tempfile.TemporaryDirectory() as folder, own_cache(folder):
+            COMMANDS[options.command].run(options)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -92,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def file_name(text: str) -> str:
     """The type of --name: it is put together with endings, and stays in its folder."""
-    if text != Path(text).name:
+    if text != Path(text).name or len(text) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
     return text
 

@@ -201,9 +201,14 @@ def column_flags(path: Path) -> dict[str, str]:
 
 def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:
     """Some rows of a csv file, drawn at random, as a file of their own: what trains one epoch of it has the
-    same rows as every other that does, in whatever order."""
+    same rows as every other that does, in whatever order. Where they are of one class, the last is of
+    another."""
     texts, labels = read_csv(source)
-    drawn = random.Random(seed).sample(range(len(labels)), rows)
+    draw = random.Random(seed)
+    drawn = draw.sample(range(len(labels)), rows)
+    others = [row for row, label in enumerate(labels) if label != labels[drawn[0]]]
+    if others and not set(others) & set(drawn):
+        drawn[-1] = draw.choice(others)
     path = folder / "train.csv"
     write_csv(path, [texts[row] for row in drawn], [labels[row] for row in drawn])
     return path
@@ -246,6 +251,26 @@ def planned_lengths(lengths: Sequence[int], batch: int, seed: int) -> Iterator[A
 
 
 # --- fresh processes
+
+
+def one_device() -> None:
+    """Have every process that is started take the one device that train.py takes in one process: the Trainer
+    would spread each batch over all GPUs, and take a Mac's, which train.py does not."""
+    import torch
+
+    first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
+    if torch.backends.mps.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def device() -> Any:
+    """That device."""
+    import torch
+
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.accelerator.is_available()
+    return torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
+
 
 # Runs a program to its end, and prints as a last line the most memory that any one of its processes held
 # (ru_maxrss: kilobytes, on a Mac bytes). It stands between because Linux counts the peak of a process from
@@ -424,8 +449,7 @@ def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -
     the machine gives now."""
     import torch
 
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.rand(size, size, device=device(), dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + least_seconds
     (a @ b).sum().item()
     while time.perf_counter() < end:
@@ -525,6 +549,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def check_results() -> None:
+    """End at once where tables could not be written, and not after the first round."""
+    try:
+        RESULTS.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=RESULTS).close()
+    except OSError as error:
+        sys.exit(f"error: {RESULTS}: no table can be written there: {error.strerror}")
+
+
 def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm: list[float]) -> None:
     """Print the text, and write it with the machine to results/NAME.md, and all that was measured to
     NAME.json. Called after every round, so that a run that was stopped leaves what it has."""
@@ -548,12 +581,11 @@ def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm:
         + ", ".join(f"{key} {_short(value)}" for key, value in asked.items() if value not in (None, []))
         + ".",
     ]
-    RESULTS.mkdir(exist_ok=True)
     whole = f"# {options.command}\n\n{text}\n\n" + "\n\n".join(about) + "\n"
+    print(f"\n{whole}", flush=True)
     (RESULTS / f"{name}.md").write_text(whole, encoding="utf-8")
     content = {"options": asked, "machine": known | {"gemm_gflops": gemm}, "measured": measured}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    print(f"\n{whole}", flush=True)
 
 
 def _short(value: Any) -> str:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -24,14 +23,14 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.peers import load_rows
+from benchmarks.peers import load_rows, load_tokenizer
 
 Step = dict[str, float]
 
 
 def prepare(model: str, train: str, max_length: int, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
     """Network, tokenizer and encoded rows, after the seed was set."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     config = AutoConfig.from_pretrained(model, num_labels=len(names))

@@ -109,7 +109,7 @@ def measure(arm: str, model: str, train: Path, length: int, rows: int, updates: 
             "trainer", batch=rows, updates=updates, seed=seed, bf16=True, wait_every=LOGGED, **shared, **words
         )
         steps = found["steps"][WARM_UP : updates // LOGGED * LOGGED]
-        return rows * length * len(steps) / sum(step["seconds"] for step in steps)
+        return sum(step["positions"] for step in steps) / sum(step["seconds"] for step in steps)
     flags = {
         "model_name_or_path": model, "train_file": train, "validation_split_percentage": 0,
         "max_length": length, "global_batch_size": rows, "max_train_steps": updates,

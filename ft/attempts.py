@@ -84,7 +84,8 @@ class _Attempt:
         largest = max(len(part.row_ids) for part in self.micro_batches)
         if largest == 1:
             raise UserError(
-                "out of memory on a single row: lower max_length, or use a smaller model."
+                "out of memory on a single row: lower max_length (with long_text windows, max_windows), or "
+                "use a smaller model."
             ) from None
         in_shards = attempts.accelerator.is_fsdp2
         if in_shards or (attempts.accelerator.num_processes > 1 and self._in_last):

@@ -208,8 +208,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
 
 
 def is_own(checkpoint: Path | None, folder: Path) -> bool:
-    """Whether a checkpoint, as `check_output_dir` gives it, is one that a run has made in its folder; by its
-    path alone, as another host may not see it."""
+    """Whether a checkpoint, as `check_output_dir` gives it, is one that a run has made in its folder."""
     return checkpoint is not None and checkpoint.parent == folder
 
 

@@ -118,15 +118,14 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
             f"compare: {str(run)!r} holds neither {PREDICTIONS} nor a finished run (config.yaml and best/); "
             + hint
         )
-    if not _results(run):
+    results = _results(run)
+    if not results:
         raise UserError(
             f"compare: {str(run)!r} is not finished; go on with it by --resume_from_checkpoint latest."
         )
-    # Where the data is gone, this says that it had a test split. (Another evaluation says nothing of it.)
-    if split is None:
-        mark = _scoring(run, "test").mark()
-        if any(_results(run / f"{name}-test").get("options") == mark for name in ("evaluation", OURS)):
-            split = "test"
+    if split is None:  # what the run has scored: its test split may have no labels, its data may be gone
+        scored = {"test": "test/loss" in results, "validation": "eval/loss" in results}
+        split = next((name for name, is_scored in scored.items() if is_scored), None)
     if split is None:
         config = _scoring(run)
         split = choose_split(config, find_sources(config))

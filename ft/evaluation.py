@@ -111,7 +111,8 @@ def within_memory(
             most_rows = -(-largest // 2)
         if largest == 1:
             raise UserError(
-                "out of memory in an evaluation, on a single row: lower max_length, or use a smaller model."
+                "out of memory in an evaluation, on a single row: lower max_length (with long_text windows, "
+                "max_windows), or use a smaller model."
             )
         if is_sharded(model):
             raise UserError(

@@ -34,9 +34,10 @@ EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
 
 
 def clear_evaluation(folder: Path) -> list[str]:
-    """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
-    for what is said of the new predictions. Returns what to tell the user."""
-    there = [name for name in EVALUATION if (folder / name).exists()]
+    """Take away what an earlier evaluation, which leaves predictions, has said in a folder, before another
+    one does: it would be taken for what is said of the new ones. Returns what to tell the user."""
+    is_evaluation = any(folder.glob("predictions.*"))
+    there = [name for name in EVALUATION if is_evaluation and (folder / name).exists()]
     for name in there:
         (folder / name).unlink()
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
@@ -55,12 +56,18 @@ def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> No
             )
 
 
-def check_unseen(options: EvalConfig, data: Any, split: str) -> None:
+def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
     """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
-    has set them aside: the model may have learned most of them."""
+    has set them aside: the model may have learned most of them. Returns what to tell the user where that
+    cannot be known."""
     known, now = of_training(options).get("draw"), data.draw(options)
-    if not known or not data.was_set_aside(split) or known == now:
-        return
+    if not data.was_set_aside(split) or known == now:
+        return []
+    if not known:
+        return [
+            f"the {split} rows are set aside from the training rows; the model does not lie in the folder of "
+            "its run, so it is not known whether it has learned them"
+        ]
     name = next(name for name in now if now[name] != known.get(name))
     what = (
         "the training data is not what it was then"

@@ -28,6 +28,7 @@ def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
     report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
+    run.signals.follows = "the run is ending"
     run.settle()
     if run.stopped_early():
         run.say(

@@ -161,7 +161,8 @@ class OptimOptions:
         "constant_with_warmup",
         "inverse_sqrt",
     ] = "linear"
-    """Shape of the learning rate over the updates."""
+    """Shape of the learning rate over the updates. (cosine_with_restarts is of one cycle, as Transformers has
+    it by default, and so the same as cosine.)"""
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
     warmup_steps: int | None = None
@@ -227,7 +228,8 @@ class RunOptions:
     output_dir: str = "output"
     """Folder for everything that the run leaves."""
     overwrite_output_dir: bool = False
-    """Remove the run that output_dir holds, and start anew, or from another run's checkpoint."""
+    """Remove the run that output_dir holds, and start anew, or from another run's checkpoint (its own are
+    then kept as superseded-step-N)."""
     resume_from_checkpoint: str | None = None
     """Continue from a checkpoint folder, another run's, too, or from "latest" in output_dir (which starts
     anew where there is none)."""

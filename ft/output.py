@@ -19,6 +19,7 @@ LEAVES = (
     "config.yaml environment.json metrics.jsonl results.json report.html seeds.json training.png wandb_id "
     "checkpoints best final wandb tensorboard"
 ).split()
+SEEDS = "seeds.json"  # which says that the folders seed-N beside it are those of `num_seeds`
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
@@ -107,7 +108,7 @@ def check_seeds_dir(options: Config) -> None:
     """The same for the folder of the runs of several seeds, each of which looks at its own folder later."""
     folder = Path(options.output_dir)
     check_place(folder)
-    held = held_in(folder)
+    held = held_by_seeds(options)
     for seed in _seeds(folder):
         _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
     if not held or options.overwrite_output_dir:
@@ -121,10 +122,12 @@ def check_seeds_dir(options: Config) -> None:
         )
 
 
-def set_aside(folder: Path) -> None:
-    """Move what runs have left in a folder out of the way, to be put back or forgotten."""
+def set_aside(options: Config) -> None:
+    """Move what runs have left where several seeds are to leave theirs out of the way, to be put back or
+    forgotten."""
+    folder = Path(options.output_dir)
     (folder / REPLACED).mkdir(exist_ok=True)
-    for name in held_in(folder):
+    for name in held_by_seeds(options):
         _remove(folder / REPLACED / name)  # by a start that was killed; what it had begun takes its place
         (folder / name).replace(folder / REPLACED / name)
 
@@ -167,8 +170,18 @@ def standing(folder: Path) -> list[str]:
 
 
 def _seeds(folder: Path) -> list[Path]:
-    """The folders of single seeds, see `ft.seeds`."""
+    """The folders of single seeds, see `ft.seeds`. Without the record of them, what has such a name is a run
+    of its own."""
+    if not (folder / SEEDS).exists():
+        return []
     return sorted(path for path in folder.glob("seed-*") if path.name[5:].isdecimal())
+
+
+def held_by_seeds(options: Config) -> list[str]:
+    """What runs have left where several seeds are to leave theirs."""
+    folder = Path(options.output_dir)
+    names = (f"seed-{seed}" for seed in range(options.seed, options.seed + options.num_seeds))
+    return list(dict.fromkeys([*held_in(folder), *(name for name in names if (folder / name).exists())]))
 
 
 def _first_that_exists(folder: Path) -> Path:
@@ -251,7 +264,8 @@ def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    """Remove a file, a folder, or a link to one, but not what that leads to."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

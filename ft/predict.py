@@ -44,6 +44,9 @@ def predict(
             f"suspected_label_errors: no row of the {split} data has a label; leave it out, or name the "
             "label_column_name."
         )
+    unused = [name for name in ("metrics", "slice_columns") if getattr(config, name)]
+    if unused:
+        notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
     rows = data.splits[split]
     folder = Path(HostGroup(accelerator).from_main(lambda: str(evaluation_folder(config.output_dir, split))))
     dataset = RowDataset(rows, tokenizer)

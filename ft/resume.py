@@ -136,7 +136,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         )
     # Other hosts may not see the folder.
     folder = run.output_dir / "checkpoints"
-    is_own = checkpoint.is_own(path, folder)
+    is_own = run.has_own_checkpoint
     later = run.hosts.from_main(lambda: checkpoint.set_aside_later(folder, progress.step if is_own else -1))
     if later:
         notes.append(

@@ -133,6 +133,8 @@ class Run:
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy, config.eval_steps = "no", None
         self.checkpoint = self.hosts.from_main(self.folder.hold)
+        made = self.output_dir / "checkpoints"  # by another name on another host
+        self.has_own_checkpoint = self.hosts.from_main(lambda: checkpoint.is_own(self.checkpoint, made))
         self.progress = Progress()
         if is_sharded(model):
             from ft.fsdp import finish_sharding
@@ -151,13 +153,12 @@ class Run:
         self._total_seconds_before = self.progress.total_seconds
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
-        is_own = checkpoint.is_own(self.checkpoint, self.output_dir / "checkpoints")
         if accelerator.is_main_process:
             if self.checkpoint is None:
                 # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
                 is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
                 clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
-            elif is_own:
+            elif self.has_own_checkpoint:
                 with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
                     checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
                 if not self.finished():  # a finished run that goes on is none until its new end
@@ -166,7 +167,7 @@ class Run:
             write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
             facts = environment(config, data, accelerator)
             write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
-        saved = self.progress.step if is_own else -1
+        saved = self.progress.step if self.has_own_checkpoint else -1
         self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
         self.tracker = Tracker(
             accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows,

@@ -23,6 +23,7 @@ from ft.errors import EXIT_DONE, Stopped, UserError
 from ft.hosts import HostGroup
 from ft.output import (
     REPLACED,
+    SEEDS,
     check_seeds_dir,
     lock_output_dir,
     put_back,
@@ -103,10 +104,12 @@ class _Record:
         if self.config.overwrite_output_dir and not (
             resumed and any(Path(r.output_dir).exists() for r in runs)
         ):
-            set_aside(self.folder)
-        path = self.folder / "seeds.json"
+            set_aside(self.config)
+        path = self.folder / SEEDS
         if path.exists():
             self.finished = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            self._write()
         # After a change, every run looks for itself whether it may go on, and whether there is more to do.
         return [
             run.seed
@@ -132,14 +135,20 @@ class _Record:
         """Note a finished seed."""
         write_whole(self.folder / "config.yaml", dump(self.config.repeatable()))
         self.finished[str(run.seed)] = _asked(run)
-        write_whole(self.folder / "seeds.json", to_json(self.finished, indent=1) + "\n")
+        self._write()
+
+    def _write(self) -> None:
+        write_whole(self.folder / SEEDS, to_json(self.finished, indent=1) + "\n")
 
     def close(self, runs: Sequence[Config]) -> None:
         """Let the folder go. What was replaced comes back if the first run did not even begin."""
         if self._lock is None:
             return
+        has_begun = any((Path(run.output_dir) / "config.yaml").exists() for run in runs)
+        if not has_begun and not self.finished:
+            (self.folder / SEEDS).unlink(missing_ok=True)
         if (self.folder / REPLACED).exists():
-            if any((Path(run.output_dir) / "config.yaml").exists() for run in runs):
+            if has_begun:
                 shutil.rmtree(self.folder / REPLACED)
             else:
                 put_back(self.folder)

@@ -23,6 +23,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.follows = "a checkpoint follows"  # what the first one makes of the run
         self._since = 0.0
 
     def listen(self) -> None:
@@ -39,7 +40,7 @@ class StopSignals:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 # Not print: the signal may have come in the middle of one. It may have ended the reader, too.
                 with contextlib.suppress(OSError):
-                    os.write(2, f"\n{name}: a checkpoint follows; a second signal ends at once\n".encode())
+                    os.write(2, f"\n{name}: {self.follows}; a second signal ends at once\n".encode())
         elif number != LAUNCHER_DIED and time.monotonic() - self._since > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

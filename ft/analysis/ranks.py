@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ft.analysis.resampling import BLOCKS, row_weights
+from ft.analysis.resampling import BLOCKS, joined, row_weights
 from ft.analysis.statistics import Statistic, Sums, Values, correlation, defined, regression
 
 MOST_EXACT = 30_000  # rows times targets up to which AUROC is computed anew for every resample
@@ -31,8 +31,7 @@ class Weighted:
 
     def resampled(self, resamples: int, seed: int, row_by_row: bool = False) -> Values:
         """See `Statistic`; it is always row by row."""
-        parts = [self.metrics(weights) for weights in row_weights(self.rows, resamples, seed)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(map(self.metrics, row_weights(self.rows, resamples, seed)))
 
 
 def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:

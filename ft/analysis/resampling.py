@@ -12,7 +12,7 @@ numbers with what the rows add. Three ways to draw it, all seeded:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -35,21 +35,28 @@ def row_weights(blocks: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 def resampled_sums(
     features: np.ndarray, kind: np.ndarray, resamples: int, seed: int, row_by_row: bool
-) -> np.ndarray:
-    """Sums over bootstrap resamples of the rows: (resamples, columns).
+) -> Iterator[np.ndarray]:
+    """Sums over bootstrap resamples of the rows: parts (some resamples, columns), as all may be large.
 
     `features` (kinds, columns) is what a row of each kind adds, `kind` (rows,) which kind each row is.
     `row_by_row` keeps to the resamples of `row_weights`, which are those of any other run on these rows."""
     rows = len(kind)
     if rows > BLOCKS and len(features) <= CELLS and not row_by_row:
         generator, shares = np.random.default_rng(seed), np.bincount(kind, minlength=len(features)) / rows
-        parts = [
-            generator.multinomial(rows, shares, size=n) @ features for n in _parts(resamples, len(features))
-        ]
+        for count in _parts(resamples, max(features.shape)):
+            yield generator.multinomial(rows, shares, size=count) @ features
     else:
         blocks = _block_sums(features, kind, seed)
-        parts = [weights.T @ blocks for weights in row_weights(len(blocks), resamples, seed)]
-    return np.concatenate(parts)
+        for weights in row_weights(len(blocks), resamples, seed):
+            step = max(1, CHUNK // blocks.shape[1])
+            for begin in range(0, weights.shape[1], step):
+                yield weights[:, begin : begin + step].T @ blocks
+
+
+def joined(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The metrics (resamples,) of all resamples, from those of some at a time."""
+    found = list(parts)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def swapped_sums(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ft.analysis.resampling import resampled_sums
+from ft.analysis.resampling import joined, resampled_sums
 
 Values = dict[str, np.ndarray]
 
@@ -42,7 +42,9 @@ class Sums:
 
     def resampled(self, resamples: int, seed: int, row_by_row: bool = False) -> Values:
         """See `Statistic`."""
-        return self.metrics(resampled_sums(self.features, self.kind, resamples, seed, row_by_row))
+        return joined(
+            map(self.metrics, resampled_sums(self.features, self.kind, resamples, seed, row_by_row))
+        )
 
 
 # --- counts

@@ -17,6 +17,7 @@ from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, printable
 from ft.preflight.findings import BLOCKING, Findings
 
 if TYPE_CHECKING:
+    from ft.hosts import HostGroup
     from ft.preflight.probe import Probe
 
 PLACE = ".preflight"  # in output_dir: on the disk on which the run will write, and no part of a run
@@ -50,7 +51,7 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
         room = room_on_disk(config)
         place = hosts.from_main(lambda: _place(config))
         try:
-            probe = _probe(config, train, place, findings)
+            probe = _probe(config, train, place, findings, hosts)
             failed = probe is None
             if probe is not None:
                 report |= judged(config, probe, waited, room, findings)
@@ -102,7 +103,9 @@ def _place(config: Config) -> Path:
         return Path(tempfile.mkdtemp(prefix="preflight-"))
 
 
-def _probe(config: Config, train: Callable[..., int], place: Path, findings: Findings) -> Probe | None:
+def _probe(
+    config: Config, train: Callable[..., int], place: Path, findings: Findings, hosts: HostGroup
+) -> Probe | None:
     """The probe after its run, or where there was nothing to run; None where an error, which is a finding,
     ended that."""
     from ft.output import check_output_dir
@@ -119,7 +122,7 @@ def _probe(config: Config, train: Callable[..., int], place: Path, findings: Fin
     blocking = findings.blocking_topics()
     checkpoint = None
     if config.num_seeds == 1 and "output_dir" not in blocking:
-        checkpoint = check_output_dir(config)[0]
+        checkpoint = hosts.from_main(lambda: check_output_dir(config)[0])
     short = config.private(
         preflight=False, output_dir=str(place), overwrite_output_dir=True, max_time=None,
         resume_from_checkpoint=str(checkpoint) if checkpoint else None,

@@ -270,6 +270,22 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     assert score_here(**{**asked, "train_file": None}, test_file=path) == EXIT_DONE
 
 
+def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(tiny_model, tmp_path, capsys):
+    path = write_csv(tmp_path / "all.csv", make_rows(80))
+    words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}
+    assert train_here(model_name_or_path=tiny_model, **words) == EXIT_DONE
+    shutil.copytree(tmp_path / "run/best", tmp_path / "elsewhere/best")
+    asked = {"train_file": path, "output_dir": tmp_path / "out"}
+    said = (
+        "note: the validation rows are set aside from the training rows; the model does not lie in the folder"
+    )
+    capsys.readouterr()
+    assert score_here(**asked, model_name_or_path=tmp_path / "elsewhere/best") == EXIT_DONE
+    assert said in capsys.readouterr().out
+    assert score_here(**asked, model_name_or_path=tmp_path / "run/best") == EXIT_DONE
+    assert said not in capsys.readouterr().out
+
+
 def test_what_a_count_of_suspects_does_not_say_is_said(trained, tmp_path, capsys):
     asked = {"model_name_or_path": trained / "best", "suspected_label_errors": "true"}
     data = yaml.safe_load((trained / "config.yaml").read_text())["dataset_name"]

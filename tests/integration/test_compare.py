@@ -1,5 +1,6 @@
 """`eval.py --compare`: two runs on the same rows, refused where they are not, scored first where need be."""
 
+import csv
 import json
 import os
 import shutil
@@ -382,6 +383,20 @@ def test_an_evaluation_of_other_texts_does_not_choose_the_split(trained, tmp_pat
         model_name_or_path=runs[0] / "best", test_file=tmp_path / "new.csv", output_dir=runs[0],
         predictions_format="csv",
     )  # fmt: skip
+    assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split
+
+
+def test_a_test_split_without_labels_is_not_what_runs_are_compared_on(trained, tmp_path):
+    data = shutil.copytree(trained / "data", tmp_path / "data")
+    with open(data / "test.csv", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    with open(data / "test.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *([text, -1] for text in texts)])
+    tiny = yaml.safe_load((trained / "short/seed-42/config.yaml").read_text())["model_name_or_path"]
+    runs = [tmp_path / "one", tmp_path / "other"]
+    for number, run in enumerate(runs):
+        words = {"dataset_name": data, "max_train_steps": 2, "seed": number, "save_strategy": "no"}
+        assert train_here(**words, model_name_or_path=tiny, output_dir=run) == EXIT_DONE
     assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -111,6 +112,7 @@ def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
 def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, tmp_path):
     """On another disk, too."""
     start = made(tmp_path / "run" / name)
+    (tmp_path / "run" / "seeds.json").write_text("{}")
     link = {"it": start, "the folder around it": tmp_path / "run" / name.split("/")[0]}.get(linked)
     if link:
         shutil.move(link, tmp_path / "disk")
@@ -119,6 +121,43 @@ def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, 
     with pytest.raises(UserError, match=r"lies in what the run in .* has left"):
         check_output_dir(RunOptions(output_dir=str(tmp_path / "run"), **options))
     assert check_output_dir(RunOptions(output_dir=str(tmp_path), **options)) == (start, [])
+
+
+def test_a_run_that_is_replaced_loses_its_links_and_not_what_they_lead_to(words, tmp_path):
+    assert train_here(**words) == 0
+    shutil.move(tmp_path / "run/checkpoints", tmp_path / "disk")
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "disk")
+    before = sorted(path.name for path in (tmp_path / "disk").iterdir())
+    assert "step-00000006" in before
+    assert train_here(**{**words, "seed": 7}, overwrite_output_dir=True) == 0
+    assert not (tmp_path / "run/checkpoints").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == before
+
+
+def test_a_run_of_its_own_that_is_called_as_one_of_several_seeds_stays(words, tmp_path):
+    own = {**words, "output_dir": tmp_path / "run/seed-7", "seed": 7}
+    assert train_here(**own) == 0
+    before = (tmp_path / "run/seed-7/results.json").read_bytes()
+    assert train_here(**words) == 0
+    assert train_here(**words, overwrite_output_dir=True) == 0
+    assert train_here(**words, overwrite_output_dir=True, num_seeds=2) == 0  # seeds 42 and 43
+    assert (tmp_path / "run/seed-7/results.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"already holds a run \(seed-7\)"):
+        train_here(**{**words, "seed": 6, "num_seeds": 2, "output_dir": only(tmp_path, "run/seed-7")})
+
+
+def only(tmp_path, name):
+    """A folder that holds a copy of this run alone."""
+    shutil.copytree(tmp_path / name, tmp_path / "only" / Path(name).name)
+    return tmp_path / "only"
+
+
+def test_after_a_full_disk_no_checkpoint_is_promised_where_none_stands(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("ft.model.replace_folder", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(UserError, match=r"No space left\. Make room, then train again: no checkpoint stands"):
+        train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
+    with pytest.raises(UserError, match=r"Make room, then go on with --resume_from_checkpoint latest"):
+        train_here(**{**words, "output_dir": tmp_path / "saved", "eval_strategy": "no"})
 
 
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):

@@ -267,6 +267,21 @@ def test_what_is_said_in_a_folder_is_of_its_last_evaluation(
     assert left() == {"predictions.csv", "predictions.jsonl"}
 
 
+def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.html").write_text("of the user")
+    file = write_csv(tmp_path / "new.csv", [{"text": "so good"}])
+    predict(models / "single/best", file, tmp_path / "out")
+    assert (tmp_path / "out/report.html").read_text() == "of the user"
+
+
+def test_what_only_scores_need_is_not_asked_for_and_is_said_to_do_nothing(models, tmp_path, capsys):
+    file = write_csv(tmp_path / "new.csv", [{"text": "so good"}])
+    predict(models / "single/best", file, tmp_path / "out", metrics="./gone", slice_columns="shop")
+    said = "note: nothing is scored, so that metrics and slice_columns have no effect"
+    assert said in capsys.readouterr().out
+
+
 def test_data_is_not_replaced_by_its_own_evaluation(models, reviews, tmp_path):
     words = {"model_name_or_path": models / "single/best", "output_dir": tmp_path / "out"}
     words |= {"predictions_format": "csv"}

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from compare import KEYS_BIAS, assert_same, same_bits, without_timing
-from conftest import FORKS, flags, launch, series, train_here, two_processes, wait_for
+from conftest import FORKS, ROOT, TORCHRUN, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
 from ft import checkpoint
@@ -55,6 +55,26 @@ def whole(tmp_path_factory, tiny_model, reviews):
 def finished(whole, config):
     """A copy of it in the output_dir of `config`, to go on with."""
     return shutil.copytree(whole, config["output_dir"])
+
+
+def test_processes_may_spell_the_folder_of_the_run_in_their_own_ways(config, tmp_path):
+    """As hosts do that have it in different places; which checkpoint is the run's own is for one to say."""
+    words = {**config, "max_train_steps": 4}
+    del words["output_dir"]
+    spelled = f"$([ $RANK = 0 ] && echo {tmp_path}/run || echo {os.path.relpath(tmp_path, ROOT)}/run)"
+    command = [
+        *TORCHRUN,
+        "2",
+        "--no-python",
+        "bash",
+        "-c",
+        f'exec {sys.executable} "$0" "$@" --output_dir {spelled}',
+    ]
+    assert launch(command, flags(**words)).returncode == 0
+    done = launch(command, flags(**words | {"max_train_steps": 6}, resume_from_checkpoint="latest"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed from" in done.stdout
+    assert {"step-00000004", "step-00000006"} <= {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
 
 
 def cut_at(whole, step, place):

@@ -1,10 +1,12 @@
 """The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
 
+import os
 import sys
 from itertools import islice
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import AlbertConfig
 
 from benchmarks import accuracy, common, throughput
@@ -22,6 +24,7 @@ from benchmarks.common import (
     rates,
     read_csv,
     round_peaks,
+    write_csv,
 )
 
 
@@ -43,6 +46,7 @@ def test_quick_changes_defaults_alone(model):
     "words",
     [
         ["throughput", "--name", "a/b"],
+        ["throughput", "--name", "a" * 201],
         ["throughput", "--arms", "ours", "ours"],
         ["throughput", "--updates", "0"],
         ["exactness", "--updates", "1"],
@@ -158,6 +162,58 @@ def test_a_round_has_rows_of_its_own_and_another_first_arm(tmp_path, reviews):
         ["b", "c", "a"],
         ["c", "a", "b"],
     ]
+
+
+def test_drawn_rows_have_two_classes_where_the_file_has(tmp_path):
+    labels = ["rare", *["common"] * 99]
+    write_csv(tmp_path / "all.csv", [f"text {row}" for row in range(100)], labels)
+    for seed in range(5):
+        drawn = read_csv(draw_rows(tmp_path / "all.csv", 10, seed, tmp_path))[1]
+        assert len(drawn) == 10 and sorted(set(drawn)) == ["common", "rare"]
+
+
+def test_a_folder_for_tables_that_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "file")
+    with pytest.raises(SystemExit, match=r"file: no table can be written there: File exists"):
+        common.check_results()
+
+
+def test_all_arms_take_one_device(monkeypatch):
+    for found, left in ((None, "0"), ("2,3", "2"), ("", "")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if found is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found)
+        common.one_device()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == left
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    common.one_device()
+    assert common.device().type == "cpu" and os.environ["ACCELERATE_USE_CPU"] == "true"
+
+
+def test_peers_take_what_train_py_takes(tiny_model, tmp_path):
+    """A tokenizer without a token for padding or with types that the model lacks, a head of another size, a
+    model of scores."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from benchmarks import peers
+
+    trained = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=5, problem_type="regression", type_vocab_size=1, ignore_mismatched_sizes=True
+    )
+    trained.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).pad_token is None
+    loaded = peers.load_tokenizer(str(tmp_path))
+    assert loaded.pad_token == "[SEP]" and "token_type_ids" not in loaded("a", "b")
+    network = peers.load_model(str(tmp_path), 3, loaded)
+    batch = loaded([("one", "two"), ("three", "four five")], padding=True, return_tensors="pt")
+    assert network(**batch, labels=torch.tensor([0, 2])).logits.shape == (2, 3)
 
 
 def test_only_the_memory_of_what_was_started_is_weighed():

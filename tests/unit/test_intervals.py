@@ -1,5 +1,8 @@
 """Intervals: on a resample every metric is scikit-learn's; the interval is the plain bootstrap's."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -145,11 +148,28 @@ def test_the_cells_of_a_confusion_matrix_are_drawn_as_such_and_many_kinds_in_blo
     statistic = statistics.single_label(labels, labels, 3)
     always_right = statistic.resampled(50, seed=0)["accuracy"]
     assert (always_right == 1).all()
-    sums = resampling.resampled_sums(statistic.features, statistic.kind, 50, 0, row_by_row=False)
+    drawn = partial(resampling.resampled_sums, statistic.features, statistic.kind, 50, 0, row_by_row=False)
+    sums = np.concatenate([*drawn()])
     assert (sums[:, :3].sum(axis=1) == 1_000).all()  # as many rows in every resample
     monkeypatch.setattr(resampling, "CELLS", 2)
-    blocks = resampling.resampled_sums(statistic.features, statistic.kind, 50, 0, row_by_row=False)
+    blocks = np.concatenate([*drawn()])
     assert (blocks[:, :3].sum(axis=1) == 1_000).all() and not np.array_equal(sums, blocks)
+
+
+@pytest.mark.parametrize("rows", [50, 6_000, 20_000])
+def test_resamples_of_many_classes_are_not_held_all_at_once(rows):
+    """10,000 resamples of 2,000 classes would take half a gigabyte for each of some ten arrays."""
+    labels = np.zeros(rows, int) if rows > resampling.BLOCKS else np.arange(rows) % 2_000
+    statistic = statistics.single_label(labels, labels, 2_000)
+    sizes = []
+
+    def metrics(sums):
+        sizes.append(sums.size)
+        return {"rows": sums[:, :2_000].sum(axis=1)}
+
+    drawn = replace(statistic, metrics=metrics).resampled(200, seed=0)["rows"]
+    assert len(sizes) > 1 and max(sizes) <= resampling.CHUNK
+    assert (drawn == rows).all() and len(drawn) == 200
 
 
 def test_the_interval_holds_the_truth_in_about_95_of_100_samples():
