@@ -256,11 +256,9 @@ def planned_lengths(lengths: Sequence[int], batch: int, seed: int) -> Iterator[A
 def one_device() -> None:
     """Have every process that is started take the one device that train.py takes in one process: the Trainer
     would spread each batch over all GPUs, and take a Mac's, which train.py does not."""
-    import torch
-
     first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = first
-    if torch.backends.mps.is_available():
+    if sys.platform == "darwin":
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
@@ -268,7 +266,9 @@ def device() -> Any:
     """That device."""
     import torch
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.accelerator.is_available()
+    from ft.launch import asks_for
+
+    on_cpu = asks_for("CPU") or not torch.accelerator.is_available()
     return torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
 
 

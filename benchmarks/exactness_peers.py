@@ -13,8 +13,6 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -23,22 +21,20 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.peers import load_rows, load_tokenizer
+from benchmarks.peers import load_model, load_rows, load_tokenizer
 
 Step = dict[str, float]
 
 
 def prepare(model: str, train: str, max_length: int, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
     """Network, tokenizer and encoded rows, after the seed was set."""
-    tokenizer = load_tokenizer(model)
+    config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
-    config = AutoConfig.from_pretrained(model, num_labels=len(names))
     if not dropout:
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     set_seed(seed)
-    network = AutoModelForSequenceClassification.from_pretrained(model, config=config, dtype=torch.float32)
-    return network, tokenizer, rows
+    return load_model(model, config, len(names)), tokenizer, rows
 
 
 def save_weights(network: Any, folder: str) -> None:

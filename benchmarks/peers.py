@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -25,7 +24,8 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.common import device, read_csv
-from ft.pretrained import longest_text
+from ft import pretrained
+from ft.options import ModelOptions
 
 OUTPUT = tempfile.TemporaryDirectory()  # of Trainers, which make a folder, if only to leave it empty
 
@@ -39,17 +39,11 @@ def wait() -> None:
         torch.accelerator.synchronize()
 
 
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer, with a token for padding, and without type ids that the model has no embeddings for:
-    what train.py sees to by itself."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if getattr(AutoConfig.from_pretrained(model), "type_vocab_size", 2) == 1:
-        tokenizer.model_input_names = [
-            name for name in tokenizer.model_input_names if name != "token_type_ids"
-        ]
-    return tokenizer
+def load_tokenizer(model: str) -> tuple[Any, Any]:
+    """The model's config and tokenizer, as train.py has them: with a token for padding, and no token types
+    that the model does not know."""
+    config = AutoConfig.from_pretrained(model)
+    return config, pretrained.load_tokenizer(ModelOptions(model_name_or_path=model), config)
 
 
 def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> datasets.Dataset:
@@ -69,12 +63,12 @@ def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> d
         )
 
 
-def load_model(model: str, classes: int, tokenizer: Any) -> Any:
+def load_model(model: str, config: Any, classes: int) -> Any:
     """The pretrained model with a new head, in fp32."""
+    config.num_labels, config.problem_type = classes, "single_label_classification"
     return AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=classes, dtype=torch.float32, problem_type="single_label_classification",
-        pad_token_id=tokenizer.pad_token_id, ignore_mismatched_sizes=True,
-    )  # fmt: skip
+        model, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+    )
 
 
 # --- transformers.Trainer
@@ -142,6 +136,7 @@ def trainer_arguments(seed: int, learning_rate: float, **options: Any) -> Traini
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        use_cpu=device().type == "cpu",
         **options,
     )
 
@@ -153,14 +148,14 @@ def trainer(
     """Some updates of transformers.Trainer with grouping by length and the fused AdamW, or at its defaults;
     for `wait_every` and `rows_of_epoch`, see Stopwatch and MixedTrainer; `options` are more of its
     arguments."""
-    tokenizer = load_tokenizer(model)
+    config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
     watch = Stopwatch(wait_every)
     counts: list[Step] = []
     run = (Trainer if defaults else MixedTrainer)(
-        load_model(model, len(names), tokenizer),
+        load_model(model, config, len(names)),
         trainer_arguments(
             seed,
             learning_rate,
@@ -187,7 +182,7 @@ def trainer_accuracy(
     learning_rate: float, warmup_ratio: float, weight_decay: float,
 ) -> dict[str, float]:  # fmt: skip
     """Test accuracy of the Trainer's last model, the seconds of training, and the sums of `batch_counts`."""
-    tokenizer = load_tokenizer(model)
+    config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     train_rows = load_rows(train, tokenizer, names, max_length)
     test_rows = load_rows(test, tokenizer, names, max_length)
@@ -196,7 +191,7 @@ def trainer_accuracy(
     watch = Stopwatch()
     counts: list[Step] = []
     run = Trainer(
-        load_model(model, len(names), tokenizer),
+        load_model(model, config, len(names)),
         trainer_arguments(
             seed, learning_rate, per_device_train_batch_size=batch, per_device_eval_batch_size=64,
             num_train_epochs=epochs, warmup_steps=math.ceil(round(warmup_ratio * updates, 6)),
@@ -217,13 +212,15 @@ def trainer_accuracy(
 
 def trainer_evaluation(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]:
     """Seconds of `Trainer.evaluate` at its defaults, time after time; and its positions, padding included."""
-    tokenizer = load_tokenizer(model)
+    config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     encoded = load_rows(rows, tokenizer, names, max_length)
     counts: list[Step] = []
     run = Trainer(
-        load_model(model, len(names), tokenizer),
-        TrainingArguments(output_dir=OUTPUT.name, report_to="none", disable_tqdm=True),
+        load_model(model, config, len(names)),
+        TrainingArguments(
+            output_dir=OUTPUT.name, report_to="none", disable_tqdm=True, use_cpu=device().type == "cpu"
+        ),
         data_collator=counting(DataCollatorWithPadding(tokenizer), counts),
         processing_class=tokenizer,
     )
@@ -274,11 +271,11 @@ def plain(
     """Some updates of the loop of Accelerate's examples: rows in random order, padding to the longest row of
     the batch, the default AdamW."""
     accelerator = Accelerator()
-    tokenizer = load_tokenizer(model)
+    config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
     torch.manual_seed(seed)
-    network = load_model(model, len(names), tokenizer)
+    network = load_model(model, config, len(names))
     loader = DataLoader(rows, shuffle=True, batch_size=batch, collate_fn=DataCollatorWithPadding(tokenizer))
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     scheduler = get_scheduler("linear", optimizer, 0, updates)
@@ -296,8 +293,8 @@ def tutorial(
     `padding`: "max_length" pads every text to the limit of tokenizer and model, as the tutorial does; after
     "do_not_pad" the collator pads to the longest of a batch, which computes the same in less time. With
     `validation`, the accuracy on as many of its rows."""
-    tokenizer = load_tokenizer(model)
-    limit = longest_text(None, tokenizer, AutoConfig.from_pretrained(model))  # some tokenizers name none
+    config, tokenizer = load_tokenizer(model)
+    limit = pretrained.longest_text(None, tokenizer, config)  # some tokenizers name none
     texts, labels = read_csv(train)
     names = sorted(set(labels))
 
@@ -316,7 +313,7 @@ def tutorial(
         return to_device(dict(DataCollatorWithPadding(tokenizer)(part)), device())
 
     torch.manual_seed(seed)
-    network = load_model(model, len(names), tokenizer).to(device())
+    network = load_model(model, config, len(names)).to(device())
     loader = DataLoader(
         sample(texts, labels),
         shuffle=True,

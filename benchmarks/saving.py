@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
             accelerator.save_state(str(Path(folder) / "state"))
             state_saved = time.perf_counter() - begin
             shutil.rmtree(Path(folder) / "state")
-            alone = median([update() for _ in range(3)])
+            alone = [update() for _ in range(5)]
             step += 1
             begin = time.perf_counter()
             writer.wait()
@@ -86,16 +86,17 @@ def run(options: argparse.Namespace) -> None:
             while writer.busy:
                 beside.append(update())
             written = time.perf_counter() - begin
+            alone += [update() for _ in range(5)]
             if number:
                 measured.append(
                     {
                         "blocking": blocking,
                         "save_state": state_saved,
                         "stall": stall,
-                        "update": alone,
+                        "update": median(alone),
                         "beside": median(beside),
                         "write": written,
-                        "lost": stall + written - len(beside) * alone,
+                        "lost": stall + written - len(beside) * median(alone),
                     }
                 )
                 say(str(measured[-1]))

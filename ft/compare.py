@@ -73,7 +73,8 @@ def runs_in(folder: Path) -> list[Path]:
     """The runs that a folder holds: itself, or those of several seeds."""
     if not folder.is_dir():
         raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
-    seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
+    is_run = (folder / "metrics.jsonl").exists()  # beside which such names are its user's
+    seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal() and not is_run]
     runs = sorted(seeds, key=lambda path: int(path.name[5:]))
     places = [(run, path) for run in runs if (path := run / "config.yaml").exists()]
     configs = [(run, yaml.safe_load(path.read_text("utf-8"))) for run, path in places]

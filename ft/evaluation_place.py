@@ -34,10 +34,12 @@ EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
 
 
 def clear_evaluation(folder: Path) -> list[str]:
-    """Take away what an earlier evaluation, which leaves predictions, has said in a folder, before another
-    one does: it would be taken for what is said of the new ones. Returns what to tell the user."""
-    is_evaluation = any(folder.glob("predictions.*"))
-    there = [name for name in EVALUATION if is_evaluation and (folder / name).exists()]
+    """Take away what an earlier evaluation, which leaves predictions or results, has said in a folder, before
+    another one does: it would be taken for what is said of the new predictions. Returns what to tell the
+    user."""
+    there = [name for name in EVALUATION if (folder / name).exists()]
+    if not any(folder.glob("predictions.*")) and "results.json" not in there:
+        return []
     for name in there:
         (folder / name).unlink()
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
@@ -65,8 +67,8 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
         return []
     if not known:
         return [
-            f"the {split} rows are set aside from the training rows; the model does not lie in the folder of "
-            "its run, so it is not known whether it has learned them"
+            f"the {split} rows are set aside from the training rows; nothing beside the model says which of "
+            "them it was trained on, so these may be rows that it has learned"
         ]
     name = next(name for name in now if now[name] != known.get(name))
     what = (

@@ -28,7 +28,6 @@ def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
     report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
-    run.signals.follows = "the run is ending"
     run.settle()
     if run.stopped_early():
         run.say(
@@ -89,6 +88,7 @@ def finish(run: Run) -> None:
     )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
+        run.signals.follows = "the run ends with its upload"
         run.say(f"pushed best/ to {run.hosts.from_main(lambda: _push(run))}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ft.checkpoint import checkpoints_in, replace_folder
+from ft.checkpoint import replace_folder
 from ft.config import Config
 from ft.data.audit import describe_rows
 from ft.data.encode import EncodedRows
@@ -208,14 +208,9 @@ def export(
         replace_folder(temporary, folder, keep)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        can_go_on = bool(checkpoints_in(folder.parent / "checkpoints"))
         raise UserError(
-            f"output_dir: {str(folder)!r} cannot be written: {error}. Make room, then "
-            + (
-                "go on with --resume_from_checkpoint latest."
-                if can_go_on
-                else "train again: no checkpoint stands."
-            )
+            f"output_dir: {str(folder)!r} cannot be written: {error}. Make room, then go on with "
+            "--resume_from_checkpoint latest (where no checkpoint was saved, that trains anew)."
         ) from None
     finally:
         tokenizer.model_max_length = before

@@ -299,7 +299,8 @@ class EvalOptions:
     """Evaluation"""
 
     split: Literal["train", "validation", "test"] | None = None
-    """The split to score. Default: test where there is one, else validation, else train."""
+    """The split to score. Default: test where there is one, else validation, else train; with --compare, test
+    where the runs have scored it, else validation."""
     id_column_name: str | None = None
     """Column that is copied to the predictions, so that rows are found again. Default: id, idx or row_id,
     where there is one."""

@@ -1,6 +1,7 @@
 """The output folder: who may write in it, and what of an earlier run goes."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Collection
@@ -16,10 +17,10 @@ from ft.errors import UserError, writing
 from ft.options import RunOptions
 
 LEAVES = (
-    "config.yaml environment.json metrics.jsonl results.json report.html seeds.json training.png wandb_id "
+    "config.yaml environment.json metrics.jsonl results.json report.html training.png wandb_id "
     "checkpoints best final wandb tensorboard"
 ).split()
-SEEDS = "seeds.json"  # which says that the folders seed-N beside it are those of `num_seeds`
+SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
@@ -159,7 +160,8 @@ def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
     left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
-    return [*left, *(path.name for path in _seeds(folder))]
+    seeds = [path.name for path in _seeds(folder)]  # without them, the record is of a start that was killed
+    return [*left, *([SEEDS, *seeds] if seeds else [])]
 
 
 def standing(folder: Path) -> list[str]:
@@ -170,11 +172,13 @@ def standing(folder: Path) -> list[str]:
 
 
 def _seeds(folder: Path) -> list[Path]:
-    """The folders of single seeds, see `ft.seeds`. Without the record of them, what has such a name is a run
+    """The folders of single seeds, see `ft.seeds`, by the record of them: another one of such a name is a run
     of its own."""
-    if not (folder / SEEDS).exists():
+    try:
+        known = dict(json.loads((folder / SEEDS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return []
-    return sorted(path for path in folder.glob("seed-*") if path.name[5:].isdecimal())
+    return [path for seed in known if (path := folder / f"seed-{seed}").exists()]
 
 
 def held_by_seeds(options: Config) -> list[str]:

@@ -62,8 +62,8 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
     ]  # fmt: skip
 
     record = _Record(config)
-    done = hosts.from_main(lambda: record.open(runs))
     try:
+        done = hosts.from_main(lambda: record.open(runs))
         for note in notes:
             hosts.say(f"note: {note}")
         for number, run in enumerate(runs, start=1):
@@ -88,12 +88,12 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
 
 
 class _Record:
-    """The folder of all seeds: its lock, its config.yaml, and seeds.json, which says with which config a seed
-    was finished. For the main process."""
+    """The folder of all seeds: its lock, its config.yaml, and seeds.json, which has a hash of the config with
+    which a seed was finished, null for one that is not. For the main process."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, Path(config.output_dir)
-        self.finished: dict[str, str] = {}
+        self.seeds: dict[str, str | None] = {}
         self._lock: Any = None
 
     def open(self, runs: Sequence[Config]) -> list[int]:
@@ -107,21 +107,22 @@ class _Record:
             set_aside(self.config)
         path = self.folder / SEEDS
         if path.exists():
-            self.finished = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            self._write()
+            self.seeds = json.loads(path.read_text(encoding="utf-8"))
+        self.seeds = dict.fromkeys((str(run.seed) for run in runs), None) | self.seeds
+        self._write()
         # After a change, every run looks for itself whether it may go on, and whether there is more to do.
         return [
             run.seed
             for run in runs
-            if self.finished.get(str(run.seed)) == _asked(run) and _results_of(run.output_dir).exists()
+            if self.seeds[str(run.seed)] == _asked(run) and _results_of(run.output_dir).exists()
         ]
 
     def check_data(self) -> None:
         """Raise `UserError` where the data is not that of a finished seed: a mean over both would say nothing
         of seeds."""
-        now = fingerprints(find_sources(self.config)) if self.finished else {}
-        for seed in self.finished:
+        finished = [seed for seed, asked in self.seeds.items() if asked]
+        now = fingerprints(find_sources(self.config)) if finished else {}
+        for seed in finished:
             path = self.folder / f"seed-{seed}" / "environment.json"
             known = json.loads(path.read_text(encoding="utf-8")).get("sources", {}) if path.exists() else {}
             changed = [split for split in known if now.get(split) != known[split]]
@@ -134,18 +135,18 @@ class _Record:
     def add(self, run: Config) -> None:
         """Note a finished seed."""
         write_whole(self.folder / "config.yaml", dump(self.config.repeatable()))
-        self.finished[str(run.seed)] = _asked(run)
+        self.seeds[str(run.seed)] = _asked(run)
         self._write()
 
     def _write(self) -> None:
-        write_whole(self.folder / SEEDS, to_json(self.finished, indent=1) + "\n")
+        write_whole(self.folder / SEEDS, to_json(self.seeds, indent=1) + "\n")
 
     def close(self, runs: Sequence[Config]) -> None:
         """Let the folder go. What was replaced comes back if the first run did not even begin."""
         if self._lock is None:
             return
         has_begun = any((Path(run.output_dir) / "config.yaml").exists() for run in runs)
-        if not has_begun and not self.finished:
+        if not has_begun and not any(self.seeds.values()):
             (self.folder / SEEDS).unlink(missing_ok=True)
         if (self.folder / REPLACED).exists():
             if has_begun:

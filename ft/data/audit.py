@@ -4,6 +4,7 @@ twice."""
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -250,9 +251,10 @@ def _is_missing(label: pa.ChunkedArray, blank_is_a_label: bool = False) -> pa.Ch
 
 
 def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """True for a string of white space only or of nothing; False for null."""
+    """True for a string of white space only or of nothing; False for null. (To trim them would write all
+    anew.)"""
     text = text.cast(pa.large_string())
-    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0).fill_null(False)
+    return pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)).fill_null(False)
 
 
 def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = False) -> dict[str, np.ndarray]:
@@ -260,7 +262,7 @@ def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = Fa
     bad = {}
     for name in columns.texts:
         null, blank = pc.is_null(table[name]), _is_blank(table[name])
-        empty = pc.equal(pc.utf8_length(table[name]), 0).fill_null(False)
+        empty = pc.equal(pc.binary_length(table[name]), 0).fill_null(False)
         unreadable = table.schema.metadata == ONE_FILE_A_ROW
         bad["the file is not UTF-8" if unreadable else f"{name} is null"] = _rows(null)
         bad[f"{name} is empty"] = _rows(empty)
@@ -310,7 +312,27 @@ def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     )
 
 
-def shared_rows(table: pa.Table, others: Sequence[pa.Table], columns: Columns) -> np.ndarray:
-    """Row numbers of `table` whose text, letter for letter, stands in one of `others`, too."""
-    there = pa.concat_arrays([chunk for other in others for chunk in joined_text(other, columns).chunks])
-    return _rows(pc.is_in(joined_text(table, columns), value_set=there))
+def text_marks(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
+    """A hash of each row's text, or of both: the same where these are, letter for letter. (To look for copies
+    among the texts themselves takes up to three times their memory.)"""
+    parts = []
+    for batch in table.select(list(columns.texts)).to_batches(max_chunksize=1024):
+        texts = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        marks = b"".join(blake2b("\x1f".join(row).encode(), digest_size=16).digest() for row in texts)
+        parts.append(pa.Array.from_buffers(pa.binary(16), batch.num_rows, [None, pa.py_buffer(marks)]))
+    return pa.chunked_array(parts, pa.binary(16))
+
+
+def shared_rows(marks: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
+    """Numbers of the rows of which the mark is among `others`."""
+    return _rows(pc.is_in(marks, value_set=others))
+
+
+def chosen(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Some rows, by their numbers in rising order. (Arrow's `take` would first copy all texts, to join
+    them.)"""
+    if len(rows) == table.num_rows:
+        return table
+    mask = np.zeros(table.num_rows, bool)
+    mask[rows] = True
+    return table.filter(pa.array(mask))

@@ -26,10 +26,12 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
     generator = np.random.default_rng(DRAW_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
     owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class
-    for value in np.unique(strata):
-        rows = generator.permutation(np.flatnonzero(strata == value))
+    order = np.argsort(strata, kind="stable")
+    begins = np.unique(strata[order], return_index=True)[1]
+    for members in np.split(order, begins[1:]):
+        rows = generator.permutation(members)
         for name, percentage in percentages.items():
-            owed[name] += np.count_nonzero(strata == value) * percentage / 100
+            owed[name] += len(members) * percentage / 100
             take = min(round(owed[name]), len(rows) - 1)
             # What a class cannot give is no other's to give: hundreds of one row each would take a large one.
             owed[name] = min(owed[name] - take, 0.5)

@@ -13,14 +13,15 @@ from ft.data.audit import (
     Scoring,
     choose_columns,
     choose_id,
+    chosen,
     describe_rows,
     find_bad_rows,
     guess_label,
     has_labels,
     ids_of,
-    joined_text,
     plain,
     shared_rows,
+    text_marks,
     unused_texts,
 )
 from ft.data.encode import labels_of
@@ -80,14 +81,16 @@ def usable_splits(
         if split == "train" and learns:
             notes += task.choose_kind(raw[columns.label], field, names)
         keep, facts[split] = usable_rows(options, raw, columns, split, notes, task.blank_is_a_target)
-        targets = raw[columns.label].take(keep)
+        kept = chosen(raw.select([*dict.fromkeys(columns.texts), columns.label]), keep)
+        targets = kept[columns.label]
         if split == "train" and learns:
             notes += task.learn_targets(targets, field, keep, names)
         tables[split] = pa.table(
-            {name: raw[name].take(keep) for name in columns.texts}
+            {name: kept[name] for name in columns.texts}
             | {"row": keep, "label": task.encode_targets(targets, field, keep, split, names)}
             | ({columns.id: ids_of(raw, columns).take(keep)} if columns.id else {})
         )
+        del raw, kept, targets  # columns that are not used, and rows that were dropped
     assert columns is not None
     columns = replace(columns, id=next(iter(ids.values()), ""))
     _set_aside(options, task, tables, facts, notes)
@@ -100,10 +103,10 @@ def usable_splits(
         if splits and split not in splits:
             del tables[split]
             continue
-        chosen = _sampled(options, split, tables[split].num_rows, notes)
-        if len(chosen) < tables[split].num_rows:
-            tables[split] = tables[split].take(chosen)
-        facts[split]["rows"] = len(chosen)
+        drawn = _sampled(options, split, tables[split].num_rows, notes)
+        if len(drawn) < tables[split].num_rows:
+            tables[split] = chosen(tables[split], np.sort(drawn)).take(np.argsort(np.argsort(drawn)))
+        facts[split]["rows"] = len(drawn)
     if learns:
         learned = labels_of(tables["train"])
         for split in (name for name in tables if name != "train"):
@@ -137,7 +140,7 @@ def _unlabelled(
     keep, facts = usable_rows(options, raw, columns, split, notes, blank_is_a_label=False)
     keep = keep[np.sort(_sampled(options, split, len(keep), notes))]
     if len(keep) < raw.num_rows:
-        raw, ids = raw.take(keep), None if ids is None else ids.take(keep)
+        raw, ids = chosen(raw, keep), None if ids is None else ids.take(keep)
     table = raw.append_column("row", pa.array(keep))
     if ids is not None:
         table = table.append_column(columns.id, ids)
@@ -221,7 +224,7 @@ def _set_aside(
     train = tables.pop("train")
     strata = task.strata(labels_of(train))
     for split, rows in stratified(strata, percentages).items():
-        tables[split] = train.take(rows)
+        tables[split] = chosen(train, rows)
         if split != "train":
             facts.setdefault(split, {})
             if not len(rows):
@@ -238,21 +241,23 @@ def _set_aside(
 def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: dict, notes: list[str]) -> None:
     """Count texts that stand more than once. If asked to, drop from training those of an evaluation split,
     and from validation those of the test split."""
-    rows = sum(table.num_rows for table in tables.values())
-    texts = pa.chunked_array([part for t in tables.values() for part in joined_text(t, columns).chunks])
-    copies = rows - len(texts.unique())
+    marks = {split: text_marks(table, columns) for split, table in tables.items()}
+    all_marks = pa.chunked_array([part for of_split in marks.values() for part in of_split.chunks])
+    copies = len(all_marks) - len(all_marks.unique())
     if copies and len(tables) > 1:
         notes.append(
-            f"{copies:,} of {rows:,} rows repeat the text of an earlier one, in their split or another"
+            f"{copies:,} of {len(all_marks):,} rows repeat the text of an earlier one, in their split or "
+            "another"
         )
     for split in ("test", "validation"):
         for other in ("validation", "train") if split == "test" else ("train",):
             if split not in tables or other not in tables:
                 continue
-            rows = shared_rows(tables[other], [tables[split]], columns)
+            rows = shared_rows(marks[other], marks[split])
             facts[other][f"shared_with_{split}"] = len(rows)
             if len(rows) and options.on_duplicates == "drop":
-                tables[other] = tables[other].take(np.setdiff1d(np.arange(tables[other].num_rows), rows))
+                kept = np.setdiff1d(np.arange(tables[other].num_rows), rows)
+                tables[other], marks[other] = chosen(tables[other], kept), marks[other].take(kept)
                 notes.append(f"{other}: dropped {len(rows):,} rows whose text is in {split}, too")
             elif len(rows):
                 notes.append(
@@ -262,7 +267,7 @@ def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: di
             if tables[other].num_rows == 0:
                 raise UserError(f"{other} data: every row's text is in {split}, too; nothing is left.")
     for split, table in tables.items():
-        count = table.num_rows - len(joined_text(table, columns).unique())
+        count = table.num_rows - len(marks[split].unique())
         facts[split]["repeated_texts"] = count
         if count:
             notes.append(f"{split}: {count:,} rows repeat the text of another row of it")

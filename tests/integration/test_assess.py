@@ -276,9 +276,7 @@ def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(ti
     assert train_here(model_name_or_path=tiny_model, **words) == EXIT_DONE
     shutil.copytree(tmp_path / "run/best", tmp_path / "elsewhere/best")
     asked = {"train_file": path, "output_dir": tmp_path / "out"}
-    said = (
-        "note: the validation rows are set aside from the training rows; the model does not lie in the folder"
-    )
+    said = "note: the validation rows are set aside from the training rows; nothing beside the model says"
     capsys.readouterr()
     assert score_here(**asked, model_name_or_path=tmp_path / "elsewhere/best") == EXIT_DONE
     assert said in capsys.readouterr().out

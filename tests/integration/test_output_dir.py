@@ -112,7 +112,7 @@ def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
 def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, tmp_path):
     """On another disk, too."""
     start = made(tmp_path / "run" / name)
-    (tmp_path / "run" / "seeds.json").write_text("{}")
+    (tmp_path / "run" / "seeds.json").write_text('{"7": null}')
     link = {"it": start, "the folder around it": tmp_path / "run" / name.split("/")[0]}.get(linked)
     if link:
         shutil.move(link, tmp_path / "disk")
@@ -141,6 +141,9 @@ def test_a_run_of_its_own_that_is_called_as_one_of_several_seeds_stays(words, tm
     assert train_here(**words) == 0
     assert train_here(**words, overwrite_output_dir=True) == 0
     assert train_here(**words, overwrite_output_dir=True, num_seeds=2) == 0  # seeds 42 and 43
+    assert train_here(**words, overwrite_output_dir=True, num_seeds=2) == 0
+    assert train_here(**words, overwrite_output_dir=True) == 0
+    assert not list((tmp_path / "run").glob("seed-4*"))
     assert (tmp_path / "run/seed-7/results.json").read_bytes() == before
     with pytest.raises(UserError, match=r"already holds a run \(seed-7\)"):
         train_here(**{**words, "seed": 6, "num_seeds": 2, "output_dir": only(tmp_path, "run/seed-7")})
@@ -150,14 +153,6 @@ def only(tmp_path, name):
     """A folder that holds a copy of this run alone."""
     shutil.copytree(tmp_path / name, tmp_path / "only" / Path(name).name)
     return tmp_path / "only"
-
-
-def test_after_a_full_disk_no_checkpoint_is_promised_where_none_stands(words, tmp_path, monkeypatch):
-    monkeypatch.setattr("ft.model.replace_folder", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
-    with pytest.raises(UserError, match=r"No space left\. Make room, then train again: no checkpoint stands"):
-        train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
-    with pytest.raises(UserError, match=r"Make room, then go on with --resume_from_checkpoint latest"):
-        train_here(**{**words, "output_dir": tmp_path / "saved", "eval_strategy": "no"})
 
 
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):

@@ -336,7 +336,7 @@ def test_the_folder_of_several_seeds_is_judged_as_the_run_judges_it(base_flags, 
     fresh = {**base_flags, "max_train_steps": 2}
     short = {**fresh, "resume_from_checkpoint": "latest"}
     (tmp_path / "run" / "seed-0").mkdir(parents=True)
-    (tmp_path / "run" / "seeds.json").write_text("{}")
+    (tmp_path / "run" / "seeds.json").write_text('{"0": null}')
     assert train_here(**short, num_seeds=2, preflight=True) == EXIT_DONE
     forecast = report_of(tmp_path / "run")["forecast"]
     assert (forecast["runs"], forecast["updates"]) == (2, 2)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import statistics
 import time
+from unittest.mock import Mock
 
 import pytest
 from compare import assert_same, same_bits, without_timing
@@ -265,6 +266,21 @@ def test_a_replaced_run_comes_back_if_the_new_one_cannot_begin(two_seeds, tmp_pa
     assert train_here(**{**two_seeds, "seed": 8, "overwrite_output_dir": True}) == EXIT_DONE
     assert sorted(path.name for path in folder.glob("seed-*")) == ["seed-8", "seed-9"]
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_that_is_full_at_the_record_gives_back_what_it_had_replaced(two_seeds, tmp_path, monkeypatch):
+    before = results_of(tmp_path / "run")
+    full = Mock(side_effect=UserError("No space left"))
+    monkeypatch.setattr("ft.seeds.write_whole", full)
+    with pytest.raises(UserError, match="No space left"):
+        train_here(**two_seeds, overwrite_output_dir=True)
+    assert results_of(tmp_path / "run") == before and (tmp_path / "run/seed-8/best").exists()
+
+
+def test_a_start_that_was_killed_before_its_first_run_is_not_in_the_way(two_seeds, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/seeds.json").write_text('{"7": null, "8": null}')
+    assert train_here(**{**two_seeds, "output_dir": tmp_path / "other"}) == EXIT_DONE
 
 
 def test_what_a_killed_start_had_replaced_is_not_in_the_way(two_seeds, tmp_path):

@@ -183,14 +183,15 @@ def test_a_folder_for_tables_that_cannot_be_written_is_said_before_anything_is_m
 
 def test_all_arms_take_one_device(monkeypatch):
     for found, left in ((None, "0"), ("2,3", "2"), ("", "")):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if found is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found or "")
+        if found is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         common.one_device()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == left
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     common.one_device()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert common.device().type == "cpu" and os.environ["ACCELERATE_USE_CPU"] == "true"
 
 
@@ -209,9 +210,9 @@ def test_peers_take_what_train_py_takes(tiny_model, tmp_path):
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token is None
-    loaded = peers.load_tokenizer(str(tmp_path))
+    config, loaded = peers.load_tokenizer(str(tmp_path))
     assert loaded.pad_token == "[SEP]" and "token_type_ids" not in loaded("a", "b")
-    network = peers.load_model(str(tmp_path), 3, loaded)
+    network = peers.load_model(str(tmp_path), config, 3)
     batch = loaded([("one", "two"), ("three", "four five")], padding=True, return_tensors="pt")
     assert network(**batch, labels=torch.tensor([0, 2])).logits.shape == (2, 3)
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from conftest import make_rows, write_csv
+from conftest import ROOT, make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared, jsonl
@@ -48,6 +48,31 @@ def test_rows_are_encoded_as_the_tokenizer_does_and_padded_on_the_right(tokenize
     for name in ("input_ids", "attention_mask"):
         assert np.array_equal(padded[name], expected[name])
     assert split.lengths[some].tolist() == expected["attention_mask"].sum(1).tolist()
+
+
+HELD = """
+import os, sys
+import pyarrow as pa
+from ft.config import Config
+from ft.data.sources import find_sources
+from ft.data.usable import usable_splits
+from ft.tasks import build_task
+
+pool = pa.proxy_memory_pool(pa.default_memory_pool())
+pa.set_memory_pool(pool)
+config = Config(model_name_or_path="-", train_file=sys.argv[1])
+tables, *_ = usable_splits(config, build_task(config), find_sources(config), (), None)
+print(pool.max_memory() / sum(table["text"].nbytes for table in tables.values()), flush=True)
+os._exit(0)  # the arrays end after their pool
+"""
+
+
+def test_texts_are_held_twice_at_most_while_they_are_read_and_checked(tmp_path):
+    """Where some are set aside, which splits them; four times before `chosen` and `text_marks`."""
+    rows = [{"text": f"{row} " + "word " * 100, "label": "ab"[row % 2]} for row in range(12_000)]
+    path = write_csv(tmp_path / "all.csv", rows)
+    done = subprocess.run([sys.executable, "-c", HELD, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert float(done.stdout) < 2.5, done.stderr
 
 
 def test_the_tokens_of_all_splits_are_known(tokenizer, tmp_path):
