@@ -17,7 +17,7 @@ from ft.config import EvalConfig
 from ft.data.sources import choose_split, find_sources, fingerprints
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.hosts import HostGroup
-from ft.output import check_place, write_whole
+from ft.output import check_place, seed_folders, write_whole
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
@@ -73,8 +73,9 @@ def runs_in(folder: Path) -> list[Path]:
     """The runs that a folder holds: itself, or those of several seeds."""
     if not folder.is_dir():
         raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
-    is_run = (folder / "metrics.jsonl").exists()  # beside which such names are its user's
-    seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal() and not is_run]
+    seeds = seed_folders(folder)
+    if not seeds and not (folder / "metrics.jsonl").exists():  # each trained by a command of its own
+        seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
     runs = sorted(seeds, key=lambda path: int(path.name[5:]))
     places = [(run, path) for run in runs if (path := run / "config.yaml").exists()]
     configs = [(run, yaml.safe_load(path.read_text("utf-8"))) for run, path in places]

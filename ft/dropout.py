@@ -7,7 +7,7 @@ costs one multiplication and one comparison an element. The last steps of the ha
 (Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014).
 
 Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers): a
-quarter to a third of its time on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
+third of its time or less on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
 
 from __future__ import annotations
 

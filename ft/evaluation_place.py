@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,23 @@ EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
 
 
 def clear_evaluation(folder: Path) -> list[str]:
-    """Take away what an earlier evaluation, which leaves predictions or results, has said in a folder, before
-    another one does: it would be taken for what is said of the new predictions. Returns what to tell the
-    user."""
+    """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
+    for what is said of the new predictions. Returns what to tell the user."""
     there = [name for name in EVALUATION if (folder / name).exists()]
-    if not any(folder.glob("predictions.*")) and "results.json" not in there:
+    if not any(folder.glob("predictions.*")) and not _has_results(folder):
         return []
     for name in there:
         (folder / name).unlink()
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether the results in a folder are of an evaluation, whose predictions may have gone elsewhere."""
+    try:
+        known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(known, dict) and {"split", "model", "options"} <= known.keys()
 
 
 def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:

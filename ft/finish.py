@@ -73,6 +73,7 @@ def finish(run: Run) -> None:
         run.task.calibration = progress.best_calibration
         scored["test"] = _last_score(run, "test")
         results |= _assessed(run, "test", scored["test"])
+    run.signals.follows = "the run is ending"
     results["perf/total_seconds"] = run.total_seconds()
     if progress.earlier_totals:  # its config.yaml alone does not repeat such a run
         results["train/earlier_totals"] = progress.earlier_totals
@@ -88,7 +89,6 @@ def finish(run: Run) -> None:
     )
     run.say(end_summary(results, config, run.task, run.output_dir))
     if config.push_to_hub:
-        run.signals.follows = "the run ends with its upload"
         run.say(f"pushed best/ to {run.hosts.from_main(lambda: _push(run))}")
 
 

@@ -37,7 +37,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     check_place(folder)
     found, warnings = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
     held = held_in(folder)
-    if _seeds(folder) and not options.overwrite_output_dir:
+    if seed_folders(folder) and not options.overwrite_output_dir:
         raise UserError(
             f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
             "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
@@ -110,7 +110,7 @@ def check_seeds_dir(options: Config) -> None:
     folder = Path(options.output_dir)
     check_place(folder)
     held = held_by_seeds(options)
-    for seed in _seeds(folder):
+    for seed in seed_folders(folder):
         _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
     if not held or options.overwrite_output_dir:
         return
@@ -129,15 +129,18 @@ def set_aside(options: Config) -> None:
     folder = Path(options.output_dir)
     (folder / REPLACED).mkdir(exist_ok=True)
     for name in held_by_seeds(options):
-        _remove(folder / REPLACED / name)  # by a start that was killed; what it had begun takes its place
-        (folder / name).replace(folder / REPLACED / name)
+        with writing(folder / name):
+            _remove(folder / REPLACED / name)  # by a start that was killed; what it had begun takes its place
+            (folder / name).replace(folder / REPLACED / name)
 
 
 def put_back(folder: Path) -> None:
-    """Undo `set_aside`."""
-    for path in (folder / REPLACED).iterdir():
-        path.replace(folder / path.name)
-    (folder / REPLACED).rmdir()
+    """Undo `set_aside`, as far as it came. What cannot be moved stays where it is."""
+    with contextlib.suppress(OSError):
+        for path in sorted((folder / REPLACED).iterdir()):
+            with contextlib.suppress(OSError):
+                path.replace(folder / path.name)
+        (folder / REPLACED).rmdir()
 
 
 def check_place(folder: Path) -> None:
@@ -160,7 +163,9 @@ def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
     left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
-    seeds = [path.name for path in _seeds(folder)]  # without them, the record is of a start that was killed
+    seeds = [
+        path.name for path in seed_folders(folder)
+    ]  # without them, the record is of a start that was killed
     return [*left, *([SEEDS, *seeds] if seeds else [])]
 
 
@@ -171,7 +176,7 @@ def standing(folder: Path) -> list[str]:
     return [*held_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
 
 
-def _seeds(folder: Path) -> list[Path]:
+def seed_folders(folder: Path) -> list[Path]:
     """The folders of single seeds, see `ft.seeds`, by the record of them: another one of such a name is a run
     of its own."""
     try:

@@ -28,6 +28,7 @@ from ft.output import (
     lock_output_dir,
     put_back,
     release_output_dir,
+    seed_folders,
     set_aside,
     write_whole,
 )
@@ -142,14 +143,15 @@ class _Record:
         write_whole(self.folder / SEEDS, to_json(self.seeds, indent=1) + "\n")
 
     def close(self, runs: Sequence[Config]) -> None:
-        """Let the folder go. What was replaced comes back if the first run did not even begin."""
+        """Let the folder go. What was replaced comes back if the first run did not even begin, or all of it
+        could not be moved."""
         if self._lock is None:
             return
         has_begun = any((Path(run.output_dir) / "config.yaml").exists() for run in runs)
-        if not has_begun and not any(self.seeds.values()):
+        if not seed_folders(self.folder):
             (self.folder / SEEDS).unlink(missing_ok=True)
         if (self.folder / REPLACED).exists():
-            if has_begun:
+            if has_begun and self.seeds:  # which are known once all was moved
                 shutil.rmtree(self.folder / REPLACED)
             else:
                 put_back(self.folder)

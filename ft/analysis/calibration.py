@@ -103,6 +103,7 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_expit, log_softmax
 
+    logits = logits.astype(np.float64)
     if targets.ndim == 2:
         logits = np.where(targets, logits, -logits)
 

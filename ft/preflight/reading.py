@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ft.config import Config, EvalConfig
-from ft.data.audit import Columns, choose_columns, find_bad_rows, has_labels, joined_text, plain
+from ft.data.audit import Columns, choose_columns, chosen, find_bad_rows, has_labels, joined_text, plain
 from ft.data.encode import labels_of
 from ft.data.files import format_of, lines_not_utf8, read_table
 from ft.data.sources import Source, find_sources
@@ -134,7 +134,7 @@ def _split(
         findings.block("labels", str(error))
         if task.has_targets:
             unknown = _unknown(task, targets, field, keep, name, names)
-    texts = raw.select(list(columns.texts)).take(pa.array(keep))  # Arrow would join all of every column
+    texts = chosen(raw.select(list(columns.texts)), keep)
     return ReadSplit(texts, keep, columns, raw.num_rows, bad, labels, unknown)
 
 

@@ -13,6 +13,7 @@ from conftest import FORK, FORKS, flags, launch, score_here, train_here
 
 import eval as evaluation
 from ft.cli import parse
+from ft.compare import runs_in
 from ft.config import EvalConfig
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
@@ -384,6 +385,14 @@ def test_an_evaluation_of_other_texts_does_not_choose_the_split(trained, tmp_pat
         predictions_format="csv",
     )  # fmt: skip
     assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split
+
+
+def test_a_run_of_the_user_beside_the_seeds_is_none_of_them(trained, tmp_path):
+    seeds = shutil.copytree(trained / "short", tmp_path / "seeds")
+    shutil.copytree(trained / "short/seed-42", seeds / "seed-7")
+    assert [path.name for path in runs_in(seeds)] == ["seed-42", "seed-43"]
+    (seeds / "seeds.json").unlink()  # each trained by a command of its own
+    assert [path.name for path in runs_in(seeds)] == ["seed-7", "seed-42", "seed-43"]
 
 
 def test_a_test_split_without_labels_is_not_what_runs_are_compared_on(trained, tmp_path):

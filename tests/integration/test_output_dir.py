@@ -155,6 +155,14 @@ def only(tmp_path, name):
     return tmp_path / "only"
 
 
+def test_a_model_that_the_disk_does_not_take_is_one_message(words, monkeypatch):
+    monkeypatch.setattr("ft.model.replace_folder", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(
+        UserError, match=r"No space left\. Make room, .*latest \(where no checkpoint was saved"
+    ):
+        train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
+
+
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):
     write_whole(tmp_path / "results.json", "whole")
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))

@@ -269,10 +269,12 @@ def test_what_is_said_in_a_folder_is_of_its_last_evaluation(
 
 def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/report.html").write_text("of the user")
+    for name in ("report.html", "results.json"):
+        (tmp_path / "out" / name).write_text("of the user")
     file = write_csv(tmp_path / "new.csv", [{"text": "so good"}])
     predict(models / "single/best", file, tmp_path / "out")
-    assert (tmp_path / "out/report.html").read_text() == "of the user"
+    for name in ("report.html", "results.json"):
+        assert (tmp_path / "out" / name).read_text() == "of the user"
 
 
 def test_what_only_scores_need_is_not_asked_for_and_is_said_to_do_nothing(models, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """Several seeds in one run: each is the run of its own seed, to the bit, and together they go on where they
 were cut."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import statistics
 import time
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -275,6 +277,30 @@ def test_a_disk_that_is_full_at_the_record_gives_back_what_it_had_replaced(two_s
     with pytest.raises(UserError, match="No space left"):
         train_here(**two_seeds, overwrite_output_dir=True)
     assert results_of(tmp_path / "run") == before and (tmp_path / "run/seed-8/best").exists()
+
+
+def test_what_cannot_be_moved_out_of_the_way_leaves_the_rest_as_it_was(two_seeds, tmp_path, monkeypatch):
+    before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*"))
+    real = Path.replace
+
+    def replace(path, target):
+        if path.name == "seed-8" and ".replaced" in str(target):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match=r"seed-8' cannot be written: .*Permission denied"):
+        train_here(**two_seeds, overwrite_output_dir=True)
+    assert sorted(path.relative_to(tmp_path) for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_the_record_stays_with_the_seeds_that_were_cut(two_seeds, tmp_path):
+    record = tmp_path / "run/seeds.json"
+    record.write_text('{"7": null, "8": null}')
+    other = {**two_seeds, "seed": 20, "resume_from_checkpoint": "latest", "label_column_name": "lable"}
+    with pytest.raises(UserError, match="label_column_name"):
+        train_here(**other)
+    assert {"7", "8"} <= json.loads(record.read_text()).keys()
 
 
 def test_a_start_that_was_killed_before_its_first_run_is_not_in_the_way(two_seeds, tmp_path):
