@@ -163,9 +163,8 @@ def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
     left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
-    seeds = [
-        path.name for path in seed_folders(folder)
-    ]  # without them, the record is of a start that was killed
+    # A record without a folder of any of its seeds is that of a start that was killed.
+    seeds = [path.name for path in seed_folders(folder)]
     return [*left, *([SEEDS, *seeds] if seeds else [])]
 
 

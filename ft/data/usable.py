@@ -81,7 +81,7 @@ def usable_splits(
         if split == "train" and learns:
             notes += task.choose_kind(raw[columns.label], field, names)
         keep, facts[split] = usable_rows(options, raw, columns, split, notes, task.blank_is_a_target)
-        kept = chosen(raw.select([*dict.fromkeys(columns.texts), columns.label]), keep)
+        kept = chosen(raw.select([*columns.texts, columns.label]), keep)
         targets = kept[columns.label]
         if split == "train" and learns:
             notes += task.learn_targets(targets, field, keep, names)
