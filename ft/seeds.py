@@ -109,7 +109,7 @@ class _Record:
         path = self.folder / SEEDS
         if path.exists():
             self.seeds = json.loads(path.read_text(encoding="utf-8"))
-        self.seeds = dict.fromkeys((str(run.seed) for run in runs), None) | self.seeds
+        self.seeds = dict.fromkeys(str(run.seed) for run in runs) | self.seeds
         self._write()
         # After a change, every run looks for itself whether it may go on, and whether there is more to do.
         return [

@@ -101,17 +101,9 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     stays. It is looked for between 1/20 and 20, and is 1 where no loss is lower than at 1/20: rows of which
     none is wrong do not tell it."""
     from scipy.optimize import minimize_scalar
-    from scipy.special import log_expit, log_softmax
-
-    logits = logits.astype(np.float64)
-    if targets.ndim == 2:
-        logits = np.where(targets, logits, -logits)
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        if targets.ndim == 2:
-            return -float(log_expit(scaled).mean())
-        return -float(log_softmax(scaled, axis=1)[np.arange(len(targets)), targets].mean())
+        return proper_scores(logits / np.exp(log_temperature), targets)["log_loss"]
 
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded")
