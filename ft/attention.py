@@ -89,7 +89,7 @@ def attend(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
-        scores = _masked(scores, attention_mask)
+        scores = masked(scores, attention_mask)
     if torch.compiler.is_compiling() and module.longest is not None:
         torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]  # a softmax in one pass
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -107,7 +107,7 @@ def attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
     return sdpa_mask(*args, **options)
 
 
-def _masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The scores and what Transformers' mask takes off them: in place, but for one that is added as it is,
     which may have a gradient of its own."""
     if mask.dtype != torch.bool:
@@ -214,7 +214,7 @@ class _Scores:
         scores = _product(self.query[tile], self.key[tile].transpose(2, 3), self.scaling)
         if self.mask is not None:
             of_rows = self.mask.dim() == 4 and len(self.mask) > 1
-            scores = _masked(scores, self.mask[tile] if of_rows else self.mask)
+            scores = masked(scores, self.mask[tile] if of_rows else self.mask)
         return torch.softmax(scores, dim=-1, out=to)
 
     @cached_property

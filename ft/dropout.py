@@ -153,14 +153,15 @@ class RowKeyedDropout(nn.Module):
         """`x` with masked elements zeroed and the others divided by 1 - p; unchanged in evaluation."""
         if not self.training or self.p == 0:
             return x
-        return _drop(x, self.rows, self.p, self.place)
+        return drop(x, self.rows, self.p, self.place)
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"p={self.p}, layer={self.place.layer}"
 
 
-def _drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor:
+def drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor:
+    """`x` with masked elements zeroed and the others divided by 1 - p."""
     kept = rows.mask(place, x.shape, threshold_of(p))
     return nn.functional.dropout(x, p) if kept is None else _masked(x, kept, 1 / (1 - p))
 

@@ -101,6 +101,33 @@ def test_an_evaluation_on_transformers_own_attention_is_the_same(attention):
     assert model.bert(**inputs).last_hidden_state.shape == (16, 1, 32)
 
 
+def test_no_position_has_a_key_or_a_value_but_under_lora_which_needs_them():
+    plain, lora = small("bert"), small("bert")
+    add_lora(lora, Config(model_name_or_path="-", lora_rank=4), "text-classification", "-", set())
+    for model in (plain, lora):
+        made = []
+        assert narrow_last_layer(model) == []
+        attention = model.base_model.encoder.layer[1].attention.self
+        for side in (attention.key, attention.value):
+            side.register_forward_hook(lambda *_, made=made: made.append(1))
+        outcome(model, rows("right"))
+        assert bool(made) is (model is lora)
+
+
+def test_so_they_are_up_to_the_digits_of_bf16():
+    model = small("bert")
+    narrow = copy.deepcopy(model)
+    assert narrow_last_layer(narrow) == []
+    exact = outcome(copy.deepcopy(model), rows("right"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [outcome(one, rows("right")) for one in (model, narrow)]
+    off = [
+        [(one - right).norm() / right.norm() for one, right in zip(of, exact, strict=True)] for of in found
+    ]
+    for whole, first in zip(*off, strict=True):
+        assert 1e-4 < first < 1.5 * whole
+
+
 class MeanPooler(nn.Module):
     def forward(self, hidden_states):
         return hidden_states.mean(dim=1)
