@@ -23,7 +23,7 @@ from ft.attention import masked
 from ft.dropout import drop
 from ft.errors import first_line
 
-TOLERANCE = 1e-5  # relative, of logits and of gradients in fp32; 1e-7 is usual
+TOLERANCE = 1e-5  # relative, of logits and of gradients in fp32; less than 1e-6 is usual
 ATTENTIONS = ("eager", "row_keyed", "sdpa")  # those that take fewer queries than keys as they are
 EVERY = "the last layer is computed for every position"
 
@@ -104,8 +104,10 @@ def _attend(
     """The attention of the first position to all of (rows, tokens, size): (rows, 1, size)."""
     query, key, value = projections
     mask = None if attention_mask is None else attention_mask[:, :, :1]
-    if all(type(side) is nn.Linear and side.bias is not None for side in (key, value)):  # not under LoRA
-        return _attend_to_inputs(attention, query(hidden_states[:, 0]), key, value, hidden_states, mask)
+    if all(type(side) is nn.Linear and side.bias is not None for side in (key, value)):  # LoRA's are not
+        # One position, not none: LoRA's dropout would be another without that dimension.
+        of_first = query(hidden_states[:, :1]).squeeze(1)
+        return _attend_to_inputs(attention, of_first, key, value, hidden_states, mask)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     sides = query(hidden_states[:, :1]), key(hidden_states), value(hidden_states)
@@ -126,12 +128,13 @@ def _attend_to_inputs(
     """The same for a query of each row (rows, size), without keys and values of the positions.
 
     q (W x + b) is (q W) x + q b, and a mean of W x + b is W of the mean of x, and b: the weights of keys and
-    values take part once a row and head, not once a token. (DeepSeek-V2, 2024, does so where it decodes.)"""
+    values take part once a row, not once a token. (DeepSeek-V2, 2024, does so where it decodes.)"""
     heads = (-1, attention.attention_head_size)
     key_weight, value_weight = (side.weight.unflatten(0, heads) for side in (key, value))
     key_bias, value_bias = (side.bias.unflatten(0, heads) for side in (key, value))
     query = query.unflatten(-1, heads) * attention.scaling
     by_input = torch.einsum("rhd,hds->rhs", query, key_weight)
+    # The softmax takes no notice of the bias, which is here to have a gradient, as in the whole layer.
     scores = by_input @ hidden_states.transpose(1, 2) + (query * key_bias).sum(-1, keepdim=True)
     scores = scores.unsqueeze(2)  # (rows, heads, 1, tokens)
     if mask is not None:
@@ -142,7 +145,7 @@ def _attend_to_inputs(
     probabilities = probabilities.squeeze(2)
     mean = probabilities @ hidden_states  # (rows, heads, size)
     found = torch.einsum("rhs,hds->rhd", mean, value_weight)
-    found = found + probabilities.sum(-1, keepdim=True) * value_bias
+    found = found + probabilities.sum(-1, keepdim=True) * value_bias  # which is not 1 under dropout
     return found.flatten(1).unsqueeze(1)
 
 

@@ -27,7 +27,11 @@ def small(kind, attention=None, **options):
     if kind == "electra":
         sizes["embedding_size"] = 16
     config = AutoConfig.for_model(kind, vocab_size=40, num_labels=3, pad_token_id=0, **sizes, **options)
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    for name, weight in model.named_parameters():  # biases begin at zero, where much would not be seen
+        if name.endswith("bias"):
+            nn.init.normal_(weight, std=0.1)
+    return model
 
 
 def rows(padding):
@@ -76,9 +80,10 @@ def test_so_they_are_with_padding_on_the_left():
     assert_the_same_in_training(small("bert"), padding="left")
 
 
-def test_so_they_are_under_lora():
+@pytest.mark.parametrize("beside", [None, "query", "value"])
+def test_so_they_are_under_lora(beside):
     model = small("roberta")
-    options = Config(model_name_or_path="-", lora_rank=4, lora_dropout=0.1)
+    options = Config(model_name_or_path="-", lora_rank=4, lora_dropout=0.1, lora_target_modules=beside)
     add_lora(model, options, "text-classification", "-", set())
     for name, weight in model.named_parameters():
         if ".lora_B." in name:  # zero in the beginning, with which LoRA changes nothing
@@ -92,13 +97,18 @@ def test_so_they_are_with_activation_checkpointing():
     assert_the_same_in_training(model)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_an_evaluation_on_transformers_own_attention_is_the_same(attention):
-    model, inputs = small("bert", attention).eval(), rows("right")
-    whole = model(**inputs).logits
-    assert narrow_last_layer(model) == [] and model.config._attn_implementation == attention
-    assert torch.allclose(model(**inputs).logits, whole, atol=1e-6)
-    assert model.bert(**inputs).last_hidden_state.shape == (16, 1, 32)
+def test_so_they_are_up_to_the_digits_of_bf16():
+    model = small("bert", initializer_range=0.2)
+    narrow = copy.deepcopy(model)
+    assert narrow_last_layer(narrow) == []
+    exact = outcome(copy.deepcopy(model), rows("right"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [outcome(one, rows("right")) for one in (model, narrow)]
+    off = [
+        [(one - right).norm() / right.norm() for one, right in zip(of, exact, strict=True)] for of in found
+    ]
+    for whole, first in zip(*off, strict=True):
+        assert 1e-4 < first < 1.5 * whole
 
 
 def test_no_position_has_a_key_or_a_value_but_under_lora_which_needs_them():
@@ -114,18 +124,13 @@ def test_no_position_has_a_key_or_a_value_but_under_lora_which_needs_them():
         assert bool(made) is (model is lora)
 
 
-def test_so_they_are_up_to_the_digits_of_bf16():
-    model = small("bert")
-    narrow = copy.deepcopy(model)
-    assert narrow_last_layer(narrow) == []
-    exact = outcome(copy.deepcopy(model), rows("right"))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = [outcome(one, rows("right")) for one in (model, narrow)]
-    off = [
-        [(one - right).norm() / right.norm() for one, right in zip(of, exact, strict=True)] for of in found
-    ]
-    for whole, first in zip(*off, strict=True):
-        assert 1e-4 < first < 1.5 * whole
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_an_evaluation_on_transformers_own_attention_is_the_same(attention):
+    model, inputs = small("bert", attention).eval(), rows("right")
+    whole = model(**inputs).logits
+    assert narrow_last_layer(model) == [] and model.config._attn_implementation == attention
+    assert torch.allclose(model(**inputs).logits, whole, atol=1e-6)
+    assert model.bert(**inputs).last_hidden_state.shape == (16, 1, 32)
 
 
 class MeanPooler(nn.Module):
