@@ -260,7 +260,7 @@ def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, o
     def nothing_dropped(scores, tile, probabilities):
         return probabilities * (1 - scores.dropout)  # the values are divided by it
 
-    monkeypatch.setattr(dropout, "_drop", lambda x, *rest: x)
+    monkeypatch.setattr(dropout, "drop", lambda x, *rest: x)
     monkeypatch.setattr(attention, "drop_and_scale", lambda x, y, *rest: (x, y))
     monkeypatch.setattr(attention._Scores, "dropped", nothing_dropped)
     if not on_cpu:
