@@ -23,8 +23,8 @@ SETTINGS = {
     # where this takes 2.3.
     "glibc.malloc.tcache_count": 0,
     "glibc.malloc.mxfast": 0,
-    # Pages of 2 MB, where the kernel gives them to those who ask: 1.013 to 1.018 times the updates a second at
-    # 24 tokens, and no more memory. (From glibc 2.35 on; older ones take no notice.)
+    # Pages of 2 MB, where the kernel gives them to those who ask: 1.013 to 1.018 times the updates a second
+    # at 24 tokens, and no more memory. (From glibc 2.35 on; older ones take no notice.)
     "glibc.malloc.hugetlb": 1,
 }
 
