@@ -308,7 +308,7 @@ def test_a_compiled_layer_is_compiled_once_and_drops_the_same(monkeypatch):
             model(input_ids=ids, attention_mask=mask).logits.sum().backward()
             found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert (found[0] - found[1]).norm() / found[0].norm() < 2e-6
-    assert 2 <= len(programs) <= 4
+    assert 2 <= len(programs) <= 3  # one for each of four layers would be more
 
 
 def test_the_keys_follow_the_rows_to_another_device_also_where_nothing_reads_them():
