@@ -34,7 +34,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
-    from ft.ddp import exchange_met_rows, prepare_for_ddp
+    from ft.ddp import prepare_for_ddp
     from ft.finish import finish
     from ft.health import spread_nonfinite
     from ft.invariance import key_dropout
@@ -63,7 +63,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     model = build_model(config, task, model_config, tokenizer, notes)
     run.compare_hosts(data, model)
     train_met_words(model, tokenizer, data.tokens, run.hosts)
-    word_table = prepare_for_ddp(model, accelerator)
+    exchange_gradients = prepare_for_ddp(model, accelerator)
     compiled_length = max_length if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)
     if config.torch_compile:
@@ -102,7 +102,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )
                         losses.append(loss.detach())
-                    exchange_met_rows(word_table)  # where processes train on CPUs
+                    exchange_gradients()  # that DDP does not: of processes on CPUs
                     accelerator.unscale_gradients()  # of fp16
                     grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()

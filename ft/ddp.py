@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ft.hosts import HostGroup
+from ft.shared_gradients import SharedGradients, shared_memory
 from ft.trial import evaluated_logits, short_rows
 from ft.words import word_embeddings
 
@@ -15,17 +19,38 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def prepare_for_ddp(model: Any, accelerator: Accelerator) -> nn.Parameter | None:
+def prepare_for_ddp(model: Any, accelerator: Accelerator) -> Callable[[], object]:
     """Tell DDP what of a model it cannot see by itself; to be called before anything is compiled.
 
     Where a trial on short rows leaves weights without a gradient (XLNet and ESM have such), DDP has to search
-    for them in each update; else it does not, and stops at the first. Returns the table whose gradient is
-    left to `exchange_met_rows`, if any."""
+    for them in each update; else it does not, and stops at the first. Returns what exchanges the gradients
+    that are kept from it, on CPUs; to be called once all gradients of an update are there."""
     if accelerator.is_fsdp2 or not torch.distributed.is_initialized():
-        return None
+        return nothing_to_exchange
     # One process under torchrun on a CPU is wrapped in DDP, too.
-    accelerator.ddp_handler.find_unused_parameters = not uses_all_weights(model)
-    return keep_from_ddp(model) if accelerator.num_processes > 1 else None
+    uses_all = uses_all_weights(model)
+    accelerator.ddp_handler.find_unused_parameters = not uses_all
+    if accelerator.num_processes == 1 or torch.distributed.get_backend() != "gloo":
+        return nothing_to_exchange
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    # DDP refuses to have nothing to do.
+    trained.pop(min(trained, key=lambda name: trained[name].numel()))
+    if uses_all and {weight.dtype for weight in trained.values()} == {torch.float32}:
+        hosts, numbers = HostGroup(accelerator), sum(weight.numel() for weight in trained.values())
+        memory = shared_memory(hosts.num_processes + 1, numbers, hosts)
+        if memory is not None:
+            keep_from_ddp(model, trained.values())
+            return SharedGradients(trained, memory, hosts.rank).exchange
+    words = word_embeddings(model)
+    table: Any = words.weight if isinstance(words, nn.Embedding) else None
+    if not any(weight is table for weight in trained.values()):
+        return nothing_to_exchange
+    keep_from_ddp(model, [table])
+    return partial(exchange_met_rows, table)
+
+
+def nothing_to_exchange() -> None:
+    """DDP does it, or FSDP2, or there is one process."""
 
 
 def uses_all_weights(model: nn.Module) -> bool:
@@ -45,34 +70,30 @@ def uses_all_weights(model: nn.Module) -> bool:
     return all(weight in reached for weight in model.parameters() if weight.requires_grad)
 
 
-def keep_from_ddp(model: Any) -> nn.Parameter | None:
-    """The table of the word embeddings, whose gradient DDP is told to leave alone; None where it is not
-    trained, and where it is not gloo that joins the processes."""
-    words = word_embeddings(model)
-    if torch.distributed.get_backend() != "gloo" or not isinstance(words, nn.Embedding):
-        return None
-    table = words.weight
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not isinstance(table, nn.Parameter) or not table.requires_grad or len(trained) == 1:
-        return None  # DDP refuses to have nothing to do
-    names = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is table]
+def keep_from_ddp(model: Any, weights: Collection[nn.Parameter]) -> None:
+    """Have DDP leave these weights of a model alone, but begin with those of the first process, as it does
+    with what it takes."""
+    kept = {id(weight) for weight in weights}
+    names = [name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in kept]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
-    torch.distributed.broadcast(table.detach(), 0)  # as DDP begins with what it takes
-    return table
+    for weight in weights:
+        first = weight.detach().contiguous()
+        torch.distributed.broadcast(first, 0)
+        weight.detach().copy_(first)
 
 
-def exchange_met_rows(table: nn.Parameter | None) -> None:
-    """Give the gradient of a table that `keep_from_ddp` returned its mean over the processes, as DDP does,
-    but exchange only those rows (rows, width) that a process met: all others are zero.
+def exchange_met_rows(table: nn.Parameter) -> None:
+    """Give the gradient of a table that is kept from DDP its mean over the processes, but exchange only those
+    rows (rows, width) that a process met: all others are zero.
 
-    The table has a row for each token of the data (`ft.words`) or of the vocabulary, and an update meets some
-    hundred or thousand of them. Measured (BERT of width 384, two processes on the cores of one host, the
-    vocabulary's table, which is half of the model, in turn with exchanging all of it): updates are 1.07 to
-    1.29 times as fast on short texts. Not on a GPU, where the host would have to wait for the number of
-    rows."""
-    if table is None or table.grad is None:
-        return
+    For processes that share no memory, as on several hosts. The table has a row for each token of the data
+    (`ft.words`) or of the vocabulary, and an update meets some hundred or thousand of them. Measured (BERT of
+    width 384, two processes on the cores of one host, the vocabulary's table, which is half of the model, in
+    turn with exchanging all of it): updates are 1.07 to 1.29 times as fast on short texts. Not on a GPU,
+    where the host would have to wait for the number of rows."""
     gradient = table.grad
+    if gradient is None:
+        return
     # The fastest way to find rows of zeros. Squares vanish where a gradient is below 1e-23, where AdamW makes
     # nothing of it, beside an eps of 1e-8.
     met = (torch.linalg.vector_norm(gradient, dim=-1) != 0).byte()

@@ -1,4 +1,4 @@
-"""train.py on a `Run` that counts collectives: `counted.py WORDS ...` also writes OUTPUT_DIR.json."""
+"""train.py on a `Run` that counts collectives: `counted.py [apart] WORDS ...` also writes OUTPUT_DIR.json."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from apart import share_no_memory
 
 import train
 from ft.cli import parse
@@ -34,11 +36,15 @@ def counted_run(config: Config) -> int:
             found.update(
                 view=ddp.gradient_as_bucket_view, unused=ddp.find_unused_parameters, updates=self.total,
                 table=ddp.module.get_input_embeddings().weight.shape,
+                trained=sum(weight.numel() for weight in ddp.parameters() if weight.requires_grad),
             )  # fmt: skip
 
             def hook(group, bucket):
-                found["rounds"].append([progress.step, bucket.index(), bucket.is_last()])
-                return allreduce_hook(group, bucket)
+                size, before = bucket.buffer().numel(), len(found["others"])
+                exchanged = allreduce_hook(group, bucket)
+                del found["others"][before:]  # its own
+                found["rounds"].append([progress.step, bucket.index(), bucket.is_last(), size])
+                return exchanged
 
             ddp.register_comm_hook(None, hook)
             for name in COLLECTIVES:
@@ -60,4 +66,7 @@ def counted_run(config: Config) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "apart":
+        del sys.argv[1]
+        share_no_memory()
     run_script(counted_run, parse(Config, sys.argv[1:]))

@@ -132,7 +132,9 @@ def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, 
 
 @pytest.mark.case("the run on two hosts (network namespaces)", "what one process gives, within 1e-5")
 def test_two_hosts_give_what_one_process_gives(base_flags, tmp_path, hosts):
-    processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"))
+    # With its own processes in sight alone, a host shares no memory with the other.
+    behind = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"), behind=behind)
     said = end(processes)
     assert [process.returncode for process in processes] == [0, 0], said
     assert "2 processes x 16 rows" in said[0]

@@ -130,34 +130,49 @@ def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints
     assert objects_later - objects < 10
 
 
-def test_two_processes_exchange_gradients_once_an_update_whatever_the_accumulation(base_flags):
-    words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4})
-    done = launch(FORKS, words, script="tests/counted.py")
+def counted(base_flags, *first, **words):
+    """What two processes exchanged in micro-batches of four rows."""
+    words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4} | words)
+    done = launch(FORKS, [*first, *words], script="tests/counted.py")
     assert done.returncode == 0, done.stderr
     assert "2 processes x 4 rows x 4 accumulation steps" in done.stdout
     found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
     assert found["view"] and not found["unused"]
-    # A bucket of all weights but the word embeddings; of those, which rows were met, and then the rows.
-    assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]
-    words, width = found["table"]
+    return found
+
+
+def of_update(found, update):
+    """Names and sizes of an update's collectives, beside DDP's and numbers of the host: was someone asked to
+    stop, and the loss of the update before."""
+    here = [(name, size) for step, name, size in found["others"] if step == update]
+    numbers = sorted(size for name, size in here if name == "all_reduce" and size <= 3)
+    assert numbers == ([3] if update == 1 else [1, 3])
+    return [(name, size) for name, size in here if name != "all_reduce" or size > 3]
+
+
+def test_two_processes_of_a_host_exchange_gradients_once_an_update_in_its_memory(base_flags):
+    found = counted(base_flags)
+    # DDP is left with the smallest weight, the bias of a head of three classes.
+    assert found["rounds"] == [[update, 0, True, 3] for update in range(found["updates"])]
     for update in range(1, found["updates"]):
-        names, sizes = zip(
-            *((name, size) for step, name, size in found["others"] if step == update), strict=True
-        )
-        assert set(names) == {"all_reduce"}
-        _, met, rows = (size for size in sizes if size > 3)
+        assert of_update(found, update) == [("barrier", 0), ("barrier", 0)]
+
+
+def test_two_processes_of_two_hosts_exchange_gradients_once_an_update(base_flags):
+    found = counted(base_flags, "apart")
+    # A bucket of all weights but the word embeddings; of those, which rows were met, and then the rows.
+    words, width = found["table"]
+    rest = found["trained"] - words * width
+    assert found["rounds"] == [[update, 0, True, rest] for update in range(found["updates"])]
+    for update in range(1, found["updates"]):
+        (_, met), (_, rows) = of_update(found, update)
         assert met == words and 0 < rows < words * width and rows % width == 0
-        # Beside them, numbers of the host: was someone asked to stop, and the loss of the update before.
-        assert sorted(size for size in sizes if size <= 3) == ([3] if update == 1 else [1, 3])
 
 
 def test_without_a_table_of_its_own_all_gradients_are_one_exchange(base_flags):
     """As on GPUs, where DDP exchanges the word embeddings, too (in buckets of 25 MB)."""
-    words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4, "freeze": "embeddings"})
-    done = launch(FORKS, words, script="tests/counted.py")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
-    assert found["rounds"] == [[update, 0, True] for update in range(found["updates"])]
-    # Others, but for what follows the last update, are numbers of the host.
-    large = [(update, name) for update, name, size in found["others"] if size > 3]
-    assert large[: found["updates"]] == [(update, "all_reduce") for update in range(found["updates"])]
+    found = counted(base_flags, "apart", freeze="embeddings")
+    rounds = [[update, 0, True, found["trained"]] for update in range(found["updates"])]
+    assert found["rounds"] == rounds
+    for update in range(1, found["updates"]):
+        assert of_update(found, update) == []

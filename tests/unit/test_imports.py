@@ -16,8 +16,9 @@ FLOORS = [
         "ft.values ft.layers ft.sharded ft.launch ft.hosts",
         "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
         "ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
-        "ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration ft.analysis.curves "
-        "ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory ft.preflight.rows",
+        "ft.shared_gradients ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
+        "ft.analysis.curves ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory "
+        "ft.preflight.rows",
         "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
         "ft.analysis.intervals ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates "
         "ft.preflight.labels ft.preflight.lengths",
