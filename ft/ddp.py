@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ft.hosts import HostGroup
 from ft.shared_gradients import SharedGradients, shared_memory
 from ft.trial import evaluated_logits, short_rows
 from ft.words import word_embeddings
@@ -18,8 +17,10 @@ from ft.words import word_embeddings
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ft.hosts import HostGroup
 
-def prepare_for_ddp(model: Any, accelerator: Accelerator) -> Callable[[], object]:
+
+def prepare_for_ddp(model: Any, accelerator: Accelerator, hosts: HostGroup) -> Callable[[], object]:
     """Tell DDP what of a model it cannot see by itself; to be called before anything is compiled.
 
     Where a trial on short rows leaves weights without a gradient (XLNet and ESM have such), DDP has to search
@@ -35,12 +36,13 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator) -> Callable[[], object
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     # DDP refuses to have nothing to do.
     trained.pop(min(trained, key=lambda name: trained[name].numel()))
-    if uses_all and {weight.dtype for weight in trained.values()} == {torch.float32}:
-        hosts, numbers = HostGroup(accelerator), sum(weight.numel() for weight in trained.values())
-        memory = shared_memory(hosts.num_processes + 1, numbers, hosts)
-        if memory is not None:
-            keep_from_ddp(model, trained.values())
-            return SharedGradients(trained, memory, hosts.rank).exchange
+    memory = None
+    if uses_all and trained:
+        numbers = sum(weight.numel() for weight in trained.values())
+        memory = shared_memory(hosts.num_processes, numbers, hosts)
+    if memory is not None:
+        keep_from_ddp(model, trained.values())
+        return SharedGradients(trained, memory, hosts.rank).exchange
     words = word_embeddings(model)
     table: Any = words.weight if isinstance(words, nn.Embedding) else None
     if not any(weight is table for weight in trained.values()):
@@ -88,8 +90,8 @@ def exchange_met_rows(table: nn.Parameter) -> None:
 
     For processes that share no memory, as on several hosts. The table has a row for each token of the data
     (`ft.words`) or of the vocabulary, and an update meets some hundred or thousand of them. Measured (BERT of
-    width 384, two processes on the cores of one host, the vocabulary's table, which is half of the model, in
-    turn with exchanging all of it): updates are 1.07 to 1.29 times as fast on short texts. Not on a GPU,
+    width 384 with its whole table, which is half of it, in turn with exchanging all of that; two processes on
+    one host, before they shared memory): updates are 1.07 to 1.29 times as fast on short texts. Not on a GPU,
     where the host would have to wait for the number of rows."""
     gradient = table.grad
     if gradient is None:

@@ -83,11 +83,13 @@ def test_a_launch_gives_what_one_process_with_whole_updates_gives(
     assert ends(whole) == ends(tmp_path / "run")
 
 
-def test_processes_that_share_no_memory_give_the_same(config, reference, tmp_path):
-    words = {**config, **DATA["batch 32"], "per_device_train_batch_size": 4, "output_dir": tmp_path / "run"}
-    done = launch(FORKS, flags(**words), script="tests/apart.py")
+@pytest.mark.parametrize(("data", "processes", "micro"), [("batch 32", 2, 4), ("batch 31", 3, 31)])
+def test_processes_that_share_no_memory_give_the_same(config, reference, tmp_path, data, processes, micro):
+    """As those of several hosts; of GPUs, too, DDP exchanges the gradients."""
+    words = {**config, **DATA[data], "per_device_train_batch_size": micro, "output_dir": tmp_path / "run"}
+    done = launch(["fork", str(processes)], flags(**words), script="tests/apart.py")
     assert done.returncode == 0, done.stderr
-    assert_same(reference("batch 32"), tmp_path / "run", weights=1e-4)
+    assert_same(reference(data), tmp_path / "run", weights=1e-4)
 
 
 def test_the_product_of_micro_batch_accumulation_and_processes_is_the_global_batch(config, tmp_path):

@@ -1,5 +1,8 @@
 """The parts of the preflight on made-up rows: copies, conflicts, lengths, labels, floors, costs, counts."""
 
+import mmap
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,6 +322,28 @@ def test_allocating_more_than_is_free_is_an_error_and_not_the_end_of_the_process
     assert torch.ones(2**26).sum() > 0  # the limit is gone
     assert 0 < peak_host_bytes() and 0 < free_host_bytes()
     assert not is_out_of_memory(ValueError("no such row"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this Linux does not tell the parts")
+def test_of_memory_that_two_processes_share_each_has_its_part():
+    """That of gradients, which both use whole (`ft.shared_gradients`)."""
+    size, (told, tell), (ended, end) = 2**26, os.pipe(), os.pipe()
+    memory = mmap.mmap(-1, size)
+    memory[::4096] = bytes(size // 4096)
+    alone = peak_host_bytes()
+    child = os.fork()
+    if not child:
+        memory[::4096] = bytes(size // 4096)
+        os.write(tell, b".")
+        os.read(ended, 1)
+        os._exit(0)
+    os.read(told, 1)
+    together = peak_host_bytes()
+    os.write(end, b".")
+    os.waitpid(child, 0)
+    for pipe in (told, tell, ended, end):
+        os.close(pipe)
+    assert alone - together == pytest.approx(size / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
