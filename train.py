@@ -102,7 +102,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )
                         losses.append(loss.detach())
-                    exchange_gradients()  # that DDP does not: of processes on CPUs
+                    exchange_gradients()  # those that DDP leaves alone, on CPUs
                     accelerator.unscale_gradients()  # of fp16
                     grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()

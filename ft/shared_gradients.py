@@ -25,11 +25,10 @@ PART = 2**17  # columns whose mean is taken at a time: a processor's cache holds
 
 
 class SharedGradients:
-    """Gives the gradient of each of `weights` its mean over the processes of a host.
+    """Gives the gradient of each of `weights`, contiguous and in fp32, its mean over the processes of a host.
 
-    Gradients lie in `memory` (processes, numbers), as they do in DDP's buckets: each process has a row, in
-    which its backward passes gather them. Then it takes its share of the columns, and writes the mean of all
-    rows to all of them."""
+    Gradients lie in `memory` (processes, numbers): each process has a row, in which its backward passes
+    gather them. Then it takes its share of the columns, and writes the mean of all rows to all of them."""
 
     def __init__(self, weights: dict[str, nn.Parameter], memory: torch.Tensor, rank: int) -> None:
         self.weights = weights
@@ -46,7 +45,7 @@ class SharedGradients:
                     f"{name}: this update leaves it without a gradient, which others may have; train with "
                     "one process, which gives the same."
                 )
-        # Another process touches a row between the barriers alone.
+        # Another process touches a row only between the barriers.
         torch.distributed.barrier()
         for part in self.share.split(PART, dim=1):
             part.copy_(part.mean(dim=0))
@@ -61,8 +60,8 @@ def _move(place: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def shared_memory(rows: int, numbers: int, hosts: HostGroup) -> torch.Tensor | None:
-    """Zeros (rows, numbers) in fp32 that all processes share, until they end; None where they cannot, as on
-    several hosts, and elsewhere than on Linux. To be called by all."""
+    """Zeros (rows, numbers) in fp32 that all processes share, while one has them; None where they cannot, as
+    on several hosts, and elsewhere than on Linux. To be called by all."""
     size, name = rows * numbers, hosts.from_main(lambda: uuid.uuid4().hex)
     file, memory = None, None
     with suppress(AttributeError, OSError):

@@ -24,7 +24,8 @@ def processes_here() -> int:
 
 
 def peak_host_bytes() -> int:
-    """The most memory (resident set) that this process has had; its part of what processes share."""
+    """The most memory (resident set) that this process has had. Of what processes share by now, its part
+    counts."""
     if sys.platform == "linux":
         # Not getrusage: there a process inherits the peak of the one that started it.
         peak = _status("VmHWM")
@@ -102,8 +103,8 @@ def device_bytes(device: Any) -> int | None:
 def limited_to(free: int) -> Iterator[None]:
     """Let this process take `free` bytes more than it has; then allocating raises an error.
 
-    Without it, Linux lets a process have what it cannot hold, and kills it once it uses that. Does nothing on
-    another system."""
+    Without it, Linux lets a process have what it cannot hold, and kills it once it uses that. Memory that
+    processes share is not limited (their gradients, on CPUs). Does nothing on another system."""
     if sys.platform != "linux":
         yield
         return

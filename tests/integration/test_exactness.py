@@ -85,7 +85,7 @@ def test_a_launch_gives_what_one_process_with_whole_updates_gives(
 
 @pytest.mark.parametrize(("data", "processes", "micro"), [("batch 32", 2, 4), ("batch 31", 3, 31)])
 def test_processes_that_share_no_memory_give_the_same(config, reference, tmp_path, data, processes, micro):
-    """As those of several hosts; of GPUs, too, DDP exchanges the gradients."""
+    """As those of several hosts. DDP exchanges gradients there, and on GPUs."""
     words = {**config, **DATA[data], "per_device_train_batch_size": micro, "output_dir": tmp_path / "run"}
     done = launch(["fork", str(processes)], flags(**words), script="tests/apart.py")
     assert done.returncode == 0, done.stderr

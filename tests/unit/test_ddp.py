@@ -36,11 +36,11 @@ class Embedder(torch.nn.Module):
 
 
 def mean_gradients(model, rank, exchange=None):
-    """The gradients of two updates of two micro-batches each, whose words are not those of the others."""
+    """The gradients of two updates of two micro-batches each; each process has other words."""
     ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     found = []
-    # One process comes late to the end of its backward passes, which the last gradient is, and to the next.
-    late = model.words.weight.register_hook(lambda gradient: time.sleep(0.1 * rank))
+    # The last gradient of a backward pass comes late on one process.
+    model.words.weight.register_hook(lambda gradient: time.sleep(0.1 * rank))
     for update in range(2):
         for micro_batch, words in enumerate(([1, 2, 2, 3 + rank], [1, 9 - rank - update])):
             with nullcontext() if micro_batch else ddp.no_sync():
@@ -51,7 +51,6 @@ def mean_gradients(model, rank, exchange=None):
         found += [p.grad.clone() for p in model.parameters()]
         time.sleep(0.1 * rank)
         ddp.zero_grad()
-    late.remove()
     return found
 
 
@@ -61,22 +60,28 @@ def embed_on_each(rank, folder, processes):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes,
         timeout=timedelta(seconds=60),
     )  # fmt: skip
-    torch.manual_seed(rank)  # unlike weights: those of rank 0 count
-    model, found = Embedder(), {}
-    for name in ("rows", "memory"):
-        asked = {"num_processes": processes, "is_main_process": rank == 0, "process_index": rank}
+    barrier, found = torch.distributed.barrier, {}
+
+    def late_after_a_barrier():
+        barrier()
+        time.sleep(0.1 * rank)
+
+    for name in ("ddp", "rows", "memory"):
+        torch.manual_seed(rank)  # unlike weights: those of rank 0 count
+        model, exchange = Embedder(), None
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.distributed, "barrier", late_after_a_barrier)
             if name == "rows":
                 patch.setattr(ft.ddp, "shared_memory", lambda *asked: None)
-            exchange = prepared(model, **asked)
-        kept = model._ddp_params_and_buffers_to_ignore
-        rest = {"inner.weight", "outer.bias"} if name == "memory" else set()
-        assert set(kept) == {"words.weight", "outer.weight"} | rest
-        found[name] = mean_gradients(model, rank, exchange)
-    del model._ddp_params_and_buffers_to_ignore
-    found["ddp"] = mean_gradients(model, rank)
+            if name != "ddp":
+                asked = {"num_processes": processes, "is_main_process": rank == 0, "process_index": rank}
+                exchange = prepared(model, **asked)
+                rest = {"inner.weight", "outer.bias"} if name == "memory" else set()
+                kept = {"words.weight", "outer.weight"} | rest
+                assert set(model._ddp_params_and_buffers_to_ignore) == kept
+            found[name] = mean_gradients(model, rank, exchange)
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.barrier()
+    barrier()
     os._exit(0)  # as runs do: gloo's threads may abort a process that ends in the ordinary way
 
 
@@ -186,9 +191,15 @@ def test_the_words_are_kept_from_ddp_where_they_are_trained():
 
 
 @pytest.mark.usefixtures("gloo")
-def test_gradients_that_may_be_missing_are_left_to_ddp(monkeypatch):
+@pytest.mark.parametrize("what", ["never used", "bf16", "transposed"])
+def test_ddp_has_gradients_that_may_be_missing_or_lie_in_another_way(monkeypatch, what):
     monkeypatch.setattr(ft.ddp, "shared_memory", lambda *asked: pytest.fail("asked for"))
-    assert prepared(Embedder(spare=True)).func is exchange_met_rows
+    model = Embedder(spare=what == "never used")
+    if what == "bf16":
+        model.inner.to(torch.bfloat16)
+    if what == "transposed":
+        model.inner.weight = torch.nn.Parameter(model.inner.weight.detach().t())
+    assert prepared(model).func is exchange_met_rows
 
 
 @pytest.mark.usefixtures("gloo")
