@@ -41,9 +41,8 @@ def assess(
     sliced = slice_values(data, split, rows.row)
     found |= slice_tables(judged, task.headline, rows.full_lengths, sliced, resamples)
     if judged.one_label:
-        found["confused_pairs"] = confused_pairs(
-            result.metrics["confusion_matrix"], list(result.metrics["per_class"])
-        )
+        names = list(result.metrics["per_class"])
+        found["confused_pairs"] = confused_pairs(judged.truth, judged.predicted, names)
     if judged.right is not None and judged.confidence is not None:
         key, measured = "confidence", judged.confidence
         worst = surest_errors(judged.confidence, judged.right, WORST)

@@ -17,6 +17,7 @@ MULTILABEL_METRICS = (
     "f1_micro", "f1_macro", "f1_samples", "precision_micro", "recall_micro", "precision_macro",
     "recall_macro", "subset_accuracy", "auroc",
 )  # fmt: skip
+MATRIX_CLASSES = 1_000  # more have no confusion matrix: that of 10,000 would be a list of 100 million numbers
 AT_HALF = "_at_0.5"  # ends the names of the multi-label metrics at 0.5, where thresholds were chosen
 REGRESSION_METRICS = ("mse", "mae", "r2", "pearsonr", "spearmanr")
 
@@ -40,7 +41,8 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
     Numbers: accuracy; macro F1, precision and recall and weighted F1, over the classes that occur in labels
     or predictions (0 where a class is never predicted); Matthews correlation; auroc (macro, one class against
     the rest; of the second class for two), None where a class does not occur. Tables: per_class (precision,
-    recall, f1, support) and confusion_matrix (rows are true, columns predicted classes)."""
+    recall, f1, support) and, of up to `MATRIX_CLASSES`, confusion_matrix (rows are true, columns predicted
+    classes)."""
     from sklearn import metrics
 
     predicted = probabilities.argmax(axis=1)
@@ -56,7 +58,7 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
         auroc = float(metrics.roc_auc_score(labels, probabilities, multi_class="ovr", labels=classes))
     else:
         auroc = None
-    return {
+    found: dict[str, Any] = {
         "accuracy": float(metrics.accuracy_score(labels, predicted)),
         "f1_macro": float(f1[seen].mean()),
         "f1_weighted": float(np.average(f1, weights=support)),
@@ -69,8 +71,10 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
             for name, p, r, f, s in zip(names, precision, recall, f1, support, strict=True)
         },
-        "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
     }
+    if len(names) <= MATRIX_CLASSES:
+        found["confusion_matrix"] = metrics.confusion_matrix(labels, predicted, labels=classes).tolist()
+    return found
 
 
 def multilabel_metrics(

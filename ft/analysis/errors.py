@@ -47,20 +47,21 @@ def _slice(value: Any, rows: np.ndarray, measure: Callable[[np.ndarray], dict[st
     return {"value": value, "rows": len(rows), **measure(rows)}
 
 
-def confused_pairs(confusion: np.ndarray, names: Sequence[str], most: int = 20) -> list[dict[str, Any]]:
-    """The most frequent mistakes in a confusion matrix (true classes, predicted classes): label, prediction,
-    rows, and the share of the label's rows that this is."""
-    wrong = np.array(confusion, dtype=np.int64)
-    support = wrong.sum(axis=1)
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+def confused_pairs(
+    labels: np.ndarray, predicted: np.ndarray, names: Sequence[str], most: int = 20
+) -> list[dict[str, Any]]:
+    """The most frequent mistakes, given the true and the predicted class of each row, both (rows,): label,
+    prediction, rows, and the share of the label's rows that this is."""
+    support = np.bincount(labels, minlength=len(names))
+    given = labels.astype(np.int64) * len(names) + predicted
+    pairs, counts = np.unique(given[labels != predicted], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
     return [
         {
-            "label": names[true], "prediction": names[guess], "rows": int(wrong[true, guess]),
-            "share": float(wrong[true, guess] / support[true]),
+            "label": names[true], "prediction": names[guess], "rows": int(rows),
+            "share": float(rows / support[true]),
         }
-        for true, guess in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, guess]
+        for true, guess, rows in zip(*np.divmod(pairs[order], len(names)), counts[order], strict=True)
     ]  # fmt: skip
 
 

@@ -61,12 +61,20 @@ def test_lengths_that_are_alike_stand_together(lengths):
     assert all(high < low for (_, high), (low, _) in itertools.pairwise(ranges))
 
 
+def of_matrix(counts):
+    """True and predicted classes of which this is the confusion matrix."""
+    true, predicted = np.indices(np.shape(counts))
+    return np.repeat(true, np.ravel(counts)), np.repeat(predicted, np.ravel(counts))
+
+
 def test_the_most_confused_pairs():
-    found = confused_pairs(np.array([[50, 3, 0], [7, 10, 3], [0, 0, 4]]), ["a", "b", "c"])
+    labels, predicted = of_matrix([[50, 3, 0], [7, 10, 3], [0, 0, 4]])
+    found = confused_pairs(labels, predicted, ["a", "b", "c"])
     assert [(p["label"], p["prediction"], p["rows"], p["share"]) for p in found] == [
         ("b", "a", 7, 0.35), ("a", "b", 3, 3 / 53), ("b", "c", 3, 0.15),
     ]  # fmt: skip
-    assert len(confused_pairs(np.ones((9, 9)), list("abcdefghi"), most=5)) == 5
+    assert len(confused_pairs(*of_matrix(np.ones((9, 9), int)), list("abcdefghi"), most=5)) == 5
+    assert confused_pairs(labels, labels, ["a", "b", "c"]) == []
 
 
 def test_the_surest_errors_come_first():

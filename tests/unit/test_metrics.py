@@ -12,6 +12,7 @@ from ft.errors import UserError
 from ft.metrics import (
     AT_HALF,
     CLASSIFICATION_METRICS,
+    MATRIX_CLASSES,
     MULTILABEL_METRICS,
     REGRESSION_METRICS,
     NamedMetrics,
@@ -105,6 +106,15 @@ def test_a_class_that_no_row_has():
     assert found["auroc"] is None
     assert found["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
     assert np.shape(found["confusion_matrix"]) == (4, 4)
+
+
+def test_thousands_of_classes_have_no_matrix():
+    """It is made in every evaluation, and grows with their square."""
+    for classes in (MATRIX_CLASSES, MATRIX_CLASSES + 1):
+        labels = np.arange(classes) // 2
+        found = classification_metrics(certain(labels, classes), labels, list(map(str, range(classes))))
+        assert found["accuracy"] == 1 and len(found["per_class"]) == classes
+        assert ("confusion_matrix" in found) == (classes == MATRIX_CLASSES)
 
 
 def test_a_class_that_is_only_predicted_counts_as_a_failure():
