@@ -54,12 +54,16 @@ def mean_gradients(model, rank, exchange=None):
     return found
 
 
-def embed_on_each(rank, folder, processes):
-    """One of the processes; writes the gradients as each way to exchange them gives them."""
+def join(rank, folder, processes):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes,
         timeout=timedelta(seconds=60),
     )  # fmt: skip
+
+
+def embed_on_each(rank, folder, processes):
+    """One of the processes; writes the gradients as each way to exchange them gives them."""
+    join(rank, folder, processes)
     barrier, found = torch.distributed.barrier, {}
 
     def late_after_a_barrier():
@@ -116,10 +120,7 @@ def test_processes_have_the_gradient_that_ddp_gives_however_they_exchange_it(tmp
 
 def ask_for_memory(rank, folder, processes):
     """One of two processes, of which one cannot make, or not find, what they are to share."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
+    join(rank, folder, processes)
     hosts = HostGroup(SimpleNamespace(num_processes=2, is_main_process=rank == 0, process_index=rank))
     memory = shared_memory(3, 1000, hosts)
     memory[rank] = rank + 1.0
@@ -145,7 +146,7 @@ def test_memory_is_shared_by_all_processes_or_by_none(tmp_path):
     spawned(ask_for_memory, tmp_path, 2)
 
 
-def test_a_weight_without_a_gradient_ends_the_run(gloo):
+def test_a_weight_without_a_gradient_ends_the_run():
     weights = {name: torch.nn.Parameter(torch.ones(2)) for name in ("met", "left")}
     gradients = SharedGradients(weights, torch.zeros(1, 4), rank=0)
     weights["met"].grad = torch.ones(2)
