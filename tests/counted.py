@@ -34,7 +34,8 @@ def counted_run(config: Config) -> int:
         def start(self, *args):
             progress, ddp = super().start(*args), self.model
             found.update(
-                view=ddp.gradient_as_bucket_view, unused=ddp.find_unused_parameters, updates=self.total,
+                view=ddp.gradient_as_bucket_view, unused=ddp.find_unused_parameters,
+                buffers=ddp.broadcast_buffers, updates=self.total,
                 table=ddp.module.get_input_embeddings().weight.shape,
                 trained=sum(weight.numel() for weight in ddp.parameters() if weight.requires_grad),
             )  # fmt: skip

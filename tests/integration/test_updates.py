@@ -1,6 +1,7 @@
 """What an update costs beside its arithmetic: the host never waits for the device, gradients are exchanged
 once, and nothing stays in memory."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import FORK, FORKS, flags, launch, train_here
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import ft.run
 import train
 from ft.health import LateReader
 from ft.run import Run
@@ -95,21 +97,26 @@ def watched(reads, after):
 
 
 @pytest.mark.parametrize(
-    "precision, words",
+    "precision, data, words",
     [
-        ("no", {"per_device_train_batch_size": 8}),
+        ("no", "reviews", {"per_device_train_batch_size": 8}),
         (
             "no",
+            "reviews",
             {
                 "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
                 "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
             },
         ),
-        ("bf16", {"per_device_train_batch_size": 8}),
+        ("no", "tags", {"pos_weight": "balanced", "focal_gamma": 1.5}),
+        ("no", "scores", {"label_column_name": "score", "lora_rank": 4, "lora_dropout": 0.1}),
+        ("bf16", "reviews", {"per_device_train_batch_size": 8}),
     ],
-    ids=["accumulation", "options", "attention as on a GPU"],
+    ids=["accumulation", "options", "several labels", "scores, LoRA", "attention as on a GPU"],
 )  # fmt: skip
-def test_no_update_has_the_host_wait_for_the_device(base_flags, monkeypatch, precision, words):
+def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypatch, precision, data, words):
+    if data != "reviews":
+        words = words | {"dataset_name": kinds / data}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     reads, after, whole = [], [], train.train
     monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, after)))
@@ -130,6 +137,27 @@ def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints
     assert objects_later - objects < 10
 
 
+def test_an_evaluation_holds_scores_alone(base_flags, monkeypatch):
+    """Of each batch, the number, the scores and the loss of every row."""
+    alive, whole = [], ft.run.evaluate
+
+    def weighed(accelerator, task, model, loader, rows, named, after_batch, **options):
+        def after(count):
+            gc.collect()
+            tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor]
+            alive.append(sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
+            after_batch(count)
+
+        return whole(accelerator, task, model, loader, rows, named, after, **options)
+
+    monkeypatch.setattr(ft.run, "evaluate", weighed)
+    words = {"per_device_eval_batch_size": 2, "max_train_steps": 1, "eval_strategy": "steps"}
+    assert train_here(**base_flags | words) == 0
+    assert len(alive) == 31 + 24  # validation and test rows
+    of_row = 8 + 3 * 4 + 4
+    assert alive[29] - alive[9] <= 20 * 2 * of_row
+
+
 def counted(base_flags, *first, **words):
     """What two processes exchanged in micro-batches of four rows."""
     words = flags(**base_flags | WORDS | {"per_device_train_batch_size": 4} | words)
@@ -137,7 +165,7 @@ def counted(base_flags, *first, **words):
     assert done.returncode == 0, done.stderr
     assert "2 processes x 4 rows x 4 accumulation steps" in done.stdout
     found = json.loads(Path(f"{base_flags['output_dir']}.json").read_text())
-    assert found["view"] and not found["unused"]
+    assert found["view"] and not found["unused"] and not found["buffers"]
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AlbertConfig
 
-from benchmarks import accuracy, common, throughput
+from benchmarks import accuracy, common, memory, throughput
 from benchmarks.__main__ import parse
 from benchmarks.common import (
     check_updates,
@@ -319,14 +319,14 @@ def test_the_trainer_groups_as_in_an_epoch_of_all_rows():
 def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     tiny_model, reviews, tmp_path, monkeypatch
 ):
-    words = f"throughput --data {reviews} --model {tiny_model} --max_length 32 --updates 6 --rounds 1"
-    options = parse([*words.split(), "--arms", "ours", "trainer", "--name", "table"])
+    words = f"throughput --data {reviews} --model {tiny_model} --max_length 64 --updates 6 --rounds 1 --arms"
+    options = parse([*words.split(), "ours", "trainer", "plain", "tutorial", "--name", "table"])
     found = dict(throughput.one_round(options, 0))
     sums = [
         [sum(step[key] for step in one["steps"]) for key in ("rows", "tokens", "squares")]
         for one in found.values()
     ]
-    assert sums[0] == sums[1]
+    assert all(one == sums[0] for one in sums)
     assert sums[0][0] == 6 * 32
 
     monkeypatch.setattr(throughput, "one_round", lambda *_: found.items())
@@ -334,5 +334,18 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     throughput.run(options)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[4:6]] == [f"| {throughput.ARMS[arm]}" for arm in found]
-    assert {line.count(" | ") for line in lines[2:6]} == {7}
+    assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {throughput.ARMS[arm]}" for arm in found]
+    assert {line.count(" | ") for line in lines[2:8]} == {7}
+    memory.run(options)
+    heads = ["real tokens/s", "min to max", "padding", "% of the GEMM peak", "peak memory, MB"]
+    about = [
+        f"torch {torch.__version__}",
+        " cores, ",
+        " threads, ",
+        "BLAS ",
+        "commit ",
+        "100 GFLOP/s (100 to ",
+    ]
+    for text in ("\n".join(lines), whole := (tmp_path / "table.md").read_text()):
+        assert all(words in text for words in [*heads, *about]), text
+    assert "MB, median" in whole

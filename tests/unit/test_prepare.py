@@ -75,6 +75,44 @@ def test_texts_are_held_twice_at_most_while_they_are_read_and_checked(tmp_path):
     assert float(done.stdout) < 2.5, done.stderr
 
 
+ENCODED = """
+import os, sys, tracemalloc
+from pathlib import Path
+import pyarrow as pa
+from tqdm import tqdm
+from transformers import AutoTokenizer
+from ft.data.audit import Columns
+from ft.data.encode import encode
+from ft.data.pieces import Cut
+
+if __name__ == "__main__":
+    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    pools = []  # the arrays end before them
+    for batches in (8, 32):
+        table = pa.table({"text": ["great lovely " * 30] * 1024 * batches})
+        pools.append(pa.proxy_memory_pool(pa.default_memory_pool()))
+        pa.set_memory_pool(pools[-1])
+        tracemalloc.start()
+        columns, bar = Columns(("text",), ""), tqdm(disable=True)
+        encode(table, columns, tokenizer, Cut(64), Path(sys.argv[2]), int(sys.argv[3]), bar)
+        print(tracemalloc.get_traced_memory()[1] + pools[-1].max_memory(), flush=True)
+        tracemalloc.stop()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_encoded_goes_to_the_disk_as_it_comes(tiny_model, tmp_path, workers):
+    """Four times the rows take no more memory beside their texts."""
+    (tmp_path / "script.py").write_text(ENCODED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tiny_model, tmp_path / "encoded.arrow", str(workers)],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    few, many = map(int, done.stdout.split()) if done.returncode == 0 else pytest.fail(done.stderr)
+    assert many < 1.2 * few, done.stderr
+
+
 def test_the_tokens_of_all_splits_are_known(tokenizer, tmp_path):
     words, files = {"train": "great", "validation": "lovely", "test": "superb"}, {}
     for split, word in words.items():

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from unittest.mock import Mock
@@ -108,6 +109,9 @@ def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
     GradientState._reset_state()
     build_accelerator(Config(tf32=tf32))
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
+    code = {path.name: path.read_text() for path in (*ROOT.glob("*.py"), *ROOT.glob("ft/**/*.py"))}
+    setting = re.compile("allow_tf32|matmul_precision|fp32_precision")
+    assert [name for name, text in code.items() if setting.search(text)] == ["runtime.py"]
 
 
 def test_a_gpu_that_cannot_sum_in_64_bits_is_left_alone(monkeypatch):
