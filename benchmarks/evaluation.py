@@ -137,7 +137,7 @@ def ours(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]
         begin = time.perf_counter()
         evaluate(accelerator, task, network, loader, encoded, None, lambda _: None)
         seconds.append(time.perf_counter() - begin)
-    positions = sum(math.prod(encoded.padded_shape(batch, dataset.multiple)) for batch in sampler.batches)
+    positions = sum(math.prod(encoded.padded_shape(slot.rows, dataset.multiple)) for slot in sampler)
     return {"seconds": seconds, "positions": positions}
 
 

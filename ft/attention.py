@@ -130,7 +130,8 @@ class _OnCpu(torch.autograd.Function):
 
     Where the scores of a layer are many, it takes a few rows at a time, and draws their dropout again in the
     backward pass. The probabilities of the first rows are held, those of the others computed again: so more
-    rows, or longer ones, never need less memory, on which the preflight relies.
+    rows, or longer ones, never need less memory, on which the preflight relies, but for 16 MB a layer: up to
+    `WHOLE`, what the dropout leaves is held, too.
 
     The backward pass does without that of the softmax, and without the dropout's mask: what softmax takes off
     each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4).

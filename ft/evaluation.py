@@ -43,15 +43,16 @@ def evaluate(
 ) -> Evaluation:
     """Score every row of a split once, over all processes.
 
-    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called with the rows
-    that were scored, as often on every process; what it raises ends the evaluation. With `calibrate` the task
+    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called as often
+    on every process, with as many rows as all have scored if they had what this one has; what it raises ends
+    the evaluation. With `calibrate` the task
     chooses its calibration on these rows (the validation rows, never others) before the metrics are computed.
     The loss is the mean over rows. Raises `RuntimeError` if the rows that came together are not the rows of
     the split, each once."""
     was_training = model.training
     model.eval()
     parts: list[Any] = []
-    most_rows = None
+    most_rows, left = None, len(rows)
     try:
         # Whole parameters, which FSDP2 makes at its first forward pass, have to be of use in training, too.
         with torch.no_grad() if is_sharded(model) else torch.inference_mode():
@@ -61,7 +62,9 @@ def evaluate(
                 )
                 real = batch.slot.rows.size  # a filler slot has none
                 parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
-                after_batch(accelerator.num_processes * real)
+                count = min(accelerator.num_processes * real, left)
+                left -= count
+                after_batch(count)
     finally:
         model.train(was_training)
     scores_all, losses_all = gather_rows(accelerator, parts, 0, len(rows))

@@ -84,7 +84,7 @@ def _command_of(process_id: int) -> list[str]:
         return []
 
 
-def kill_launch(process: subprocess.Popen[str]) -> None:
+def kill_launch(process: subprocess.Popen[Any]) -> None:
     """SIGKILL to a launcher that still runs and to all that it has started; returns when they have ended.
 
     A signal to its process group would reach the launcher alone: torchrun gives each process a session of

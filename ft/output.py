@@ -268,7 +268,8 @@ def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
     forget_bests(folder)
     for name in held_in(folder):
         if name not in keep:
-            _remove(folder / name)
+            with writing(folder / name):
+                _remove(folder / name)
 
 
 def _remove(path: Path) -> None:

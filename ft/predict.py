@@ -13,7 +13,7 @@ import torch
 from ft.config import EvalConfig
 from ft.data.audit import describe_rows
 from ft.data.encode import EncodedRows
-from ft.data.loader import ChunkSampler, RowDataset, build_loader
+from ft.data.loader import EvaluationSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, within_memory
@@ -50,7 +50,9 @@ def predict(
     rows = data.splits[split]
     folder = Path(HostGroup(accelerator).from_main(lambda: str(evaluation_folder(config.output_dir, split))))
     dataset = RowDataset(rows, tokenizer)
-    sampler = ChunkSampler(dataset, config.per_device_eval_batch_size, accelerator.num_processes, CHUNK_ROWS)
+    sampler = EvaluationSampler(
+        dataset, config.per_device_eval_batch_size, accelerator.num_processes, CHUNK_ROWS
+    )
     loader = build_loader(dataset, sampler, config.dataloader_num_workers, accelerator.device)
     model, loader = accelerator.prepare(model, loader)
     with bar(total=len(rows), desc=f"predict {split}", unit="rows") as shown:
@@ -78,22 +80,24 @@ def predicted_chunks(
     """The rows of one chunk after another with their scores (rows, targets), in their order, on every
     process.
 
-    `loader` is the prepared loader of the split's `ChunkSampler`, and `chunks` are the sampler's. Nothing is
-    kept of a chunk when the next is asked for, nor done for the next before it is. Raises `UserError` for
-    scores that are not finite."""
+    `loader` is the prepared loader of the split's `EvaluationSampler`, and `chunks` are the sampler's.
+    Nothing is kept of a chunk when the next is asked for, nor done for the next before it is. Raises
+    `UserError` for scores that are not finite."""
     model.eval()
     batches = iter(loader)
-    most_rows = None
-    for begin, end, count in chunks:
+    most_rows, left = None, len(rows)
+    for begin, end, batches_here in chunks:
         parts = []
         with torch.inference_mode():
-            for batch in islice(batches, count):
+            for batch in islice(batches, batches_here):
                 (scores,), most_rows = within_memory(
                     accelerator, model, lambda part: (task.score(model, part),), batch, most_rows
                 )
                 real = batch.slot.rows.size  # a filler slot has none
                 parts.append((batch.row_ids[:real], scores[:real].float()))
-                after_batch(accelerator.num_processes * real)
+                count = min(accelerator.num_processes * real, left)
+                left -= count
+                after_batch(count)
         part, (gathered,) = rows.part(begin, end), gather_rows(accelerator, parts, begin, end)
         del parts, scores, batch
         broken = part.row[~np.isfinite(gathered).all(axis=1)]

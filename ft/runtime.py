@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import random
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=Config)
 STARTED = time.monotonic()
 _first_start = [STARTED]
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of a path that the user named
 
 
 # Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not know.
@@ -78,6 +80,9 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
                 f"out of memory on the device: {first_line(error)} Another process may hold it; a model too "
                 "large for it may fit with lora_rank, freeze or accelerate_configs/multi_gpu_fsdp2.yaml."
             )
+        elif isinstance(error, OSError) and error.errno in OUT_OF_REACH and error.filename:
+            code = EXIT_USER_ERROR
+            print_error(f"{str(error.filename)!r} cannot be reached: {error.strerror}.")
         else:
             with contextlib.suppress(OSError):
                 traceback.print_exc()

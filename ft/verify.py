@@ -19,6 +19,7 @@ from typing import Any
 
 from ft.cli import dump
 from ft.config import Config
+from ft.data.encoder import cores
 from ft.errors import UserError
 from ft.launch import asks_for, kill_launch
 from ft.runtime import NO_FP16, resolve_batch_size
@@ -161,15 +162,15 @@ class _Matrix:
         return 1 if failed else 0
 
     def _launch(self, place: Path, processes: int = 1, words: list[str] | None = None) -> None:
-        with self._started(place, processes, words or []) as process:
-            out, _ = process.communicate()
-        if process.returncode:
-            raise UserError(f"verify: a launch failed; it said:\n{out}")
+        with self._started(place, processes, words or []) as (process, said):
+            process.wait()
+            if process.returncode:
+                raise UserError(f"verify: a launch failed; it said:\n{said.read_text(errors='replace')}")
 
     def _launch_and_kill(self, place: Path) -> None:
         """Kill a run between two checkpoints. One that was too fast for it is tried again."""
         for _ in range(5):
-            with self._started(place, 1, []) as process:
+            with self._started(place, 1, []) as (process, said):
                 while process.poll() is None:
                     rows = (
                         (place / "metrics.jsonl").read_bytes().count(b"\n")
@@ -180,16 +181,19 @@ class _Matrix:
                         kill_launch(process)
                         break
                     time.sleep(0.002)
-                out, _ = process.communicate()
-            if process.returncode not in (0, -signal.SIGKILL):
-                raise UserError(f"verify: a launch failed; it said:\n{out}")
+                if process.wait() not in (0, -signal.SIGKILL):
+                    raise UserError(f"verify: a launch failed; it said:\n{said.read_text(errors='replace')}")
             if not (place / "results.json").exists():
                 return
             shutil.rmtree(place)
         raise UserError("verify: the run ended each time before it could be killed; use more data.")
 
     @contextlib.contextmanager
-    def _started(self, place: Path, processes: int, words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    def _started(
+        self, place: Path, processes: int, words: list[str]
+    ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+        """A launch that writes to the folder `place`, and the file of what it says: a pipe that nobody reads
+        would hold it up."""
         one, several = ("cpu", "multi_cpu") if self.on_cpu else ("single_gpu", "multi_gpu")
         name = one if processes == 1 else several
         command = [
@@ -199,13 +203,14 @@ class _Matrix:
             str(ROOT / "train.py"), str(self.yaml), "--output_dir", str(place), *words,
         ]  # fmt: skip
         environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
-        threads = str(max(1, (os.cpu_count() or 1) // 2))  # of every process alike: their number changes bits
-        with subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        threads = str(max(1, cores() // 2))  # of every process alike: their number changes bits
+        path = place.with_name("said.txt")
+        with open(path, "wb") as said, subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
             env={**environment, "OMP_NUM_THREADS": threads},
         ) as process:  # fmt: skip
             try:
-                yield process
+                yield process, path
             finally:  # an interrupted launch would go on writing to a folder that is being removed
                 kill_launch(process)
 

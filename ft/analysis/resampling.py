@@ -13,9 +13,14 @@ numbers with what the rows add. Three ways to draw it, all seeded:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+Features: TypeAlias = "np.ndarray | csr_array"
 RESAMPLES = 10_000
 BLOCKS = 10_000
 CELLS = 1_000
@@ -34,20 +39,20 @@ def row_weights(blocks: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def resampled_sums(
-    features: np.ndarray, kind: np.ndarray, resamples: int, seed: int, row_by_row: bool
+    features: Features, kind: np.ndarray, resamples: int, seed: int, row_by_row: bool
 ) -> Iterator[np.ndarray]:
     """Sums over bootstrap resamples of the rows: parts (some resamples, columns), as all may be large.
 
     `features` (kinds, columns) is what a row of each kind adds, `kind` (rows,) which kind each row is.
     `row_by_row` keeps to the resamples of `row_weights`, which are those of any other run on these rows."""
     rows = len(kind)
-    if rows > BLOCKS and len(features) <= CELLS and not row_by_row:
-        generator, shares = np.random.default_rng(seed), np.bincount(kind, minlength=len(features)) / rows
+    if rows > BLOCKS and features.shape[0] <= CELLS and not row_by_row:
+        generator, shares = np.random.default_rng(seed), np.bincount(kind, minlength=features.shape[0]) / rows
         for count in _parts(resamples, max(features.shape)):
             yield generator.multinomial(rows, shares, size=count) @ features
     else:
         blocks = _block_sums(features, kind, seed)
-        for weights in row_weights(len(blocks), resamples, seed):
+        for weights in row_weights(blocks.shape[0], resamples, seed):
             step = max(1, CHUNK // blocks.shape[1])
             for begin in range(0, weights.shape[1], step):
                 yield weights[:, begin : begin + step].T @ blocks
@@ -60,7 +65,7 @@ def joined(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def swapped_sums(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], resamples: int, seed: int
+    one: tuple[Features, np.ndarray], other: tuple[Features, np.ndarray], resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums of two runs on the same rows after each row's two results changed places, or not, by a fair coin:
     two of (resamples, columns). Each run is its (features, kind), as in `resampled_sums`.
@@ -70,8 +75,8 @@ def swapped_sums(
     first, second = (_block_sums(features, kind, seed) for features, kind in (one, other))
     generator, moved = np.random.default_rng(seed), second - first
     parts = [
-        generator.integers(0, 2, size=(count, len(moved)), dtype=np.int8) @ moved
-        for count in _parts(resamples, len(moved))
+        generator.integers(0, 2, size=(count, moved.shape[0]), dtype=np.int8) @ moved
+        for count in _parts(resamples, moved.shape[0])
     ]
     shift = np.concatenate(parts)
     return first.sum(axis=0) + shift, second.sum(axis=0) - shift
@@ -84,7 +89,7 @@ def _parts(resamples: int, width: int) -> Iterator[int]:
         yield min(step, resamples - begin)
 
 
-def _block_sums(features: np.ndarray, kind: np.ndarray, seed: int) -> np.ndarray:
+def _block_sums(features: Features, kind: np.ndarray, seed: int) -> Features:
     """What each block adds: (blocks, columns). Up to `BLOCKS` rows, a block is a row."""
     from scipy.sparse import csr_array
 
@@ -93,5 +98,5 @@ def _block_sums(features: np.ndarray, kind: np.ndarray, seed: int) -> np.ndarray
     place = np.arange(rows)
     if rows > blocks:
         place = np.random.default_rng([seed, 1]).permutation(rows) % blocks
-    counts = csr_array((np.ones(rows), (place, kind)), shape=(blocks, len(features)))
+    counts = csr_array((np.ones(rows), (place, kind)), shape=(blocks, features.shape[0]))
     return counts @ features

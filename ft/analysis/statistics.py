@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ft.analysis.resampling import joined, resampled_sums
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 Values = dict[str, np.ndarray]
+MANY_CLASSES = 300  # from which on features are sparse; of 10,000, the dense ones take 240 KB a cell
 
 
 class Statistic(Protocol):
@@ -31,13 +35,13 @@ class Sums:
     `features` (kinds, columns) is what a row of each kind adds, `kind` (rows,) which kind each row is;
     `metrics` turns sums (resamples, columns) into metrics (resamples,)."""
 
-    features: np.ndarray
+    features: np.ndarray | csr_array
     kind: np.ndarray
     metrics: Callable[[np.ndarray], Values]
 
     def values(self) -> dict[str, float]:
         """See `Statistic`."""
-        sums = np.bincount(self.kind, minlength=len(self.features)) @ self.features
+        sums = np.bincount(self.kind, minlength=self.features.shape[0]) @ self.features
         return {name: float(value[0]) for name, value in self.metrics(sums[None]).items()}
 
     def resampled(self, resamples: int, seed: int, row_by_row: bool = False) -> Values:
@@ -52,11 +56,21 @@ class Sums:
 
 def single_label(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Sums:
     """The metrics of `ft.metrics.classification_metrics` but auroc, of predicted and true classes (rows,)."""
+    from scipy.sparse import csr_array
+
     cells, kind = np.unique(labels.astype(np.int64) * classes + predicted, return_inverse=True)
     true, guess = np.divmod(cells, classes)
-    one = np.eye(classes)
-    features = np.hstack([one[true], one[guess], one[true] * (true == guess)[:, None]])
-    return Sums(features, kind, lambda sums: _count_metrics(*np.split(sums, 3, axis=1)))
+    cell, right = np.arange(len(cells)), true == guess
+    places = (
+        np.concatenate([cell, cell, cell[right]]),
+        np.concatenate([true, classes + guess, 2 * classes + true[right]]),
+    )
+    features = csr_array((np.ones(len(places[0])), places), shape=(len(cells), 3 * classes))
+    return Sums(
+        features if classes > MANY_CLASSES else features.toarray(),
+        kind,
+        lambda sums: _count_metrics(*np.split(sums, 3, axis=1)),
+    )
 
 
 def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) -> Values:

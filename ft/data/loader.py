@@ -231,32 +231,19 @@ class PlanSampler:
 
 
 class EvaluationSampler:
-    """A batch sampler over every row once; empty slots make the list a multiple of the processes."""
+    """A batch sampler over every row once; empty slots give every process as many batches.
 
-    def __init__(self, dataset: RowDataset, batch_size: int, num_processes: int) -> None:
-        self.batches = evaluation_batches(dataset.rows.lengths, batch_size, dataset.rows.pieces)
-        self.empty = -len(self.batches) % num_processes
+    With `chunk_rows`, the batches of so many neighbouring rows come before those of the next: `chunks` are
+    their first rows, their ends, and the number of batches that a process has of each."""
 
-    def __len__(self) -> int:
-        return len(self.batches) + self.empty
-
-    def __iter__(self) -> Iterator[Slot]:
-        for rows in self.batches:
-            yield Slot(rows, 0)
-        for _ in range(self.empty):
-            yield Slot(np.zeros(0, np.int64), 0)
-
-
-class ChunkSampler:
-    """The same for chunk after chunk of `chunk_rows` neighbouring rows: the batches of one chunk come before
-    those of the next, as many on every process. `chunks` are their first rows, their ends, and the number of
-    batches that a process has of each."""
-
-    def __init__(self, dataset: RowDataset, batch_size: int, num_processes: int, chunk_rows: int) -> None:
+    def __init__(
+        self, dataset: RowDataset, batch_size: int, num_processes: int, chunk_rows: int | None = None
+    ) -> None:
         # (An attribute "batch_size" would have Accelerate look into the batches.)
         self.rows, self.most, self.num_processes = dataset.rows, batch_size, num_processes
-        begins = range(0, len(dataset), chunk_rows)
-        ends = [min(begin + chunk_rows, len(dataset)) for begin in begins]
+        size = chunk_rows or max(1, len(dataset))
+        begins = range(0, len(dataset), size)
+        ends = [min(begin + size, len(dataset)) for begin in begins]
         self.chunks = [
             (begin, end, -(-len(self._batches(begin, end)) // num_processes))
             for begin, end in zip(begins, ends, strict=True)

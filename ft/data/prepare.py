@@ -86,24 +86,25 @@ def prepare_data(
         )
     prints = fingerprints(sources)
     folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits, scoring)
+    old = _stamp(folder) if options.overwrite_cache else None
     data = None if options.overwrite_cache else _open(folder, task)
     if data is None:
         about = options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
-        data = _built_once(folder, task, options.overwrite_cache, partial(_build, folder, *about))
+        data = _built_once(folder, task, old, partial(_build, folder, *about))
     read = [source for name, source in sources.items() if not splits or name in splits]
     data.notes[:0] = [note for source in read for note in source.notes]
     return data
 
 
-def _built_once(folder: Path, task: Task, overwrite: bool, build: Callable[[], object]) -> Data:
-    """What the first of the processes of a machine that want it has built."""
+def _built_once(folder: Path, task: Task, old: int | None, build: Callable[[], object]) -> Data:
+    """What the first of the processes of a machine that want it has built, in the place of what has the stamp
+    `old`."""
     from filelock import FileLock
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            again = overwrite and os.environ.get("LOCAL_RANK", "0") == "0"
-            data = None if again else _open(folder, task)
+            data = _open(folder, task) if old is None or _stamp(folder) != old else None
             if data is None:
                 build()
                 data = _open(folder, task)
@@ -113,6 +114,14 @@ def _built_once(folder: Path, task: Task, overwrite: bool, build: Callable[[], o
         ) from None
     assert data is not None
     return data
+
+
+def _stamp(folder: Path) -> int | None:
+    """By what an encoding is told from another one in its place; None where there is none."""
+    try:
+        return (folder / "data.json").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _open(folder: Path, task: Task) -> Data | None:

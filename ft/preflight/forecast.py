@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,9 @@ def room_on_disk(config: Config) -> int:
     """Bytes that a run may write: what is free, and what it replaces of a run that is there (several seeds
     keep that to their end)."""
     folder = Path(config.output_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(
+        path for path in (folder, *folder.parents) if os.path.exists(path)
+    )  # False, too, for what may not be seen
     is_anew = config.overwrite_output_dir and config.resume_from_checkpoint is None
     names = ["best", "final", *(["checkpoints"] if is_anew else [])] if config.num_seeds == 1 else []
     replaced = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
@@ -54,7 +57,8 @@ def judged(config: Config, probe: Probe, waited: float, room: int, findings: Fin
         "free_disk_bytes": room,
     }
     said = "\n".join(measured.said).splitlines()
-    notes = [line.removeprefix("note: ") for line in said if line.startswith("note: ")]
+    place = str(probe.output_dir)  # holds no best/ that a run goes on with, of which there is a note, too
+    notes = [line.removeprefix("note: ") for line in said if line.startswith("note: ") and place not in line]
     warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
     of_data = set(probe.data.notes)  # which the audit has found, too
     warnings += [

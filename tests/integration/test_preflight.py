@@ -307,6 +307,7 @@ def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path
     assert train_here(**resumed, preflight=True) == EXIT_DONE
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
     assert report["forecast"]["updates"] == 8
+    assert not any(".preflight" in note for note in report["notes"])  # of the probe's own place
     assert train_here(**resumed) == EXIT_DONE
 
 

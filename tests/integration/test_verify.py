@@ -18,7 +18,8 @@ from ft.verify import _Matrix, compare
 
 
 @pytest.mark.timeout(1200)
-def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path):
+def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONVERBOSE", "1")  # the launches say more than a pipe holds
     done = launch(ONE, [*flags(**base_flags), "--verify"], timeout=1000)  # seven launches
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if re.match(r"[12] process", line)]
@@ -34,17 +35,18 @@ def test_several_processes_do_not_each_verify(base_flags, monkeypatch):
 
 
 def test_an_interrupt_ends_the_launch_that_is_under_way(base_flags, tmp_path, monkeypatch):
-    config, ranks = parse(Config, flags(**base_flags)), []
+    config, ranks, wait = parse(Config, flags(**base_flags)), [], subprocess.Popen.wait
     resolve_batch_size(config, 1)
 
     def interrupted(launcher):
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
         deadline = time.monotonic() + 120
         while len(ranks) < 2 and time.monotonic() < deadline:
             ranks[:] = psutil.Process(launcher.pid).children()
             time.sleep(0.02)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _Matrix(config, tmp_path)._launch(tmp_path / "two", processes=2)
     assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)

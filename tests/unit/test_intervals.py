@@ -1,5 +1,6 @@
 """Intervals: on a resample every metric is scikit-learn's; the interval is the plain bootstrap's."""
 
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -154,6 +155,37 @@ def test_the_cells_of_a_confusion_matrix_are_drawn_as_such_and_many_kinds_in_blo
     monkeypatch.setattr(resampling, "CELLS", 2)
     blocks = np.concatenate([*drawn()])
     assert (blocks[:, :3].sum(axis=1) == 1_000).all() and not np.array_equal(sums, blocks)
+
+
+def test_of_many_classes_no_row_of_zeros_is_held(monkeypatch):
+    """Dense, what 20,000 rows of 10,000 classes add would take gigabytes."""
+    generator = np.random.default_rng(0)
+    labels, predicted = generator.integers(0, 10_000, (2, 20_000))
+    tracemalloc.start()
+    statistic = statistics.single_label(predicted, labels, 10_000)
+    found = statistic.values() | {"low": statistic.resampled(20, seed=0)["accuracy"].min()}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6 and 0 <= found["low"] <= found["accuracy"] == (predicted == labels).mean()
+
+
+@pytest.mark.parametrize("rows", [50, 20_000])
+def test_sparse_sums_are_the_dense_ones(rows, monkeypatch):
+    probabilities, labels = classes_of(rows, 5)
+    predicted = probabilities.argmax(axis=1)
+    dense = statistics.single_label(predicted, labels, 5)
+    monkeypatch.setattr(statistics, "MANY_CLASSES", 1)
+    sparse = statistics.single_label(predicted, labels, 5)
+    assert isinstance(dense.features, np.ndarray) and not isinstance(sparse.features, np.ndarray)
+    assert sparse.values() == dense.values()
+    for row_by_row in (False, True):
+        ours, theirs = (one.resampled(300, 0, row_by_row) for one in (sparse, dense))
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (
+        swapped_sums((one.features, one.kind), (one.features, one.kind[::-1]), 50, seed=0)
+        for one in (sparse, dense)
+    )
+    assert all(map(np.array_equal, ours, theirs))
 
 
 @pytest.mark.parametrize("rows", [50, 6_000, 20_000])

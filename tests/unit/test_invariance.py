@@ -186,7 +186,8 @@ def test_of_many_scores_only_the_probabilities_are_held_and_no_more_than_a_bound
 
 
 def test_more_rows_never_hold_less(monkeypatch):
-    """The preflight tries the largest updates, and halves of a batch are the remedy for too little memory."""
+    """The preflight tries the largest updates, and halves of a batch are the remedy for too little memory.
+    (Up to `WHOLE`, a layer holds up to 16 MB more.)"""
     bounds = {"WHOLE": 0, "HELD": 10 * 2 * 17 * 17 * 4}
     held = [scores_held(monkeypatch, rows, **bounds)[1] for rows in (4, 9, 10, 11, 12, 24)]
     assert held == sorted(held) and held[0] < held[-1]

@@ -129,7 +129,7 @@ def test_the_windows_of_a_row_have_dropout_masks_of_their_own_in_any_batch(windo
 
 
 def test_a_batch_of_an_evaluation_counts_windows(windows, tokenizer):
-    batches = EvaluationSampler(RowDataset(windows, tokenizer), 6, 1).batches
+    batches = [slot.rows for slot in EvaluationSampler(RowDataset(windows, tokenizer), 6, 1)]
     assert sorted(row for rows in batches for row in rows) == list(range(40))
     assert max(windows.pieces[rows].sum() for rows in batches) <= 6 and min(map(len, batches)) == 1
     huge = evaluation_batches(np.array([90, 10]), 2, np.array([9, 1]))

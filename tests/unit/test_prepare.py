@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -402,6 +403,16 @@ def test_what_a_killed_run_had_encoded_is_cleared_away(tokenizer, reviews):
 def test_overwrite_cache_encodes_again(tokenizer, reviews):
     Prepared(tokenizer, dataset_name=reviews)
     assert Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).encoded == 203 + 61 + 47
+
+
+def test_no_process_takes_the_old_encoding_that_overwrite_cache_replaces(tokenizer, reviews, monkeypatch):
+    """Whichever comes first encodes, and the others take what it has made since they came."""
+    Prepared(tokenizer, dataset_name=reviews)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).encoded == 203 + 61 + 47
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(prepare, "_stamp", Mock(side_effect=[1, 2]))
+    assert Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).encoded == 0
 
 
 def test_where_data_and_tokenizer_lie_and_how_many_work_does_not_matter(

@@ -1,5 +1,6 @@
 """The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
 
+import errno
 import os
 import random
 import re
@@ -165,6 +166,25 @@ def test_memory_that_the_device_lacks_before_the_first_update_is_one_message(cap
     assert (
         said.startswith("error: out of memory on the device: CUDA out of memory.") and "Traceback" not in said
     )
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/home/other/model"), "Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/home/other/model"), "File name too long"),
+    ],
+)
+def test_a_path_that_cannot_be_reached_is_one_message(error, said, capsys):
+    """Tests may run as root, who may see all."""
+
+    def main(config):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, Config())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: '/home/other/model' cannot be reached: {said}.\n"
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
