@@ -88,6 +88,7 @@ def score(config: EvalConfig) -> int:
         predicted = prediction_lines(rows, data.columns, task, result.scores)
         with PredictionFile(folder, config, rows.table.schema) as file:
             file.write(predicted)
+            file.close()
             notes += clear_evaluation(folder)
         results["predictions"] = file.path.name
         write_page(folder, config, task, data, results, {split: result}, accelerator)

@@ -22,7 +22,7 @@ RESAMPLES = 1000  # ten times as many stand behind results.json; this is done wh
 ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "weight_decay")
 # Said elsewhere in the card, or no matter of the model.
 LEFT_OUT = (
-    "model_name_or_path model_revision tokenizer_name dataset_name train_file validation_file test_file task "
+    "model_name_or_path dataset_name train_file validation_file test_file task "
     "max_length long_text max_windows overwrite_cache preprocessing_num_workers dataloader_num_workers "
     "max_time max_predict_samples per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps trust_remote_code allow_pickle"
@@ -135,6 +135,7 @@ def _settings(config: Config) -> list[str]:
     for name in names:
         value = getattr(config, name)
         if name in ALWAYS or value != defaults[name]:
+            value = _name(value) if name == "tokenizer_name" else value
             shown = json.dumps(value, ensure_ascii=False).replace("|", "\\|")  # or it would end the cell
             lines.append(f"| {name} | `{shown}` |")
     return lines

@@ -203,7 +203,10 @@ def export(
         )
         if has_lora(model):
             save_adapter(model, state, temporary / "adapter")
-        tokenizer.save_pretrained(temporary)
+        try:
+            tokenizer.save_pretrained(temporary)
+        except Exception as error:  # Rust's have no type of their own where the disk is full
+            raise OSError(error) from None
         (temporary / "README.md").write_text(card, encoding="utf-8")
         replace_folder(temporary, folder, keep)
     except (OSError, SafetensorError) as error:

@@ -65,6 +65,7 @@ def predict(
             for part, scores in chunks:
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made
+            file.close()
             notes = [*notes, *clear_evaluation(folder)]
     for note in (*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)):
         print(printable(f"note: {note}"))

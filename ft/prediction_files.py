@@ -86,12 +86,20 @@ class PredictionFile(AbstractContextManager):
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}.") from None
 
+    def close(self) -> None:
+        """Have the disk take all of it, which may be full: from then on, what it replaces can go."""
+        with self._complaints():
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.kind == "parquet" and self._table is not None:
+            self._table.close()
+        self._file.close()
+
     def __exit__(self, kind: Any, *exc: Any) -> None:
         with self._complaints():
             try:
-                if self.kind == "parquet" and self._table is not None:
-                    self._table.close()
-                self._file.close()
+                self._finish()
                 if kind is None:
                     self._temporary.replace(self.path)
             finally:

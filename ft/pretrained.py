@@ -61,7 +61,7 @@ def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None
 
 def of_training(options: ModelOptions) -> dict[str, Any]:
     """The environment.json of the run that a model in best/ or final/ is of; empty where there is none."""
-    path = local_path(options.model_name_or_path).parent / "environment.json"
+    path = local_path(options.model_name_or_path).resolve().parent / "environment.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -41,12 +41,13 @@ class Scored:
     def read(path: Path) -> Scored:
         """Raises `UserError` for a file that eval.py did not write, or whose rows have no labels."""
         lines: list[dict[str, Any]] = []
+        names: list[str] = []
         with open(path, encoding="utf-8") as file:
             for number, text in enumerate(file, start=1):
                 line = _read_line(text)
-                if line is None or set(line.get("probabilities", ())) != set(
-                    (lines or [line])[0].get("probabilities", ())
-                ):
+                given = {} if line is None else line.get("probabilities", {})
+                names = names if lines else list(given)
+                if line is None or given.keys() != set(names):
                     raise UserError(
                         f"compare: {path}: line {number} is no prediction of eval.py; score the model again."
                     )
@@ -55,18 +56,18 @@ class Scored:
                         f"compare: {path}: line {number} has no label, so nothing says who is right; score "
                         "both runs on rows with labels."
                     )
+                line["probabilities"] = np.array([given[name] for name in names])  # a tenth of their dict
                 lines.append(line)
         if not lines:
             raise UserError(f"compare: {path} is empty; score the model again.")
         lines.sort(key=lambda line: line["row"])
-        names = list(lines[0].get("probabilities", ()))
         kind = NUMBER if not names else MULTI if isinstance(lines[0]["label"], list) else SINGLE
         return Scored(
             path, kind, names, [line["row"] for line in lines],
             [{key: value for key, value in line.items() if key not in KNOWN} for line in lines],
             [sorted(line["label"]) if kind == MULTI else line["label"] for line in lines],
             [line["prediction"] for line in lines],
-            np.array([[line["probabilities"][name] for name in names] for line in lines]) if names else None,
+            np.array([line["probabilities"] for line in lines]) if names else None,
         )  # fmt: skip
 
     @staticmethod

@@ -155,19 +155,18 @@ class Tracker:
                 if tracker.name == "wandb" and summary:
                     numbers = {**scalars(summary), **self._bests()}
                     _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
-                    show = partial(wandb_run.show, tracker.tracker, summary=numbers, charts=charts)
-                    self._add("charts", partial(_in_time, show))
+                    self._add("charts", partial(_show, tracker.tracker, numbers, charts))
                     # In its own time: of a large model, hashes and upload take long.
                     self._add("artifacts", partial(wandb_run.keep, tracker.tracker, artifacts=artifacts))
                 elif tracker.name == "wandb":
-                    wandb_run.stop(tracker.tracker)
+                    _in_time(partial(wandb_run.stop, tracker.tracker), _upload_seconds())
                 if tracker.name != "wandb":
                     _in_time(tracker.finish)
                 else:
-                    tracker.finish()  # uploads what is left
+                    _in_time(tracker.finish, _upload_seconds())  # of what is left
                     # Its service writes the last rows a moment later, which a process that leaves by os._exit
                     # would cut short.
-                    sys.modules["wandb"].teardown()
+                    _in_time(sys.modules["wandb"].teardown)
             except Exception as error:
                 self._drop(tracker, error)
         self.accelerator.trackers.clear()
@@ -206,7 +205,8 @@ class Tracker:
         _warn(what, error)
         if tracker.name == "wandb":
             with contextlib.suppress(Exception):
-                sys.modules["wandb"].teardown()  # else it complains once more when the process ends
+                # Else it complains once more when the process ends; it waits for what may answer nobody.
+                _in_time(sys.modules["wandb"].teardown)
 
     def flush(self) -> None:
         """Have the disk take the rows so far."""
@@ -231,8 +231,19 @@ class Tracker:
         temporary.replace(self.path)
 
 
-def _in_time(call: Callable[[], object]) -> None:
-    """Make a call, and raise `TimeoutError` where it does not come back: a tracker must not hang the run."""
+def _show(run: Any, summary: Mapping[str, Any], charts: Callable[[], Mapping[str, Chart]]) -> None:
+    made = charts()  # in a time of its own
+    _in_time(partial(wandb_run.show, run, summary, made))
+
+
+def _upload_seconds() -> float:
+    return wandb_run.finish_seconds() + ANSWER_SECONDS
+
+
+def _in_time(call: Callable[[], object], seconds: float | None = None) -> None:
+    """Make a call, and raise `TimeoutError` where it does not come back in `seconds` (None: ANSWER_SECONDS):
+    a tracker must not hang the run."""
+    seconds = ANSWER_SECONDS if seconds is None else seconds
     raised: list[Exception] = []
 
     def run() -> None:
@@ -243,9 +254,9 @@ def _in_time(call: Callable[[], object]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
+    thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer in {ANSWER_SECONDS:g} s")
+        raise TimeoutError(f"no answer in {seconds:g} s")
     if raised:
         raise raised[0]
 

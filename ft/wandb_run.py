@@ -139,12 +139,12 @@ def conclude(run: Any, summary: Mapping[str, Any]) -> None:
     run.summary.update(summary)
 
 
-def show(run: Any, summary: Mapping[str, Any], charts: Callable[[], Mapping[str, Chart]]) -> None:
+def show(run: Any, summary: Mapping[str, Any], charts: Mapping[str, Chart]) -> None:
     """Log charts in a last row, with the best values that a sweep may look at."""
     import wandb
 
     drawn: dict[str, Any] = {}
-    for key, chart in charts().items():
+    for key, chart in charts.items():
         table = wandb.Table(columns=list(chart.columns), data=[list(row) for row in chart.rows])
         drawn[key] = table
         if chart.kind != "table":
@@ -196,6 +196,11 @@ def wait_for_upload(logged: Any) -> None:
         waiting.join(0.2)
     if raised:
         raise raised[0]
+
+
+def finish_seconds() -> float:
+    """How long W&B's service may take to end a run, by `start` or by the user."""
+    return float(os.environ["WANDB_FINISH_TIMEOUT"])
 
 
 def stop(run: Any) -> None:

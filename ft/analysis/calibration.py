@@ -101,9 +101,18 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     stays. It is looked for between 1/20 and 20, and is 1 where no loss is lower than at 1/20: rows of which
     none is wrong do not tell it."""
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_expit, logsumexp
+
+    logits, rows = logits.astype(np.float64), np.arange(len(targets))
+    # Of the log loss, what a temperature divides: how far each class is above the true one, or each label is
+    # on its right side.
+    margins = (
+        logits - logits[rows, targets, None] if targets.ndim == 1 else np.where(targets, logits, -logits)
+    )
 
     def loss(log_temperature: float) -> float:
-        return proper_scores(logits / np.exp(log_temperature), targets)["log_loss"]
+        scaled = margins / np.exp(log_temperature)
+        return float(logsumexp(scaled, axis=1).mean() if targets.ndim == 1 else -log_expit(scaled).mean())
 
     bounds = tuple(np.log(TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ft.analysis.intervals import LEVEL, SEED, percentiles
 from ft.analysis.predictions import Predictions
-from ft.analysis.resampling import RESAMPLES, swapped_sums
+from ft.analysis.resampling import RESAMPLES, joined, swapped_sums
 
 # How far two values of a metric can be apart, where it is not 1.
 SPANS = {"matthews_correlation": 2, "pearsonr": 2, "spearmanr": 2, "mse": np.inf, "mae": np.inf, "r2": np.inf}
@@ -101,7 +101,8 @@ def tests(one: Predictions, other: Predictions, resamples: int = RESAMPLES) -> d
     for mine, theirs in zip(one.swapped, other.swapped, strict=True):
         observed = {name: value - theirs.values()[name] for name, value in mine.values().items()}
         sums = swapped_sums((mine.features, mine.kind), (theirs.features, theirs.kind), resamples, SEED)
-        first, second = mine.metrics(sums[0]), theirs.metrics(sums[1])
+        parts = [(mine.metrics(one), theirs.metrics(other)) for one, other in sums]
+        first, second = map(joined, zip(*parts, strict=True))
         for name, gap in observed.items():
             if not np.isnan(gap):
                 # Sums of floats differ in their last digits from one order to another.

@@ -66,20 +66,18 @@ def joined(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def swapped_sums(
     one: tuple[Features, np.ndarray], other: tuple[Features, np.ndarray], resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Sums of two runs on the same rows after each row's two results changed places, or not, by a fair coin:
-    two of (resamples, columns). Each run is its (features, kind), as in `resampled_sums`.
+    parts, two of (some resamples, columns) each. Each run is its (features, kind), as in `resampled_sums`.
 
     Above `BLOCKS` rows, the coin is thrown for random blocks of rows. These are some of the ways to change
     rows, and a group, so that a permutation test on them is as exact as on all."""
     first, second = (_block_sums(features, kind, seed) for features, kind in (one, other))
     generator, moved = np.random.default_rng(seed), second - first
-    parts = [
-        generator.integers(0, 2, size=(count, moved.shape[0]), dtype=np.int8) @ moved
-        for count in _parts(resamples, moved.shape[0])
-    ]
-    shift = np.concatenate(parts)
-    return first.sum(axis=0) + shift, second.sum(axis=0) - shift
+    begin, end = first.sum(axis=0), second.sum(axis=0)
+    for count in _parts(resamples, max(moved.shape)):
+        shift = generator.integers(0, 2, size=(count, moved.shape[0]), dtype=np.int8) @ moved
+        yield begin + shift, end - shift
 
 
 def _parts(resamples: int, width: int) -> Iterator[int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Values = dict[str, np.ndarray]
-MANY_CLASSES = 300  # from which on features are sparse; of 10,000, the dense ones take 240 KB a cell
+MOST_DENSE = 1_000  # columns, three a class; those of 10,000 classes take 240 KB a cell
 
 
 class Statistic(Protocol):
@@ -66,11 +66,12 @@ def single_label(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Sum
         np.concatenate([true, classes + guess, 2 * classes + true[right]]),
     )
     features = csr_array((np.ones(len(places[0])), places), shape=(len(cells), 3 * classes))
-    return Sums(
-        features if classes > MANY_CLASSES else features.toarray(),
-        kind,
-        lambda sums: _count_metrics(*np.split(sums, 3, axis=1)),
-    )
+    return _sums(features, kind, lambda sums: _count_metrics(*np.split(sums, 3, axis=1)))
+
+
+def _sums(features: csr_array, kind: np.ndarray, metrics: Callable[[np.ndarray], Values]) -> Sums:
+    """Few columns are dense, whose products are faster."""
+    return Sums(features if features.shape[1] > MOST_DENSE else features.toarray(), kind, metrics)
 
 
 def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) -> Values:
@@ -94,17 +95,18 @@ def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) 
 def multi_label(predicted: np.ndarray, truth: np.ndarray) -> Sums:
     """The metrics of `ft.metrics.multilabel_metrics` but auroc, of predicted and true labels (rows, labels)
     of 0 and 1."""
+    from scipy.sparse import csr_array, hstack
+
     both = np.hstack([truth, predicted]).astype(bool)
     packed = np.packbits(both, axis=1)
     as_one = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
     _, first, kind = np.unique(as_one, return_index=True, return_inverse=True)
-    true, guess = (part.astype(np.float64) for part in np.split(both[first], 2, axis=1))
+    true, guess = (csr_array(part, dtype=np.float64) for part in np.split(both[first], 2, axis=1))
     right = true * guess
-    given = true.sum(axis=1) + guess.sum(axis=1)
+    given, wrong = true.sum(axis=1) + guess.sum(axis=1), (true != guess).sum(axis=1)
     sample = np.where(given > 0, _ratio(2 * right.sum(axis=1), given), 1.0)
-    exact = (true == guess).all(axis=1)
-    extra = np.stack([np.ones(len(first)), sample, exact], axis=1)
-    return Sums(np.hstack([true, guess, right, extra]), kind, _label_metrics)
+    extra = csr_array(np.stack([np.ones(len(first)), sample, wrong == 0], axis=1))
+    return _sums(hstack([true, guess, right, extra]).tocsr(), kind, _label_metrics)
 
 
 def _label_metrics(sums: np.ndarray) -> Values:

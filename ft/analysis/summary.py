@@ -12,6 +12,7 @@ from ft.analysis.errors import length_slices, slices
 from ft.analysis.intervals import Interval, intervals, proportion
 from ft.analysis.predictions import Predictions
 from ft.analysis.resampling import RESAMPLES
+from ft.metrics import AT_HALF
 
 SHARES = ("accuracy", "subset_accuracy")  # of rows
 ASKED = (0.9, 0.95, 0.99)  # accuracies on the surest rows
@@ -32,9 +33,10 @@ def metric_intervals(judged: Predictions, resamples: int = RESAMPLES) -> dict[st
     the accuracy is Wilson's."""
     bounds = intervals(judged.statistics, resamples)
     found = {name: value for name, value in bounds.items() if value is not None}
-    for name in ("accuracy", "subset_accuracy"):
-        if name in found and found[name][0] == found[name][1] and judged.right is not None:
-            found[name] = proportion(int(np.sum(judged.right)), len(judged.truth))
+    rows = len(judged.truth)
+    for name, (low, high) in found.items():
+        if name.removesuffix(AT_HALF) in SHARES and low == high:
+            found[name] = proportion(round(low * rows), rows)
     return found
 
 

@@ -1,4 +1,4 @@
-"""From a config to encoded splits, done once per machine: find sources, encode what is usable, cache."""
+"""From a config to encoded splits: find sources; encode what is usable, once per machine, and cache it."""
 
 import copy
 import hashlib

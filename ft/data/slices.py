@@ -11,6 +11,7 @@ from ft.config import Config
 from ft.data.audit import check_there
 from ft.data.prepare import Data
 from ft.data.sources import find_sources
+from ft.errors import UserError
 
 
 def read_slice_columns(options: Config, data: Data) -> None:
@@ -23,6 +24,10 @@ def read_slice_columns(options: Config, data: Data) -> None:
     for split in held_out or data.splits:  # eval.py --split train has that alone
         source = sources["train" if data.was_set_aside(split) else split]
         table = source.read()
+        if source.fingerprint() != data.sources[source.name]:
+            raise UserError(
+                f"slice_columns: the {source.name} data was changed while it was read; start again."
+            )
         for name in options.slice_names:
             check_there("slice_columns", table, name, source.name)
         data.slices[split] = {

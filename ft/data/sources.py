@@ -302,6 +302,12 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
         read = partial(_without_missing, dataset.data.table, labels)
         found[split] = Source(split, files, read, labels, identity=identity)
     _require(found, options, list(splits), where)
+    used = {next((name for name in names if name in splits), None) for names in _wanted(options).values()}
+    if left := [name for name in splits if name not in used]:
+        next(iter(found.values())).notes.append(
+            f"dataset_name: splits that are left out: {', '.join(left)} (validation_split_name and "
+            "test_split_name choose others)"
+        )
     return found
 
 

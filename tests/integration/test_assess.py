@@ -280,8 +280,10 @@ def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(ti
     capsys.readouterr()
     assert score_here(**asked, model_name_or_path=tmp_path / "elsewhere/best") == EXIT_DONE
     assert said in capsys.readouterr().out
-    assert score_here(**asked, model_name_or_path=tmp_path / "run/best") == EXIT_DONE
-    assert said not in capsys.readouterr().out
+    (tmp_path / "link").symlink_to(tmp_path / "run/best")
+    for place in ("run/best", "link"):
+        assert score_here(**asked, model_name_or_path=tmp_path / place) == EXIT_DONE
+        assert said not in capsys.readouterr().out
 
 
 def test_what_a_count_of_suspects_does_not_say_is_said(trained, tmp_path, capsys):

@@ -163,6 +163,15 @@ def test_a_model_that_the_disk_does_not_take_is_one_message(words, monkeypatch):
         train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
 
 
+def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(words, tmp_path, monkeypatch):
+    """Of a fast one, Rust raises an error of no type of its own."""
+    full = Mock(side_effect=Exception("No space left on device (os error 28)"))
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+    with pytest.raises(UserError, match=r"No space left on device \(os error 28\)\. Make room, "):
+        train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
+    assert not list(Path(words["output_dir"]).glob(".*.tmp"))
+
+
 def test_a_file_that_the_disk_does_not_take_is_one_message(tmp_path, monkeypatch):
     write_whole(tmp_path / "results.json", "whole")
     full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))

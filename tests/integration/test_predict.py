@@ -12,6 +12,7 @@ import pytest
 from conftest import FORKS, ROOT, flags, launch, make_rows, score_here, train_here, write_csv
 
 import ft.predict
+import ft.prediction_files
 from ft.compare import find_predictions
 from ft.errors import EXIT_DONE, UserError
 
@@ -180,6 +181,27 @@ def test_a_chunk_is_gone_before_the_next_is_scored(models, tmp_path, monkeypatch
     monkeypatch.setattr(ft.predict.PredictionFile, "write", counted)
     predict(models / "single/best", file, tmp_path / "out")
     assert sizes == written == [16] * 6 + [4]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_disk_that_is_full_at_the_end_leaves_what_was_there(models, tmp_path, monkeypatch, labelled):
+    rows = make_rows(20)
+    file, out = write_csv(tmp_path / "new.csv", rows), tmp_path / "out"
+    words = {"model_name_or_path": models / "single/best", "test_file": file, "output_dir": out}
+    assert score_here(**words) == EXIT_DONE
+    if not labelled:
+        write_csv(file, [{"text": row["text"]} for row in rows])
+
+    def content():
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    before = content()
+    assert {"results.json", "report.html", "predictions.jsonl"} <= before.keys()
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(ft.prediction_files.PredictionFile, "_finish", full)
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        score_here(**words)
+    assert content() == before
 
 
 BIG = 2**53 + 1  # which no float64 is

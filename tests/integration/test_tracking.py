@@ -611,6 +611,47 @@ def test_a_tracker_that_hangs_is_dropped_and_the_run_goes_on(base_flags, tmp_pat
     assert len(metrics_of(tmp_path / "run")) == 14 + 2
 
 
+@pytest.mark.parametrize("where", ["log", "finish"])
+def test_a_service_of_wandb_that_answers_no_more_holds_up_nothing(
+    base_flags, tmp_path, wandb_here, monkeypatch, capsys, where
+):
+    """Its end waits for it, too."""
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    from ft import tracking
+
+    def hang(*args, **options):
+        time.sleep(3600)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "ANSWER_SECONDS", 2.0)
+        patch.setattr(WandBTracker, where, hang)
+        patch.setattr(wandb, "teardown", hang)
+        assert train_here(**base_flags, report_to="wandb") == 0
+    assert "warning: wandb failed, and gets no more numbers" in capsys.readouterr().err
+    assert len(metrics_of(tmp_path / "run")) == 14 + 2
+
+
+def test_charts_have_a_time_of_their_own(base_flags, tmp_path, wandb_here, monkeypatch, capsys):
+    import ft.finish
+    from ft import tracking
+
+    charts = ft.finish.charts
+
+    def slow(*args):
+        time.sleep(3)
+        return charts(*args)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(ft.finish, "charts", slow)
+    assert train_here(**base_flags, report_to="wandb") == 0
+    assert "warning: wandb" not in capsys.readouterr().err
+
+
 @pytest.mark.case(
     "a tracker that does not start",
     "a warning; the others have all numbers",

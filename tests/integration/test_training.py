@@ -356,6 +356,15 @@ def test_a_bar_in_an_option_ends_no_cell_of_the_card():
     assert r"""| label_delimiter | `"\|"` |""" in _settings(Config(label_delimiter="|"))
 
 
+def test_the_card_has_the_revision_and_the_tokenizer_of_a_model_but_no_path(tiny_model):
+    from ft.card import _settings
+    from ft.config import Config
+
+    settings = _settings(Config(model_revision="v2", tokenizer_name=str(tiny_model)))
+    assert '| model_revision | `"v2"` |' in settings
+    assert f'| tokenizer_name | `"{tiny_model.name}"` |' in settings
+
+
 def test_the_card_says_that_validation_rows_chose_the_best_model_and_not_the_last(base_flags, tmp_path):
     assert train_here(**base_flags) == 0
     best, final = ((tmp_path / "run" / name / "README.md").read_text() for name in ("best", "final"))

@@ -174,8 +174,12 @@ def test_sparse_sums_are_the_dense_ones(rows, monkeypatch):
     probabilities, labels = classes_of(rows, 5)
     predicted = probabilities.argmax(axis=1)
     dense = statistics.single_label(predicted, labels, 5)
-    monkeypatch.setattr(statistics, "MANY_CLASSES", 1)
+    scores, truth = several_of(rows, 4)
+    several = statistics.multi_label(scores > 0.5, truth)
+    monkeypatch.setattr(statistics, "MOST_DENSE", 1)
     sparse = statistics.single_label(predicted, labels, 5)
+    sparse_several = statistics.multi_label(scores > 0.5, truth)
+    assert sparse_several.values() == pytest.approx(several.values(), rel=1e-12)
     assert isinstance(dense.features, np.ndarray) and not isinstance(sparse.features, np.ndarray)
     assert sparse.values() == dense.values()
     for row_by_row in (False, True):
@@ -185,7 +189,8 @@ def test_sparse_sums_are_the_dense_ones(rows, monkeypatch):
         swapped_sums((one.features, one.kind), (one.features, one.kind[::-1]), 50, seed=0)
         for one in (sparse, dense)
     )
-    assert all(map(np.array_equal, ours, theirs))
+    for mine, its in zip(ours, theirs, strict=True):
+        assert all(map(np.array_equal, mine, its))
 
 
 @pytest.mark.parametrize("rows", [50, 6_000, 20_000])
@@ -261,9 +266,28 @@ def test_swapping_leaves_the_sum_of_both_runs_and_moves_each(monkeypatch):
     for rows in (50, 500):
         one, other = (numbers_of(rows, seed)[0][:, None] for seed in (1, 2))
         kind = np.arange(rows)
-        first, second = swapped_sums((one, kind), (other, kind), 200, seed=0)
+        parts = list(swapped_sums((one, kind), (other, kind), 200, seed=0))
+        first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
         assert first + second == pytest.approx(one.sum() + other.sum())
         assert len(np.unique(first.round(6))) > 150
+
+
+def test_of_many_swaps_of_many_classes_some_are_held_at_a_time():
+    labels = np.arange(40) % 2_000
+    one, other = (statistics.single_label(given, labels, 2_000) for given in (labels, labels[::-1]))
+    sizes = [
+        first.size
+        for first, _ in swapped_sums((one.features, one.kind), (other.features, other.kind), 200, 0)
+    ]
+    assert len(sizes) > 1 and max(sizes) <= resampling.CHUNK
+
+
+def test_no_row_right_at_a_half_is_no_interval_without_width():
+    scores, truth = np.full((30, 2), 0.2), np.ones((30, 2), np.uint8)
+    found = interval_numbers(predictions.multi_label(scores, truth, predicted=scores > 0.1))
+    low, high = proportion(0, 30)
+    assert (found["subset_accuracy_at_0.5_low"], found["subset_accuracy_at_0.5_high"]) == (low, high)
+    assert found["subset_accuracy_low"] == pytest.approx(proportion(30, 30)[0])
 
 
 @pytest.mark.parametrize("is_right", [True, False])

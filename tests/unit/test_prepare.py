@@ -22,11 +22,13 @@ from transformers import BertTokenizer
 
 from ft import heap
 from ft.checkpoint import write_manifest
+from ft.config import Config
 from ft.data import encode, encoder, prepare, workers
 from ft.data.audit import has_labels
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.prepare import cache_root
+from ft.data.slices import read_slice_columns
 from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
@@ -776,6 +778,17 @@ def test_large_classes_are_cut_within_a_row_of_their_share():
     for name, share in (("validation", 10), ("test", 5)):
         counts = np.bincount(labels[parts[name]])
         assert np.all(np.abs(counts - np.array([1000, 333, 57]) * share / 100) <= 1)
+
+
+def test_data_that_changes_before_its_slices_are_read_is_one_message(tmp_path, tokenizer):
+    path = write_csv(tmp_path / "train.csv", make_rows(20))
+    data = Prepared(tokenizer, train_file=path, validation_split_percentage=0).data
+    options = Config(train_file=str(path), validation_split_percentage=0, slice_columns="label")
+    read_slice_columns(options, data)
+    assert list(data.slices) == ["train"]
+    write_csv(path, make_rows(30))
+    with pytest.raises(UserError, match="slice_columns: the train data was changed while it was read"):
+        read_slice_columns(options, data)
 
 
 def test_data_that_changes_while_it_is_read_is_not_kept_under_its_old_name(

@@ -196,6 +196,19 @@ def test_saved_datasets_keep_the_order_of_their_class_names(tmp_path):
     assert set(found) == {"train", "test"}
     assert found["train"].class_names == {"label": names}
     assert found["train"].read()["label"].to_pylist() == [1, 0, None]  # -1 stands for no label
+    assert found["train"].notes == []
+
+
+def test_splits_of_saved_datasets_that_are_not_taken_are_said(tmp_path):
+    import datasets
+
+    one = labelled([{"text": "a", "label": 1}, {"text": "b", "label": 0}], ["worst", "best"])
+    splits = dict.fromkeys(("train", "validation_matched", "validation_mismatched"), one)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    (note,) = sources(dataset_name=tmp_path / "saved")["train"].notes
+    assert "left out: validation_matched, validation_mismatched (validation_split_name and" in note
+    chosen = sources(dataset_name=tmp_path / "saved", validation_split_name="validation_matched")
+    assert "left out: validation_mismatched (" in chosen["train"].notes[0] and len(chosen) == 2
 
 
 def test_one_saved_split_is_the_training_split(tmp_path):
