@@ -6,8 +6,8 @@ position, unit). So the mask does not depend on the micro-batch, the padding, th
 costs one multiplication and one comparison an element. The last steps of the hashes are those of MurmurHash3
 (Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014).
 
-Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers): a
-third of its time or less on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
+Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers):
+0.36 of its time or less on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
 
 from __future__ import annotations
 
