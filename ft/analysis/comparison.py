@@ -100,8 +100,8 @@ def tests(one: Predictions, other: Predictions, resamples: int = RESAMPLES) -> d
     found: dict[str, tuple[float, str]] = {}
     for mine, theirs in zip(one.swapped, other.swapped, strict=True):
         observed = {name: value - theirs.values()[name] for name, value in mine.values().items()}
-        sums = swapped_sums((mine.features, mine.kind), (theirs.features, theirs.kind), resamples, SEED)
-        parts = [(mine.metrics(one), theirs.metrics(other)) for one, other in sums]
+        swaps = swapped_sums((mine.features, mine.kind), (theirs.features, theirs.kind), resamples, SEED)
+        parts = [(mine.metrics(my_sums), theirs.metrics(their_sums)) for my_sums, their_sums in swaps]
         first, second = map(joined, zip(*parts, strict=True))
         for name, gap in observed.items():
             if not np.isnan(gap):

@@ -24,9 +24,8 @@ def room_on_disk(config: Config) -> int:
     """Bytes that a run may write: what is free, and what it replaces of a run that is there (several seeds
     keep that to their end)."""
     folder = Path(config.output_dir).absolute()
-    there = next(
-        path for path in (folder, *folder.parents) if os.path.exists(path)
-    )  # False, too, for what may not be seen
+    # Of what may not be seen, os.path says that it is not there.
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     is_anew = config.overwrite_output_dir and config.resume_from_checkpoint is None
     names = ["best", "final", *(["checkpoints"] if is_anew else [])] if config.num_seeds == 1 else []
     replaced = [path for name in names for path in (folder / name).rglob("*") if path.is_file()]
