@@ -43,12 +43,11 @@ def evaluate(
 ) -> Evaluation:
     """Score every row of a split once, over all processes.
 
-    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called as often
-    on every process, with as many rows as all have scored if they had what this one has; what it raises ends
-    the evaluation. With `calibrate` the task
-    chooses its calibration on these rows (the validation rows, never others) before the metrics are computed.
-    The loss is the mean over rows. Raises `RuntimeError` if the rows that came together are not the rows of
-    the split, each once."""
+    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called as often on
+    every process, with as many rows as all have scored if they had what this one has; what it raises ends the
+    evaluation. With `calibrate` the task chooses its calibration on these rows (the validation rows, never
+    others) before the metrics are computed. The loss is the mean over rows. Raises `RuntimeError` if the rows
+    that came together are not the rows of the split, each once."""
     was_training = model.training
     model.eval()
     parts: list[Any] = []

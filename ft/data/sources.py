@@ -283,11 +283,12 @@ def _from_saved(path: Path, options: DataOptions) -> dict[str, Source]:
 def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, Source]:
     import datasets
 
-    found = {}
+    found, used = {}, set()
     for split, names in _wanted(options).items():
         name = next((name for name in names if name in splits), None)
         if name is None:
             continue
+        used.add(name)
         dataset = splits[name]
         if isinstance(dataset, list):
             found[split] = Source(split, dataset, partial(_read_files, dataset))
@@ -302,7 +303,6 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
         read = partial(_without_missing, dataset.data.table, labels)
         found[split] = Source(split, files, read, labels, identity=identity)
     _require(found, options, list(splits), where)
-    used = {next((name for name in names if name in splits), None) for names in _wanted(options).values()}
     if left := [name for name in splits if name not in used]:
         next(iter(found.values())).notes.append(
             f"dataset_name: splits that are left out: {', '.join(left)} (validation_split_name and "

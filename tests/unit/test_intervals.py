@@ -157,7 +157,7 @@ def test_the_cells_of_a_confusion_matrix_are_drawn_as_such_and_many_kinds_in_blo
     assert (blocks[:, :3].sum(axis=1) == 1_000).all() and not np.array_equal(sums, blocks)
 
 
-def test_of_many_classes_no_row_of_zeros_is_held(monkeypatch):
+def test_of_many_classes_no_row_of_zeros_is_held():
     """Dense, what 20,000 rows of 10,000 classes add would take gigabytes."""
     generator = np.random.default_rng(0)
     labels, predicted = generator.integers(0, 10_000, (2, 20_000))

@@ -171,8 +171,8 @@ def test_memory_that_the_device_lacks_before_the_first_update_is_one_message(cap
 @pytest.mark.parametrize(
     "error, said",
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/home/other/model"), "Permission denied"),
-        (OSError(errno.ENAMETOOLONG, "File name too long", "/home/other/model"), "File name too long"),
+        (PermissionError(errno.EACCES, "Permission denied", "models/other"), "Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "models/other"), "File name too long"),
     ],
 )
 def test_a_path_that_cannot_be_reached_is_one_message(error, said, capsys):
@@ -184,7 +184,7 @@ def test_a_path_that_cannot_be_reached_is_one_message(error, said, capsys):
     with pytest.raises(SystemExit) as stop:
         run_script(main, Config())
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"error: '/home/other/model' cannot be reached: {said}.\n"
+    assert capsys.readouterr().err == f"error: 'models/other' cannot be reached: {said}.\n"
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
