@@ -1,6 +1,7 @@
 """Test accuracy and seconds of training of train.py and of transformers.Trainer."""
 
 import argparse
+import statistics
 from itertools import islice, pairwise
 from typing import Any
 
@@ -120,10 +121,14 @@ def _text(
         speed = median_and_spread([one["tokens"] / one["seconds"] for one in runs], 0)
         padding = f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}"
         percent = peak_shares(options.model, runs, gemm)
-        cells += [seconds, faster, speed, padding, median_and_spread(percent, 0), memory]
+        cells += [seconds, faster, speed, padding, median_and_spread(percent, 1), memory]
         rows.append([ARMS[arm], mean_and_deviation(values, 4), *cells])
+    means = {arm: statistics.fmean(one["seconds"] for one in runs) for arm, runs in measured.items() if runs}
+    share = ""
+    if len(means) == 2:
+        share = f"The mean seconds of train.py are {means['ours'] / means['trainer']:.3f} of the Trainer's. "
     return (
-        f"{table(header, rows)}\n\n"
+        f"{table(header, rows)}\n\n{share}"
         f"Batch {GLOBAL_BATCH}; ± is the standard deviation over the seeds. Unless an option says otherwise, "
         "the schedule is linear, both train on all training rows, and the model of the last update is "
         "scored. The arms take turns in being first. Speeds are of all updates; for the share of the GEMM "

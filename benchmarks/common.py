@@ -20,9 +20,10 @@ from functools import cache
 from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
+ArmT = TypeVar("ArmT")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PAIR = ("sentence1", "sentence2")
@@ -214,7 +215,7 @@ def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:
     return path
 
 
-def in_turn(arms: Sequence[str], number: int) -> list[str]:
+def in_turn(arms: Sequence[ArmT], number: int) -> list[ArmT]:
     """The arms in the order of a round, counted from 0: each round begins with the next one, so that none has
     the same place in all of them."""
     first = number % len(arms)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.common import at_least, gemm_peak, median, save, spread, table
+from benchmarks.common import at_least, gemm_peak, in_turn, median, save, spread, table
 
 ROWS, HEADS, SIZE, RATE = 32, 12, 32, 0.1  # MiniLM's at the batch of the other commands
 LENGTHS = (24, 80, 256)  # tokens a row: sst2, clothing_reviews, long
@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> None:
         for place, arms in {"hidden": _hidden(length), "attention": _attention(length)}.items():
             seconds = measured[f"{place}, {length} tokens"] = {name: [] for name in arms}
             for number in range(options.rounds + 1):
-                for name, once in arms.items():
+                for name in in_turn(list(arms), number):
                     begin = time.perf_counter()
-                    once(number)
+                    arms[name](number)
                     if number:
                         seconds[name].append(time.perf_counter() - begin)
     save(options, _text(measured), measured, [*gemm, gemm_peak()])

@@ -86,7 +86,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
                 spread(speeds, 1),
                 f"{median([one['tokens'] / one['seconds'] for one in runs]):,.0f}",
                 f"{median([1 - one['tokens'] / one['positions'] for one in runs]):.1%}",
-                median_and_spread(percent, 0),
+                median_and_spread(percent, 1),
                 median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0),
                 "" if arm == "ours" else median_and_spread(ratios, 2),
             ]

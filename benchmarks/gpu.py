@@ -12,6 +12,7 @@ from benchmarks.common import (
     add_model_option,
     at_least,
     gemm_peak,
+    in_turn,
     median,
     model_flops,
     model_folder,
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
                 train = make_texts(
                     Path(folder) / f"{length}.csv", model, rows * (options.updates + 1), length
                 )
-                for arm in options.arms:
+                for arm in in_turn(options.arms, number):
                     speed = measure(arm, model, train, length, rows, options.updates, 42 + number)
                     measured.setdefault(f"{length} {arm}", []).append(speed)
                     say(f"round {number + 1}, {length} tokens, {arm}: {speed:,.0f} tokens/s")

@@ -7,10 +7,11 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import at_least, device, gemm_peak, median, save, say, spread, table
+from benchmarks.common import at_least, device, gemm_peak, in_turn, median, save, say, spread, table
 
 QUICK = {"rounds": 1}
 
@@ -30,7 +31,11 @@ def _folder(name: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> None:
-    """A blocking save and one in the background in turn, round after round, after one that does not count."""
+    """A save that waits, Accelerate's and one in the background in turn, round after round, after one that
+    does not count."""
+    from ft.heap import start_again
+
+    start_again()  # with train.py's heap
     import torch
     from accelerate import Accelerator
     from transformers import BertConfig, BertModel
@@ -57,27 +62,29 @@ def run(options: argparse.Namespace) -> None:
             torch.accelerator.synchronize()
         return time.perf_counter() - begin
 
-    writer, measured, gemm = BackgroundWriter(), [], [gemm_peak()]
+    writer, measured, gemm, steps = BackgroundWriter(), [], [gemm_peak()], count(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        step = 0
 
         def write(state: Any) -> None:
-            write_checkpoint(Path(folder), state, asdict(Progress(step=step)), {}, 10**6, 1)
+            write_checkpoint(Path(folder), state, asdict(Progress(step=next(steps))), {}, 10**6, 1)
 
-        for number in range(options.rounds + 1):
+        def waiting() -> dict[str, float]:
             update()
-            step += 1
             begin = time.perf_counter()
             write(snapshot(accelerator, network, optimizer, scheduler))
-            blocking = time.perf_counter() - begin
+            return {"blocking": time.perf_counter() - begin}
+
+        def accelerates() -> dict[str, float]:
+            update()
             begin = time.perf_counter()
             accelerator.save_state(str(Path(folder) / "state"))
-            state_saved = time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
             shutil.rmtree(Path(folder) / "state")
+            return {"save_state": seconds}
+
+        def in_background() -> dict[str, float]:
             alone = [update() for _ in range(5)]
-            step += 1
             begin = time.perf_counter()
-            writer.wait()
             state = snapshot(accelerator, network, optimizer, scheduler)
             writer.submit("the checkpoint", lambda state=state: write(state))
             del state
@@ -86,20 +93,19 @@ def run(options: argparse.Namespace) -> None:
             while writer.busy:
                 beside.append(update())
             written = time.perf_counter() - begin
+            writer.wait()
             alone += [update() for _ in range(5)]
+            lost = stall + written - len(beside) * median(alone)
+            times = {"update": median(alone), "beside": median(beside), "write": written}
+            return {"stall": stall, "lost": lost, **times}
+
+        for number in range(options.rounds + 1):
+            found: dict[str, float] = {}
+            for measure in in_turn([waiting, accelerates, in_background], number):
+                found |= measure()
             if number:
-                measured.append(
-                    {
-                        "blocking": blocking,
-                        "save_state": state_saved,
-                        "stall": stall,
-                        "update": median(alone),
-                        "beside": median(beside),
-                        "write": written,
-                        "lost": stall + written - len(beside) * median(alone),
-                    }
-                )
-                say(str(measured[-1]))
+                measured.append(found)
+                say(str(found))
                 gemm.append(gemm_peak())
                 found = {"rounds": measured, "parameters": parameters}
                 save(options, _text(measured, parameters), found, gemm)

@@ -178,7 +178,7 @@ def speeds(
                 spread(real, 0),
                 f"{median([one['examples_per_second'] for one in runs]):.1f}",
                 f"{median([one['padding'] for one in runs]):.1%}",
-                median_and_spread(percent, 0),
+                median_and_spread(percent, 1),
                 median_and_spread([one["peak_bytes"] / 1e6 for one in runs], 0),
                 median_and_spread(ratios, 2) if arm != "ours" else "",
             ]

@@ -12,6 +12,7 @@ from benchmarks.common import (
     class_file,
     column_flags,
     gemm_peak,
+    in_turn,
     mean_and_deviation,
     median,
     model_folder,
@@ -51,11 +52,11 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(f"error: --rows: {rows} in {options.epochs} epochs, expected {UPDATES * BATCH} in all")
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
-    for seed in options.seeds:
-        for arm, runs in measured.items():
+    for number, seed in enumerate(options.seeds):
+        for arm in in_turn(list(ARMS), number):
             measure = {"ours": _ours, "tutorial": _tutorial, "tutorial_as_written": _as_written}[arm]
-            runs.append({"seed": seed} | measure(options, train, validation, seed))
-            say(f"{arm}: {runs[-1]}")
+            measured[arm].append({"seed": seed} | measure(options, train, validation, seed))
+            say(f"{arm}: {measured[arm][-1]}")
         gemm.append(gemm_peak())
         save(options, _text(options, measured), measured, gemm)
 

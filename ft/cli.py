@@ -35,7 +35,8 @@ HINTS = {
     "mixed_precision": PRECISION,
     "lr": "did you mean 'learning_rate'?",
 }
-
+# Without any other flag, they are of the run that train.py makes without arguments.
+OF_ANY_RUN = {"resume_from_checkpoint", "print_config", "preflight", "verify"}
 
 # Of two options that say the same, the one that has its way where both are given.
 OUTRANKED_BY = {"num_train_epochs": "max_train_steps", "warmup_ratio": "warmup_steps"}
@@ -57,9 +58,9 @@ def parse(
 ) -> ConfigT:
     """The checked config from `argv`: defaults < YAML < command line.
 
-    `defaults` names the YAML file that is used when there are no arguments at all, or none but the one that
-    goes on with such a run. A mistake is printed in one line, without a usage text, and ends the process with
-    exit code 2; so do --help and --print_config, with 0."""
+    `defaults` names the YAML file that is used when there are no arguments at all, or none but those that say
+    what to do with such a run (`OF_ANY_RUN`). A mistake is printed in one line, without a usage text, and
+    ends the process with exit code 2; so do --help and --print_config, with 0."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         config, print_it = _parse(config_class, argv, defaults)
@@ -99,7 +100,7 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
             action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
     files, words = _read(argv, kinds)
-    if defaults is not None and not files and words.keys() <= {"resume_from_checkpoint"}:
+    if defaults is not None and not files and words.keys() <= OF_ANY_RUN:
         files = [defaults]
     given: dict[str, str] = {}
     for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # the later has the last word

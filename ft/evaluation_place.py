@@ -72,7 +72,12 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
     has set them aside: the model may have learned most of them. Returns what to tell the user where that
     cannot be known."""
     known, now = of_training(options).get("draw"), data.draw(options)
-    if not data.was_set_aside(split) or known == now:
+    if not data.was_set_aside(split):
+        learned = of_training(options).get("sources", {}).get("train")
+        if split == "train" or data.sources.get(split) != learned:
+            return []
+        return [f"WARNING {split}_file: these are the rows that the model was trained on"]
+    if known == now:
         return []
     if not known:
         return [

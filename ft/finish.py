@@ -41,7 +41,8 @@ def finish(run: Run) -> None:
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
         run.export("best", run.latest)
-        value = run.latest.metrics[config.best_metric] if run.latest else None
+        progress.best_values = run.latest.metrics if run.latest else {}
+        value = progress.best_values.get(config.best_metric)
         if config.eval_strategy == "no":
             why = "not evaluated (eval_strategy: no)"
         elif is_defined(value):
@@ -58,6 +59,7 @@ def finish(run: Run) -> None:
         "train/nonfinite_updates": progress.health.nonfinite,
         "train/loss_spikes": progress.health.spikes,
         "best/step": progress.best_step,
+        **{f"best/{name}": value for name, value in progress.best_values.items() if name != "rows"},
         f"best/{config.best_metric}": progress.best_metric,
         "perf/train_seconds": seconds,
         "perf/examples_per_second": rows / seconds,

@@ -33,11 +33,12 @@ class DataOptions:
 
     dataset_name: str | None = None
     """A Hub id, or a folder (a local copy of a Hub repository, saved `datasets`, train/validation/test files,
-    or one sub-folder of .txt files per class), or a pkg: path to one."""
+    or one sub-folder of .txt files per class, also .gz), or a pkg: path to one."""
     dataset_config_name: str | None = None
     """Configuration (subset) of a dataset on the Hub, or of a local copy of one."""
     train_file: str | None = None
-    """Training data: csv, tsv, json, jsonl (each also .gz), parquet, arrow, or a folder of class folders."""
+    """Training data: csv, tsv, json, jsonl (each also .gz), parquet, arrow, a saved `datasets` folder, or a
+    folder of class folders."""
     validation_file: str | None = None
     """Validation data, in any of the same formats."""
     test_file: str | None = None

@@ -103,7 +103,7 @@ def start_summary(
     rows = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     lines.append(f"data: {rows} rows; {task.describe()}")
     train = data.splits["train"]
-    lengths, cut = train.full_lengths, float(train.cut.mean())
+    lengths, cut = train.full_lengths, int(train.cut.sum())
     seen = f"cut at {train.lengths.max()}" if config.long_text == "truncate" else f"cut ({config.long_text})"
     if train.pieces is not None:
         seen = (
@@ -111,7 +111,7 @@ def start_summary(
             f"several windows, {train.pieces.sum():,} in all"
         )
     lines.append(
-        f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:.1%} of the training rows are "
+        f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:,} of the training rows "
         f"{seen}; padding {padding_share(sampler):.1%}"
     )
     assert config.global_batch_size is not None

@@ -152,6 +152,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     if best and not run.hosts.from_main(lambda: recover_best(run.output_dir, best, progress.best_weights)):
         notes.append(f"best/ of update {best} is not in {run.output_dir}: chosen anew")
         progress.best_step, progress.best_metric, progress.best_weights = 0, None, ""
+        progress.best_values = {}
     if not is_own:
         kept = ("checkpoints", "best") if progress.best_step else ("checkpoints",)
         run.hosts.from_main(lambda: clear_output_dir(run.output_dir, kept))

@@ -295,7 +295,7 @@ class Run:
             sign = 1 if config.higher_is_better else -1
             if not progress.weigh(value, sign, config.early_stopping_threshold):
                 return
-            progress.best_calibration = self.task.calibration
+            progress.best_calibration, progress.best_values = self.task.calibration, values
             self.saver.wait()  # for room on the disk: a checkpoint that cannot be written goes again
             known = before and before == self.saver.best_step
             self.export("best", self.latest, kept_best(self.output_dir, before) if known else None)

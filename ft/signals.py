@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HUNG_UP = getattr(signal, "SIGHUP", None)  # the terminal or the connection is gone; nohup has it ignored
 LAUNCHER_DIED = signal.SIGUSR2
 # A launcher hands a signal on that its processes got already, when a terminal or Slurm sent it to all of
 # them.
@@ -32,6 +33,8 @@ class StopSignals:
         self.received, self._since = noted_signal(), time.monotonic()
         for number in (*STOP_SIGNALS, LAUNCHER_DIED):
             signal.signal(number, self._handle)
+        if HUNG_UP is not None and signal.getsignal(HUNG_UP) != signal.SIG_IGN:
+            signal.signal(HUNG_UP, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = "its launcher ended" if number == LAUNCHER_DIED else signal.Signals(number).name

@@ -1,9 +1,11 @@
 """train.py on a `Run` that counts what is alive at two updates: `weighed.py EARLY LATE WORDS ...` also writes
-OUTPUT_DIR.json, the number of tensors and of all objects at each."""
+OUTPUT_DIR.json, the number of tensors, of their bytes, of those of Python and NumPy, and of all objects at
+each."""
 
 import gc
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,6 +25,7 @@ def weighed_run(config: Config) -> int:
     from ft.run import Run
 
     alive = []
+    tracemalloc.start()
 
     class Weighed(Run):
         def count(self, *args):
@@ -31,7 +34,10 @@ def weighed_run(config: Config) -> int:
                 self.saver.wait()  # holds a copy of what it writes
                 gc.collect()
                 objects = gc.get_objects()
-                alive.append([sum(type(one) is torch.Tensor for one in objects), len(objects)])
+                tensors = [one for one in objects if type(one) is torch.Tensor]
+                of_python, _ = tracemalloc.get_traced_memory()
+                alive.append([len(tensors), sum(one.nbytes for one in tensors), of_python, len(objects)])
+                del objects, tensors
 
     code = train.train(config, Weighed)
     Path(f"{config.output_dir}.json").write_text(json.dumps(alive))

@@ -18,6 +18,7 @@ FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
 ROWS_PER_CHUNK = 10_000
 CHARACTERS_PER_CHUNK = 2**27
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
+NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIXED = {b"values": b"mixed"}  # metadata of a column
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
@@ -66,8 +67,8 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
         raise UserError(f"{path}: {_not_utf8(path)}; save the file as UTF-8.") from None
     except RecursionError:
         raise UserError(f"{path}: is nested too deeply; expected one object {{...}} for each row.") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: is not a whole gzip file: {error}; make or copy it again.") from None
+    except NOT_GZIP as error:
+        raise _broken_gzip(path, error) from None
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         if kind in ("parquet", "arrow") and not getattr(error, "errno", None):
@@ -109,6 +110,23 @@ def class_labels(path: Path) -> dict[str, list[str]]:
         return found
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return {}
+
+
+def read_text(path: Path) -> str | None:
+    """The whole of a .txt file (also .gz); None where it is not UTF-8."""
+    try:
+        with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as text:
+            return text.read()
+    except UnicodeDecodeError:
+        return None
+    except NOT_GZIP as error:
+        raise _broken_gzip(path, error) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _broken_gzip(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: is not a whole gzip file: {error}; make or copy it again.")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table
+from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table, read_text
 from ft.data.hub import is_hidden, load_by_id, load_copy
 from ft.errors import UserError
 from ft.options import DataOptions
 
+TEXTS = (".txt", ".txt.gz")  # of a folder of class folders
 SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
 
 
@@ -122,7 +124,9 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         if options.dataset_config_name:
             raise _no_configurations(path)
-        return _from_saved(path, options)
+        saved = _load_saved("dataset_name", path)
+        splits = saved if isinstance(saved, dict) else {options.train_split_name: saved}
+        return _from_splits(dict(splits), options, str(path))
     found: dict[str, Source] = {} if options.dataset_config_name else _from_folder(path, options)
     if not found and (copy := load_copy(path, options)):
         return _from_splits(copy, options, str(path))
@@ -220,10 +224,11 @@ def _from_path(split: str, path: Path) -> Source:
             )
         labels = class_labels(path)
         return Source(split, [path], lambda: _without_missing(read_table(path), labels), labels)
+    if (path / "state.json").exists():
+        return _from_rows(split, _load_saved(f"{split}_file", path))
     texts = _texts_in(path)
     if not texts:
-        # Those of saved `datasets` are among them: dataset_dict.json, state.json.
-        has_data = any(format_of(file) for file in path.glob("*"))
+        has_data = any(format_of(file) for file in path.glob("*"))  # dataset_dict.json among them
         hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
     below = {file for file in path.glob("*/**/*") if not file.is_dir()}
@@ -239,69 +244,47 @@ def _left_out(what: str, files: list[Path]) -> list[str]:
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The .txt files of the class folders in a folder, sorted; hidden ones (of editors) are no classes. A
-    link to nothing is one of them: reading it says so."""
+    """The .txt files (also .gz) of the class folders in a folder, sorted; hidden ones (of editors) are no
+    classes. A link to nothing is one of them: reading it says so."""
     classes = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     # Not by glob, which passes over a folder that may not be entered.
     found = (path for one in classes if not is_hidden(Path(one.name)) for path in one.iterdir())
-    texts = (path for path in found if path.suffix.lower() == ".txt" and not path.is_dir())
+    texts = (path for path in found if path.name.lower().endswith(TEXTS) and not path.is_dir())
     return sorted(path for path in texts if not is_hidden(Path(path.name)))
 
 
 def _read_texts(paths: list[Path]) -> pa.Table:
     """Rows in the order of the sorted paths: the text, the name of its folder as label, and the file. A file
     that is not UTF-8 gets a null text, which the audit reports as a bad row."""
-    texts: list[str | None] = []
-    for path in paths:
-        try:
-            texts.append(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError:
-            texts.append(None)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    texts = [read_text(path) for path in paths]
     names = ["/".join(path.parts[-2:]) for path in paths]
     labels = [path.parent.name for path in paths]
     table = pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
     return table.replace_schema_metadata(ONE_FILE_A_ROW)
 
 
-def _from_saved(path: Path, options: DataOptions) -> dict[str, Source]:
+def _load_saved(option: str, path: Path) -> Any:
+    """The `Dataset`, or `DatasetDict`, that was saved as a folder, which `option` names."""
     import datasets
 
     try:
-        loaded = datasets.load_from_disk(str(path))
+        return datasets.load_from_disk(str(path))
     except Exception as error:  # of many types; for a split without rows, an IndexError
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise UserError(
-            f"dataset_name: {str(path)!r} is not a whole saved `datasets` folder, or one of its splits has "
-            f"no rows: {why}; save it again."
+            f"{option}: {str(path)!r} is not a whole saved `datasets` folder, or one of its splits has no "
+            f"rows: {why}; save it again."
         ) from None
-    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {options.train_split_name: loaded}
-    return _from_splits(splits, options, str(path))
 
 
 def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, Source]:
-    import datasets
-
     found, used = {}, set()
     for split, names in _wanted(options).items():
         name = next((name for name in names if name in splits), None)
         if name is None:
             continue
         used.add(name)
-        dataset = splits[name]
-        if isinstance(dataset, list):
-            found[split] = Source(split, dataset, partial(_read_files, dataset))
-            continue
-        files = [Path(entry["filename"]) for entry in dataset.cache_files]
-        labels = {}
-        for column, kind in dataset.features.items():
-            inner = getattr(kind, "feature", kind)  # of a list
-            if isinstance(inner, datasets.ClassLabel):
-                labels[column] = list(inner.names)
-        identity = "" if files else dataset._fingerprint
-        read = partial(_without_missing, dataset.data.table, labels)
-        found[split] = Source(split, files, read, labels, identity=identity)
+        found[split] = _from_rows(split, splits[name])
     _require(found, options, list(splits), where)
     if left := [name for name in splits if name not in used]:
         next(iter(found.values())).notes.append(
@@ -309,6 +292,22 @@ def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, So
             "test_split_name choose others)"
         )
     return found
+
+
+def _from_rows(split: str, rows: Any) -> Source:
+    """A split as a `Dataset`, or as the files of a copy of a Hub repository."""
+    import datasets
+
+    if isinstance(rows, list):
+        return Source(split, rows, partial(_read_files, rows))
+    files = [Path(entry["filename"]) for entry in rows.cache_files]
+    labels = {}
+    for column, kind in rows.features.items():
+        inner = getattr(kind, "feature", kind)  # of a list
+        if isinstance(inner, datasets.ClassLabel):
+            labels[column] = list(inner.names)
+    identity = "" if files else rows._fingerprint
+    return Source(split, files, partial(_without_missing, rows.data.table, labels), labels, identity=identity)
 
 
 def _read_files(paths: list[Path]) -> pa.Table:

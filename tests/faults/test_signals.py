@@ -1,17 +1,20 @@
 """Told to stop, a run saves what it has and exits with 75, whoever was told, and wherever it was."""
 
 import contextlib
+import fcntl
 import os
+import pty
 import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import psutil
 import pytest
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, FORK, ONE, ROOT, TORCHRUN, flags, launch, metrics_of
+from conftest import ACCELERATE, FORK, ONE, ROOT, TORCHRUN, flags, kill_launch, launch, metrics_of
 
 SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 8}
 
@@ -34,13 +37,14 @@ def run_words(tiny_model, reviews, tmp_path):
     return words(tiny_model, reviews, tmp_path / "run")
 
 
-def wait_for_updates(folder, count, seconds=120):
+def wait_for_updates(folder, count, seconds=120, meanwhile=lambda: None):
     """Return when the run has logged so many updates."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         path = folder / "metrics.jsonl"
         if path.exists() and len(path.read_text().splitlines()) >= count:
             return
+        meanwhile()
         time.sleep(0.01)
     pytest.fail("the run did not get so far")
 
@@ -60,9 +64,9 @@ def ends_as_if_never_stopped(command, run_words, folder, whole):
     assert same_bits(folder / "best", whole / "best")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.case(
-    "SIGTERM, SIGINT or SIGUSR1 to a run on one process",
+    "SIGTERM, SIGINT, SIGUSR1 or SIGHUP to a run on one process",
     "saved after the running update, exit 75; resumed, the end is bit-identical to a run that nobody stopped",
 )
 def test_a_signal_saves_and_exits_with_75(started, run_words, tmp_path, whole, number):
@@ -90,6 +94,47 @@ def test_a_run_to_which_nobody_listens_any_more_saves(started, run_words, tmp_pa
     assert process.wait(timeout=60) == 75
     step = metrics_of(tmp_path / "run")[-1]["step"]
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+
+
+@pytest.mark.parametrize(
+    "command", [ONE, ACCELERATE, [*TORCHRUN, "2"]], ids=["alone", "accelerate", "torchrun"]
+)
+@pytest.mark.case(
+    "the terminal of the run is closed, or its connection lost",
+    "saved after the running update",
+)
+def test_a_closed_terminal_loses_nothing(command, run_words, tmp_path):
+    terminal, side_of_run = pty.openpty()
+    process = subprocess.Popen(
+        [*command, "train.py", *run_words], cwd=ROOT,
+        stdin=side_of_run, stdout=side_of_run, stderr=side_of_run,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(side_of_run)
+    os.set_blocking(terminal, False)
+
+    def read() -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 2**16)
+
+    try:
+        wait_for_updates(tmp_path / "run", 20, meanwhile=read)
+        family = trainers(process)
+        os.close(terminal)
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+    finally:
+        kill_launch(process)
+    step = metrics_of(tmp_path / "run")[-1]["step"]
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == [f"step-{step:08d}"]
+
+
+@pytest.mark.case("the same to a run that nohup has started", "it goes on")
+def test_nohup_has_a_run_go_on_when_its_terminal_is_closed(run_words, started, tmp_path):
+    process = started(["nohup", *ONE], run_words)
+    wait_for_updates(tmp_path / "run", 20)
+    process.send_signal(signal.SIGHUP)
+    wait_for_updates(tmp_path / "run", len(metrics_of(tmp_path / "run")) + 20)
+    assert process.poll() is None
 
 
 @pytest.mark.case(

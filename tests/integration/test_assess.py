@@ -270,6 +270,18 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     assert score_here(**{**asked, "train_file": None}, test_file=path) == EXIT_DONE
 
 
+def test_test_rows_that_the_model_was_trained_on_are_said(tiny_model, tmp_path, capsys):
+    path = write_csv(tmp_path / "all.csv", make_rows(80))
+    words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}
+    assert train_here(model_name_or_path=tiny_model, **words) == EXIT_DONE
+    asked = {"model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
+    said = "note: WARNING test_file: these are the rows that the model was trained on"
+    for name, rows in {"copy.csv": make_rows(80), "other.csv": make_rows(80, seed=1)}.items():
+        capsys.readouterr()
+        assert score_here(**asked, test_file=write_csv(tmp_path / name, rows)) == EXIT_DONE
+        assert (said in capsys.readouterr().out) == (name == "copy.csv")
+
+
 def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(tiny_model, tmp_path, capsys):
     path = write_csv(tmp_path / "all.csv", make_rows(80))
     words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}

@@ -82,7 +82,8 @@ def test_all_faults_are_found_and_not_the_first_alone(audited, data):
         "text is only white space": {"rows": 1, "first": [204]},
         "label is missing": {"rows": 1, "first": [205]},
     }
-    assert "which training lacks" in topics["blocking", "labels"][0]
+    said = topics["blocking", "labels"][0]
+    assert "the label column 'label'" in said and "which training lacks" in said
     assert report["labels"]["unknown"] == {"validation": ["strange", "weird"]}
     assert topics["blocking", "model"][0].startswith("max_length: found 3000")
     assert set(report["copies"]["within"]) == {"train", "validation", "test"}  # looked for all the same

@@ -314,6 +314,14 @@ def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags,
     assert results["best/step"] == min(losses, key=losses.get) and results["best/loss"] == min(
         losses.values()
     )
+    # All of its metrics, not the one that chose it alone.
+    (of_best,) = [
+        row
+        for row in metrics_of(tmp_path / "run")
+        if "eval/loss" in row and row["step"] == results["best/step"]
+    ]
+    names = [key.removeprefix("eval/") for key in of_best if key.startswith("eval/") and key != "eval/rows"]
+    assert "f1_macro" in names and all(results[f"best/{name}"] == of_best[f"eval/{name}"] for name in names)
 
 
 ERROR_RATE = '{"error_rate": np.float32(np.mean(np.array(predictions) != references))}'

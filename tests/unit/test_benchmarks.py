@@ -1,16 +1,19 @@
 """The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
 
+import json
 import os
 import sys
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AlbertConfig
+import yaml
+from transformers import AlbertConfig, BertConfig
 
-from benchmarks import accuracy, common, memory, throughput
-from benchmarks.__main__ import parse
+from benchmarks import accuracy, common, memory, start, throughput
+from benchmarks.__main__ import COMMANDS, parse
 from benchmarks.common import (
     check_updates,
     class_file,
@@ -349,3 +352,33 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     for text in ("\n".join(lines), whole := (tmp_path / "table.md").read_text()):
         assert all(words in text for words in [*heads, *about]), text
     assert "MB, median" in whole
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "start --rounds 1",
+        "encode --rows 300 --rounds 1",
+        "evaluation --rounds 1 --repeats 2",
+        "save --rounds 1",
+        "accuracy --epochs 1 --seeds 1 --max_length 64",
+        "growth --updates 1200 --evaluated 20 300 --planned 5000",
+    ],
+)
+def test_a_command_measures_and_leaves_its_table(words, tiny_model, reviews, tmp_path, monkeypatch):
+    command, *more = words.split()
+    if command not in ("start", "save"):
+        more += ["--data", str(reviews), "--model", str(tiny_model)]
+    recipe = {"model_name_or_path": str(tiny_model), "train_file": str(reviews / "train.csv")}
+    recipe |= {"max_length": 64, "global_batch_size": 8}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(start, "RECIPE", str(tmp_path / "recipe.yaml"))
+    monkeypatch.setattr("transformers.BertConfig", partial(BertConfig, hidden_size=48, num_hidden_layers=2))
+    monkeypatch.setattr("ft.heap.start_again", lambda: None)  # it would start pytest again
+    monkeypatch.setattr(COMMANDS[command], "gemm_peak", lambda: 100.0)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    with common.own_cache(tmp_path / "cache"):
+        COMMANDS[command].run(parse([command, *more, "--name", "table"]))
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith(f"# {command}\n") and "100 GFLOP/s" in text and "nan" not in text
+    assert json.loads((tmp_path / "table.json").read_text())["measured"]

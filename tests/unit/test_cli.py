@@ -75,11 +75,17 @@ def test_of_two_flags_the_later_counts():
     assert config_of(*NEEDED, "--seed", "1", "--seed", "2").seed == 2
 
 
-def test_a_default_config_file_is_for_no_arguments_or_to_go_on(config_yaml, tmp_path, capsys):
+def test_a_default_config_file_is_for_no_arguments_or_what_to_do_with_such_a_run(
+    config_yaml, tmp_path, capsys
+):
     """So the quickstart is resumed by the command that began it. A forgotten config is a mistake."""
     assert parse(Config, [], defaults=config_yaml).seed == 7
     again = parse(Config, ["--resume_from_checkpoint", "latest"], defaults=config_yaml)
     assert (again.seed, again.resume_from_checkpoint) == (7, "latest")
+    assert parse(Config, ["--preflight"], defaults=config_yaml).seed == 7
+    with pytest.raises(SystemExit, match="0"):
+        parse(Config, ["--print_config"], defaults=config_yaml)
+    assert "seed: 7\n" in capsys.readouterr().out
     for words in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "latest", "--seed", "7"]):
         with pytest.raises(SystemExit, match="2"):
             parse(Config, words, defaults=config_yaml)

@@ -1,5 +1,7 @@
 """The plan: every row once an epoch, the same for any launch, almost no padding, fast."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -91,8 +93,12 @@ def test_the_short_last_update_is_a_random_draw_not_the_longest_rows():
 
 def test_ten_million_rows_are_planned_with_four_bytes_a_row():
     lengths = np.random.default_rng(0).integers(5, 200, 10_000_000).astype(np.int32)
+    tracemalloc.start()
     made = plan(lengths, 32, 42, 0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert made.order.nbytes == 4 * len(lengths)
+    assert most < 17 * len(lengths)
 
 
 def draws(count, shape):
@@ -118,6 +124,7 @@ def largest_share(lengths, rows, processes, micro):
 @pytest.mark.parametrize("shape", ["reviews", "heavy_tail", "uniform", "two_kinds", "one_long"])
 @pytest.mark.parametrize("count", [256, 1000, 20_000])
 def test_shares_hold_about_the_same_number_of_tokens(processes, shape, count):
+    """Where micro-batches may have any size."""
     lengths = draws(count, shape)
     made = plan(lengths, 256, 42, 0)
     for update in range(count // 256):

@@ -1,5 +1,6 @@
 """Where data comes from: files, folders, saved `datasets`, packages and the Hub, and which split is which."""
 
+import gzip
 import sys
 from pathlib import Path
 
@@ -145,6 +146,20 @@ def test_what_is_no_text_in_class_folders_is_left_out_and_counted(tmp_path, toke
     assert again.encoded == 0 and "train: 1 file is left out" in again.notes[0]
 
 
+def test_texts_of_class_folders_may_be_gzipped(tmp_path):
+    write_classes(tmp_path, "ein schöner")
+    plain = sources(train_file=tmp_path)["train"].read()
+    for path in tmp_path.glob("*/0.txt"):
+        (path.parent / "0.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    zipped = sources(train_file=tmp_path)["train"]
+    assert zipped.notes == [] and zipped.read().drop(["file"]) == plain.drop(["file"])
+    for broken in (b"no gzip", gzip.compress(b"text" * 99)[:20]):
+        (tmp_path / "bad/0.txt.gz").write_bytes(broken)
+        with pytest.raises(UserError, match=r"0\.txt\.gz: is not a whole gzip file"):
+            zipped.read()
+
+
 def test_a_folder_of_files_that_is_named_as_a_file_is_told_its_place(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,x\n")
     with pytest.raises(UserError, match="a folder of data files is named as dataset_name"):
@@ -214,6 +229,19 @@ def test_splits_of_saved_datasets_that_are_not_taken_are_said(tmp_path):
 def test_one_saved_split_is_the_training_split(tmp_path):
     labelled([{"text": "a", "label": 1}], ["x", "y"]).save_to_disk(tmp_path / "saved")
     assert list(sources(dataset_name=tmp_path / "saved")) == ["train"]
+
+
+def test_saved_splits_are_named_one_by_one(tmp_path):
+    names = ["x", "y"]
+    for number, split in enumerate(("train", "validation", "test")):
+        labelled([{"text": split, "label": number % 2}], names).save_to_disk(tmp_path / split)
+    found = sources(**{f"{split}_file": tmp_path / split for split in ("train", "validation", "test")})
+    assert {split: texts_of(source) for split, source in found.items()} == {split: [split] for split in found}
+    assert found["test"].class_names == {"label": names}
+    assert found["train"].fingerprint() == sources(dataset_name=tmp_path / "train")["train"].fingerprint()
+    next((tmp_path / "test").glob("*.arrow")).unlink()
+    with pytest.raises(UserError, match=r"test_file: .* is not a whole saved"):
+        sources(test_file=tmp_path / "test")["test"].read()
 
 
 def test_saved_rows_that_were_shuffled_come_in_their_new_order(tmp_path):

@@ -100,7 +100,9 @@ def in_order(found: Sequence[str], names: list[str] | None) -> list[str]:
     return list(names) if names else sorted(found, key=(lambda name: (int(name), name)) if whole else None)
 
 
-def numbers_of(names: Any, label_names: list[str], rows: np.ndarray, split: str) -> np.ndarray:
+def numbers_of(
+    names: Any, label_names: list[str], rows: np.ndarray, field: pa.Field, split: str
+) -> np.ndarray:
     """(names,) int32: the number of each name. `rows` are the row numbers of `names`, for the `UserError`
     that an unknown one is."""
     import pyarrow as pa
@@ -109,9 +111,12 @@ def numbers_of(names: Any, label_names: list[str], rows: np.ndarray, split: str)
     numbers = pc.index_in(names, value_set=pa.array(label_names, pa.large_string()))
     unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
     if len(unknown):
-        found = describe_values(names.take(unknown).to_pylist())
+        found, where = (
+            describe_values(names.take(unknown).to_pylist()),
+            describe_rows(np.unique(rows[unknown])),
+        )
         raise UserError(
-            f"{split} data: {describe_rows(np.unique(rows[unknown]))}: found the label {found}, which "
+            f"{split} data: the label column {field.name!r}: {where}: found the label {found}, which "
             f"training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
             f"{', ...' if len(label_names) > 20 else ''}. Mend the label, or add training rows that have it."
         )

@@ -54,7 +54,7 @@ class MultiLabel(Kind):
         flat, places = name_lists_of(values, field, rows, "train", names, self.delimiter)
         found = flat.unique().to_pylist()
         self.label_names = in_order(found, names)
-        numbers = numbers_of(flat, self.label_names, rows[places], "train")
+        numbers = numbers_of(flat, self.label_names, rows[places], field, "train")
         pairs = np.unique(places * max(1, len(self.label_names)) + numbers)  # a row and one of its labels
         repeated = len(flat) - len(pairs)
         are_flags = set(found) in ({"0", "1"}, {"false", "true"})
@@ -81,7 +81,7 @@ class MultiLabel(Kind):
 
         flat, places = name_lists_of(values, field, rows, split, names, self.delimiter)
         matrix = np.zeros((len(rows), len(self.label_names)), np.uint8)
-        matrix[places, numbers_of(flat, self.label_names, rows[places], split)] = 1
+        matrix[places, numbers_of(flat, self.label_names, rows[places], field, split)] = 1
         return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
 
     def fit(self, labels: np.ndarray) -> None:

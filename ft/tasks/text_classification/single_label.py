@@ -64,7 +64,7 @@ class SingleLabel(Kind):
         import pyarrow as pa
 
         texts = names_of(values, field, rows, split, names)
-        return pa.array(numbers_of(texts, self.label_names, rows, split))
+        return pa.array(numbers_of(texts, self.label_names, rows, field, split))
 
     def describe(self) -> str:
         """Number and names of the classes, and their weights."""
