@@ -126,7 +126,7 @@ def _plan(rows: int) -> dict[str, Any]:
         ratios = []
         for update in range(min(PLANNED_UPDATES, rows // GLOBAL_BATCH)):
             taken = made.rows(update)
-            parts = shares(taken, lengths[taken], processes, GLOBAL_BATCH)
+            parts = shares(taken, lengths[taken], processes, GLOBAL_BATCH // processes)
             tokens = [sum(lengths[part[rank]].sum() for part in parts) for rank in range(processes)]
             ratios.append(float(max(tokens) / np.mean(tokens)))
         largest[processes] = max(ratios)
@@ -166,6 +166,6 @@ def _text(options: argparse.Namespace, measured: dict[str, Any]) -> str:
         f"A random BERT of two layers, {options.updates:,} updates of {BATCH} rows; memory after each log of "
         f"{LOGGED} updates, the median of each half of those after {WARM_UP:,}. The rows that are evaluated "
         f"are those of {options.data.name} over again. Planned are lengths as of reviews (log-normal, 4 to "
-        f"512 tokens) at global batch {GLOBAL_BATCH}; the shares are of {PLANNED_UPDATES:,} updates, where "
-        "the micro-batch binds none."
+        f"512 tokens) at global batch {GLOBAL_BATCH}; the shares are of {PLANNED_UPDATES:,} updates, in "
+        "one micro-batch a process, which gives each as many rows."
     )

@@ -199,7 +199,7 @@ def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[st
 
     def shown(rows: np.ndarray) -> list[dict[str, Any]]:
         return [
-            {"row": first.rows[row], **first.texts[row], "label": first.labels[row]}
+            {"row": first.rows[row], **_beside_a_and_b(first.texts[row]), "label": first.labels[row]}
             | {letter: [s.predicted[row] for s in side] for letter, side in zip("ab", sides, strict=True)}
             for row in rows[:MOST_ROWS]
         ]
@@ -215,6 +215,11 @@ def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[st
         found |= {"only_a_right": len(only_a), "only_b_right": len(only_b)}
         found |= {"only_a_right_rows": shown(only_a), "only_b_right_rows": shown(only_b)}
     return found
+
+
+def _beside_a_and_b(texts: dict[str, Any]) -> dict[str, Any]:
+    """The texts of a row, where a column may be called as one of the two sides is."""
+    return {f"column {name}" if name in ("a", "b") else name: text for name, text in texts.items()}
 
 
 def table(found: dict[str, Any]) -> str:

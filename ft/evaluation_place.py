@@ -77,19 +77,20 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
         if split == "train" or data.sources.get(split) != learned:
             return []
         return [f"WARNING {split}_file: these are the rows that the model was trained on"]
-    if known == now:
-        return []
     if not known:
         return [
             f"the {split} rows are set aside from the training rows; nothing beside the model says which of "
             "them it was trained on, so these may be rows that it has learned"
         ]
-    name = next(name for name in now if now[name] != known.get(name))
-    what = (
-        "the training data is not what it was then"
-        if name == "train"
-        else f"{name} is {_used(now[name])}, and was {_used(known.get(name))} then"
-    )
+    # Runs of earlier versions say less of it.
+    differing = [name for name in now if name in known and now[name] != known[name]]
+    if not differing:
+        return []
+    name, *_ = differing
+    what = {
+        "train": "the training data is not what it was then",
+        "dropped": "other rows are dropped from the training data than then",
+    }.get(name, f"{name} is {_used(now[name])}, and was {_used(known[name])} then")
     raise UserError(
         f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
         "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
@@ -98,4 +99,4 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
 
 
 def _used(value: Any) -> str:
-    return "not used" if value is None else f"{value:g}"
+    return "not used" if value is None else f"{value:g}" if isinstance(value, float | int) else repr(value)

@@ -3,7 +3,8 @@
 They are computed anew from the weights of the rows in every resample, for a moderate number of rows. Above
 it they are replaced by their first-order expansion in the weights (the Hajek projection of a U-statistic: van
 der Vaart, Asymptotic Statistics, 1998, chapters 12 and 20), which is a function of sums. What that leaves out
-is of the order 1/rows, beside an interval of 1/sqrt(rows)."""
+is of the order 1/rows, beside an interval of 1/sqrt(rows). Of an AUROC, the rarer side of a class, which may
+be a handful of rows, is a mean over the rows that are drawn, as it is in the plain bootstrap."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:
             return {"auroc": np.where(known >= needed, mean, np.nan)}
 
         return Weighted(rows, exact)
-    area, part = 0.0, np.zeros(rows)
+    from scipy.sparse import csr_array, hstack
+
+    part, columns = np.zeros(rows), []
     for c, positive in sides.items():
         # A row's share of the other side that it is on the right side of; the area is the mean of each side.
         ours, others = positive.sum(), rows - positive.sum()
@@ -71,11 +74,20 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:
             _below(probabilities[:, c], ~positive) / others,
             1 - _below(probabilities[:, c], positive) / ours,
         )
-        mean = placed[positive].mean()  # of both sides
-        area += mean / len(sides)
-        part += (placed - mean) * np.where(positive, rows / ours, rows / others) / len(sides)
-    features = np.stack([np.ones(rows), part], axis=1)
-    return Sums(features, np.arange(rows), lambda sums: {"auroc": area + sums[:, 1] / sums[:, 0]})
+        rare = positive if ours <= others else ~positive
+        columns += [csr_array(np.stack([rare, rare * placed], axis=1))]
+        part += np.where(rare, 0, placed - placed[rare].mean()) / max(ours, others)
+    features = hstack([*columns, np.stack([np.ones(rows), rows * part], axis=1)]).tocsr()
+    needed = len(sides) if labels.ndim == 1 else 1
+
+    def expanded(sums: np.ndarray) -> Values:
+        areas = defined(sums[:, 1:-2:2], sums[:, :-2:2])
+        known = (~np.isnan(areas)).sum(axis=1)
+        mean = defined(np.nan_to_num(areas).sum(axis=1), known)
+        moved = sums[:, -1] / sums[:, -2] / len(sides)  # by the other side
+        return {"auroc": np.where(known >= needed, np.clip(mean + moved, 0, 1), np.nan)}
+
+    return Sums(features, np.arange(rows), expanded)
 
 
 def _weighted_area(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ft.analysis.resampling import joined, resampled_sums
+from ft.analysis.resampling import MOST_DENSE, joined, resampled_sums
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Values = dict[str, np.ndarray]
-MOST_DENSE = 1_000  # columns, three a class; those of 10,000 classes take 240 KB a cell
 
 
 class Statistic(Protocol):

@@ -136,8 +136,9 @@ def _unlabelled(
     if others:
         notes.append(_unused_note(columns, others))
     ids = ids_of(raw, columns) if columns.id else None
-    raw = plain(raw.select(list(columns.texts)), columns)
+    raw = plain(raw, columns)
     keep, facts = usable_rows(options, raw, columns, split, notes, blank_is_a_label=False)
+    raw = raw.select(list(columns.texts))
     keep = keep[np.sort(_sampled(options, split, len(keep), notes))]
     if len(keep) < raw.num_rows:
         raw, ids = chosen(raw, keep), None if ids is None else ids.take(keep)

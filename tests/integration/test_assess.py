@@ -270,6 +270,28 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     assert score_here(**{**asked, "train_file": None}, test_file=path) == EXIT_DONE
 
 
+def test_set_aside_rows_depend_on_the_labels_and_on_the_bad_rows(tiny_model, tmp_path):
+    """Stratified by other labels, or drawn from other rows, they would be others."""
+    rows = [{**row, "gold": "good" if i % 3 else "bad"} for i, row in enumerate(make_rows(80))]
+    path = write_csv(
+        tmp_path / "all.csv", [{**row, "second": row["text"] if i > 1 else ""} for i, row in enumerate(rows)]
+    )
+    words = {
+        "train_file": path,
+        "text_column_names": "text",
+        "label_column_name": "label",
+        "on_bad_rows": "drop",
+    }
+    more = {"model_name_or_path": tiny_model, "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(**words, **more, output_dir=tmp_path / "run") == EXIT_DONE
+    asked = {**words, "model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
+    assert score_here(**asked) == EXIT_DONE
+    with pytest.raises(UserError, match="label_column_name is 'gold', and was 'label' then: they would be"):
+        score_here(**{**asked, "label_column_name": "gold"})
+    with pytest.raises(UserError, match="other rows are dropped from the training data than then"):
+        score_here(**{**asked, "text_column_names": "second"})
+
+
 def test_test_rows_that_the_model_was_trained_on_are_said(tiny_model, tmp_path, capsys):
     path = write_csv(tmp_path / "all.csv", make_rows(80))
     words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}

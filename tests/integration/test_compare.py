@@ -78,6 +78,14 @@ def test_one_label_by_hand(tmp_path, capsys):
     assert "not of other seeds" in shown
 
 
+def test_columns_may_be_called_as_the_sides_are(tmp_path):
+    lines = [{"a": "one", "b": "two", **line} for line in one_label([True] * 9 + [False])]
+    right = [{"a": "one", "b": "two", **line} for line in one_label([True] * 10)]
+    sides = write(tmp_path / "wrong", lines), write(tmp_path / "right", right)
+    (row,) = compare(*sides, tmp_path / "out")["only_b_right_rows"]
+    assert (row["column a"], row["column b"], row["a"], row["b"]) == ("one", "two", ["no"], ["yes"])
+
+
 def test_several_labels_and_numbers(tmp_path):
     a = write(tmp_path / "a", several([["a"]] * 30 + [["a", "b"]] * 10))
     b = write(tmp_path / "b", several([["a"]] * 20 + [[]] * 20))

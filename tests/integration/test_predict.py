@@ -100,6 +100,19 @@ def test_every_kind_is_predicted_as_where_it_is_scored(name, models, kinds, revi
     assert len({str(line.get("probabilities", line["prediction"])) for line in predicted}) > 20
 
 
+def test_a_text_of_a_folder_that_is_not_utf8_is_a_bad_row_where_no_row_has_a_label(models, tmp_path):
+    for name, content in {"a": b"the film", "b": b"caf\xe9"}.items():
+        (tmp_path / "new/all").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"new/all/{name}.txt").write_bytes(content)
+    words = {"test_file": tmp_path / "new", "label_column_name": "none", "output_dir": tmp_path / "out"}
+    words["model_name_or_path"] = models / "single/best"
+    with pytest.raises(UserError, match=r"row 1 \(all/b\.txt\)"):
+        score_here(**words)
+    assert score_here(**words, on_bad_rows="drop") == EXIT_DONE
+    (line,) = rows_of(tmp_path / "out/predictions.jsonl")
+    assert (line["row"], line["text"]) == (0, "the film")
+
+
 @pytest.mark.parametrize("name", ["single", "tags", "scores"])
 def test_csv_and_parquet_say_the_same_as_jsonl(name, models, kinds, reviews, tmp_path):
     _, file = unlabelled(kinds, reviews, name, tmp_path / "new.jsonl", drop=True)

@@ -22,10 +22,16 @@ from ft.data.sources import local_path
 from ft.pretrained import find_model
 
 RECIPES = ROOT / "ft" / "recipes"
-TESTED = {"quickstart": "parsed", "yelp": "run", "yelp_small": "run"}  # the quickstart needs its packages
+TESTED = {
+    "quickstart": "parsed",
+    "yelp": "run",
+    "yelp_small": "run",
+    "glue": "run",
+}  # the quickstart needs its packages
 MODEL, DATA = "google-bert/bert-base-cased", "Yelp/yelp_review_full"
 STARS = ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]
 ROWS = {"train": 1300, "test": 1100}
+GLUE, PAIRS = "nyu-mll/glue", {"train": 640, "validation": 60, "test": 50}
 
 
 def test_each_recipe_is_tested_here():
@@ -156,7 +162,26 @@ def repositories(tmp_path_factory, tiny_model):
     splits = [{"split": split, "path": f"yelp_review_full/{split}-*"} for split in ROWS]
     card = {"configs": [{"config_name": "yelp_review_full", "default": True, "data_files": splits}]}
     (root / "data" / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Reviews\n")
-    return {f"models/{MODEL}": root / "model", f"datasets/{DATA}": root / "data"}
+    features = Features(
+        {
+            "sentence1": Value("string"), "sentence2": Value("string"),
+            "label": ClassLabel(names=["not_equivalent", "equivalent"]), "idx": Value("int32"),
+        }
+    )  # fmt: skip
+    for seed, (split, count) in enumerate(PAIRS.items()):
+        texts = [row["text"] for row in make_rows(count + 1, seed)]
+        rows = [
+            {"sentence1": texts[i], "sentence2": texts[i + i % 2], "label": 1 - i % 2, "idx": i}
+            for i in range(count)
+        ]
+        Dataset.from_list(rows, features=features).to_parquet(
+            root / f"glue/mrpc/{split}-00000-of-00001.parquet"
+        )
+    splits = [{"split": split, "path": f"mrpc/{split}-*"} for split in PAIRS]
+    card = {"configs": [{"config_name": name, "data_files": splits} for name in ("mrpc", "another")]}
+    (root / "glue" / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Pairs\n")
+    folders = {f"models/{MODEL}": "model", f"datasets/{DATA}": "data", f"datasets/{GLUE}": "glue"}
+    return {name: root / folder for name, folder in folders.items()}
 
 
 @pytest.fixture
@@ -179,6 +204,21 @@ def encoded_rows(tmp_path):
 
     (folder,) = [path.parent for path in (tmp_path / "hf/ft-encoded").glob("*/data.json")]
     return {path.stem: EncodedRows.open(path).row for path in folder.glob("*.arrow")}
+
+
+def test_glue_runs_on_pairs_of_one_configuration(hub, tmp_path):
+    done = run_recipe("glue", hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "glue/results.json").read_text())
+    assert results["train/total_steps"] == 3 * 40 and np.sum(results["test/confusion_matrix"]) == 50
+    (line, *_) = (tmp_path / "glue/metrics.jsonl").read_text().splitlines()
+    names = list(json.loads((tmp_path / "glue/best/config.json").read_text())["id2label"].values())
+    assert (
+        names == ["not_equivalent", "equivalent"]
+        and json.loads(line)["data/rows"] == 16 * json.loads(line)["step"]
+    )
+    columns = json.loads((tmp_path / "glue/environment.json").read_text())["columns"]
+    assert columns["texts"] == ["sentence1", "sentence2"] and columns["label"] == "label"
 
 
 def test_yelp_small_runs_on_the_tutorials_rows_and_again_without_the_hub(hub, repositories, tmp_path):

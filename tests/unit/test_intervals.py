@@ -228,6 +228,28 @@ def test_the_same_predictions_have_the_same_interval_and_the_seed_matters():
     assert one != intervals(predictions.single_label(*data).statistics, 200, seed=1)
 
 
+def test_above_ten_thousand_rows_the_area_of_a_rare_class_is_that_of_the_plain_bootstrap():
+    """Of 20 positives, 18 rank above all negatives and two in their middle: on resamples without these two it
+    is 1, and never more."""
+    rows, rare = 12_000, 20
+    score, labels = np.linspace(0, 0.5, rows), np.zeros(rows, int)
+    labels[-rare:] = 1
+    score[-2:] = score[rows // 2]
+    both = np.stack([1 - score, score], axis=1)
+    for probabilities, truth in (
+        (both, labels),
+        (both[:, ::-1], 1 - labels),  # where the other class is rare
+        (both[:, 1:], labels[:, None]),  # one label a row may have
+    ):
+        found = ranks.auroc(probabilities, truth)
+        assert found.values()["auroc"] == pytest.approx(sk.roc_auc_score(labels, score))
+        low, high = intervals([found], 4_000)["auroc"]
+        area = ranks._weighted_area(score, labels == 1)
+        drawn = np.random.default_rng(1).multinomial(rows, np.full(rows, 1 / rows), size=1_000).T
+        plain = np.quantile(area(drawn.astype(float)), [0.025, 0.975])
+        assert (low, high) == pytest.approx(plain, abs=0.01) and high <= 1
+
+
 def test_few_rows_have_a_wide_interval():
     def width(rows):
         low, high = intervals(predictions.single_label(*classes_of(rows, 2)).statistics, 1_000)["accuracy"]

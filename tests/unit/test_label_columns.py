@@ -102,6 +102,18 @@ def test_a_second_run_from_the_cache_knows_the_kind(made):
     assert two.task.state() == one.task.state() and two.task.state()["mean"] == 1.5
 
 
+@pytest.mark.parametrize(
+    "labels, names",
+    [
+        (["+1", "-1"], ["-1", "+1"]),
+        (["+1.0", "-1.0"], ["-1", "1"]),
+        (["9" * 19, "1" * 20, "12"], ["12", "9" * 19, "1" * 20]),  # ids, some beyond 64 bits
+    ],
+)
+def test_whole_numbers_of_a_table_may_have_any_sign_and_size(made, labels, names):
+    assert made(labels, "csv").names == names
+
+
 # --- several labels
 
 
@@ -259,7 +271,9 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
     train = jsonl(tmp_path / "t.jsonl", rows(["a"], ["b", "a"], []))
     other = jsonl(tmp_path / "v.jsonl", rows(["a"], ["a", "c"], ["d", "c"]))
     for split in ("validation", "test"):
-        said = rf"{split} data: rows 1, 2: found the label 'c', 'd', which.*one of a, b\."
+        said = (
+            rf"{split} data: the label column 'label': rows 1, 2: found the label 'c', 'd', .*one of a, b\."
+        )
         with pytest.raises(UserError, match=said):
             Prepared(tokenizer, train_file=train, **{f"{split}_file": other})
 

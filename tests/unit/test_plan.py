@@ -101,6 +101,9 @@ def test_ten_million_rows_are_planned_with_four_bytes_a_row():
     assert most < 17 * len(lengths)
 
 
+SHAPES = ["reviews", "heavy_tail", "uniform", "two_kinds"]
+
+
 def draws(count, shape):
     """Lengths of texts: like those of reviews, with a heavy tail, of two kinds, and all short but for one."""
     generator = np.random.default_rng(1)
@@ -121,14 +124,21 @@ def largest_share(lengths, rows, processes, micro):
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
-@pytest.mark.parametrize("shape", ["reviews", "heavy_tail", "uniform", "two_kinds", "one_long"])
 @pytest.mark.parametrize("count", [256, 1000, 20_000])
-def test_shares_hold_about_the_same_number_of_tokens(processes, shape, count):
-    """Where micro-batches may have any size."""
+@pytest.mark.parametrize(
+    "shape, bound",
+    [
+        *((shape, bound) for shape in SHAPES for bound in ("any", "tight")),
+        ("one_long", "any"),
+    ],
+)
+def test_shares_hold_about_the_same_number_of_tokens(processes, shape, count, bound):
+    """Also where each must have as many rows as the others, but then for one text among many that are a
+    twentieth of it."""
     lengths = draws(count, shape)
-    made = plan(lengths, 256, 42, 0)
+    made, micro = plan(lengths, 256, 42, 0), 256 if bound == "any" else 256 // processes
     for update in range(count // 256):
-        assert largest_share(lengths, made.rows(update), processes, 256) < 1.05
+        assert largest_share(lengths, made.rows(update), processes, micro) < 1.05
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=100).map(sorted), st.integers(2, 8))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
-WHOLE = re.compile(r"-?[0-9]{1,18}")  # in 64 bits; a longer row of digits is a name
-NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")
+WHOLE = re.compile(r"[+-]?[0-9]{1,100}")  # of any size: an id is a class, too
+NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]*)?")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DELIMITERS = "|;,"  # that a column of several names a row may have
 
@@ -171,7 +171,7 @@ def names_of(
             )
         if all(map(WHOLE.fullmatch, number)):
             return values  # as written: "01" is no "1"
-        values = values.cast(pa.float64())
+        values = pc.utf8_ltrim(values, "+").cast(pa.float64())
     if is_list(values.type):
         raise UserError(
             f"{where} holds {values.type}, expected one whole number or name a row; for lists of labels, set "
