@@ -20,9 +20,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """The hidden states and the attention of one layer, both arms in turn, round after round, after one that
     does not count."""
-    from ft.heap import start_again
-
-    start_again()  # with train.py's heap: the pages of big tensors would else be most of what is measured
     measured: dict[str, dict[str, list[float]]] = {}
     gemm = [gemm_peak()]
     for length in LENGTHS:

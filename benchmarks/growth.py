@@ -95,7 +95,7 @@ def _training(options: argparse.Namespace, train: Path, model: Path, output_dir:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 lines = log.read_text().splitlines() if log.exists() else []
-                if lines and (step := len(lines) * LOGGED) not in weighed:
+                if lines and (step := json.loads(lines[-1])["step"]) not in weighed:
                     weighed[step] = of_process.memory_info().rss
         if process.returncode:
             out.seek(0)
@@ -121,10 +121,10 @@ def _plan(rows: int) -> dict[str, Any]:
     plan(lengths, GLOBAL_BATCH, 42, 1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    largest = {}
+    largest, shared_updates = {}, min(PLANNED_UPDATES, rows // GLOBAL_BATCH)
     for processes in PROCESSES:
         ratios = []
-        for update in range(min(PLANNED_UPDATES, rows // GLOBAL_BATCH)):
+        for update in range(shared_updates):
             taken = made.rows(update)
             parts = shares(taken, lengths[taken], processes, GLOBAL_BATCH // processes)
             tokens = [sum(lengths[part[rank]].sum() for part in parts) for rank in range(processes)]
@@ -132,7 +132,7 @@ def _plan(rows: int) -> dict[str, Any]:
         largest[processes] = max(ratios)
     return {
         "rows": rows, "seconds": seconds, "bytes_a_row": made.order.nbytes / rows, "peak_bytes": peak / rows,
-        "largest_share": largest,
+        "largest_share": largest, "shared_updates": shared_updates,
     }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def _text(options: argparse.Namespace, measured: dict[str, Any]) -> str:
     first, second = list(weighed.values())[:half], list(weighed.values())[half:]
     rows = [
         [
-            f"resident memory, updates {min(weighed):,} to {list(weighed)[half]:,}, MB",
+            f"resident memory, updates {min(weighed):,} to {list(weighed)[half - 1]:,}, MB",
             f"{median(first):,.1f}",
         ],
         [f"the same, to {max(weighed):,}", f"{median(second):,.1f}"],
@@ -166,6 +166,6 @@ def _text(options: argparse.Namespace, measured: dict[str, Any]) -> str:
         f"A random BERT of two layers, {options.updates:,} updates of {BATCH} rows; memory after each log of "
         f"{LOGGED} updates, the median of each half of those after {WARM_UP:,}. The rows that are evaluated "
         f"are those of {options.data.name} over again. Planned are lengths as of reviews (log-normal, 4 to "
-        f"512 tokens) at global batch {GLOBAL_BATCH}; the shares are of {PLANNED_UPDATES:,} updates, in "
-        "one micro-batch a process, which gives each as many rows."
+        f"512 tokens) at global batch {GLOBAL_BATCH}; the shares are of {planned['shared_updates']:,} "
+        "updates, in one micro-batch a process, which gives each as many rows."
     )

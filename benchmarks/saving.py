@@ -33,9 +33,6 @@ def _folder(name: str) -> Path:
 def run(options: argparse.Namespace) -> None:
     """A save that waits, Accelerate's and one in the background in turn, round after round, after one that
     does not count."""
-    from ft.heap import start_again
-
-    start_again()  # with train.py's heap
     import torch
     from accelerate import Accelerator
     from transformers import BertConfig, BertModel

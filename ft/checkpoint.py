@@ -38,7 +38,7 @@ class Progress:
     step: int = 0
     best_metric: float | None = None
     best_step: int = 0
-    best_values: dict[str, Any] = field(default_factory=dict)  # all metrics of the best step
+    best_values: dict[str, Any] = field(default_factory=dict)  # the numbers of its evaluation
     best_weights: str = ""  # a sample of them, by which best/ is known again; on the main process
     best_calibration: dict[str, Any] = field(default_factory=dict)  # the task's, at the best step
     evaluations_without_gain: int = 0

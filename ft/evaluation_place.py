@@ -76,7 +76,7 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
         learned = of_training(options).get("sources", {}).get("train")
         if split == "train" or data.sources.get(split) != learned:
             return []
-        return [f"WARNING {split}_file: these are the rows that the model was trained on"]
+        return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
     if not known:
         return [
             f"the {split} rows are set aside from the training rows; nothing beside the model says which of "

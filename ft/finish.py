@@ -17,7 +17,7 @@ from ft.output import write_whole
 from ft.page import write_page
 from ft.push import check_hub, push
 from ft.report import draw_training, end_summary
-from ft.tracking import to_json
+from ft.tracking import scalars, to_json
 from ft.words import count_parameters
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def finish(run: Run) -> None:
     if progress.best_metric is None:
         progress.best_step, progress.best_calibration = progress.step, run.task.calibration
         run.export("best", run.latest)
-        progress.best_values = run.latest.metrics if run.latest else {}
+        progress.best_values = scalars(run.latest.metrics) if run.latest else {}
         value = progress.best_values.get(config.best_metric)
         if config.eval_strategy == "no":
             why = "not evaluated (eval_strategy: no)"

@@ -112,7 +112,7 @@ def start_summary(
         )
     lines.append(
         f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:,} of the training rows "
-        f"{seen}; padding {padding_share(sampler):.1%}"
+        f"({cut / len(train):.1%}) {seen}; padding {padding_share(sampler):.1%}"
     )
     assert config.global_batch_size is not None
     update = described_update(config.global_batch_size, sampler.num_processes, sampler.micro_batch_size)

@@ -39,7 +39,7 @@ from ft.sharded import is_sharded, whole_state
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Clock, Throughput
-from ft.tracking import Tracker, to_json
+from ft.tracking import Tracker, scalars, to_json
 from ft.train_loss import TrainLoss
 from ft.watchdog import Watchdog
 from ft.words import with_all_words
@@ -295,7 +295,7 @@ class Run:
             sign = 1 if config.higher_is_better else -1
             if not progress.weigh(value, sign, config.early_stopping_threshold):
                 return
-            progress.best_calibration, progress.best_values = self.task.calibration, values
+            progress.best_calibration, progress.best_values = self.task.calibration, scalars(values)
             self.saver.wait()  # for room on the disk: a checkpoint that cannot be written goes again
             known = before and before == self.saver.best_step
             self.export("best", self.latest, kept_best(self.output_dir, before) if known else None)

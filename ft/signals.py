@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-HUNG_UP = getattr(signal, "SIGHUP", None)  # the terminal or the connection is gone; nohup has it ignored
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER_DIED = signal.SIGUSR2
 # A launcher hands a signal on that its processes got already, when a terminal or Slurm sent it to all of
 # them.
@@ -31,10 +31,7 @@ class StopSignals:
         """Note the signals from here on; what an earlier listener of this process noted counts, too. Before
         the first, they end the process in the ordinary way."""
         self.received, self._since = noted_signal(), time.monotonic()
-        for number in (*STOP_SIGNALS, LAUNCHER_DIED):
-            signal.signal(number, self._handle)
-        if HUNG_UP is not None and signal.getsignal(HUNG_UP) != signal.SIG_IGN:
-            signal.signal(HUNG_UP, self._handle)
+        handle_stop(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = "its launcher ended" if number == LAUNCHER_DIED else signal.Signals(number).name
@@ -47,6 +44,16 @@ class StopSignals:
         elif number != LAUNCHER_DIED and time.monotonic() - self._since > REPEAT_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def handle_stop(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have the handler called for all signals that ask a run to stop, and when its launcher has died.
+
+    SIGHUP (the terminal or the connection is gone) stays ignored where nohup has it so. (Not below torchrun:
+    it listens itself, under nohup, too, and passes the signal on.)"""
+    for number in (*STOP_SIGNALS, LAUNCHER_DIED):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def noted_signal() -> str | None:

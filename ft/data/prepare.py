@@ -57,12 +57,11 @@ class Data:
         """What decides which training rows are set aside: these, for which splits, and how many; the labels,
         by which they are stratified; and the bad rows among them."""
         shares = {f"{split}_split_percentage": split not in self.sources for split in ("validation", "test")}
-        dropped = self.facts.get("train", {}).get("dropped")
         return {
             "train": self.sources.get("train"),
             **{name: getattr(options, name) if is_drawn else None for name, is_drawn in shares.items()},
             "label_column_name": self.columns.label,
-            "dropped": {"columns": list(self.columns.texts), **dropped} if dropped else None,
+            "dropped": self.facts.get("train", {}).get("dropped"),  # how many for which reason
         }
 
 

@@ -27,7 +27,7 @@ from ft.preflight.costs import batch_costs, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
 from ft.run import Run
 from ft.sharded import shard
-from ft.signals import LAUNCHER_DIED, STOP_SIGNALS
+from ft.signals import LAUNCHER_DIED, STOP_SIGNALS, handle_stop
 
 UPDATES = 10  # of different lengths, in a pass
 SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
@@ -98,8 +98,7 @@ class Probe(Run):
         """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
         `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
-        for number in (*STOP_SIGNALS, LAUNCHER_DIED):
-            signal.signal(number, _leave)
+        handle_stop(_leave)
         self.measured.started, self.done = time.monotonic(), progress.step
         if self.done >= self.total:
             super().close({})

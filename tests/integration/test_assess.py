@@ -297,7 +297,7 @@ def test_test_rows_that_the_model_was_trained_on_are_said(tiny_model, tmp_path, 
     words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}
     assert train_here(model_name_or_path=tiny_model, **words) == EXIT_DONE
     asked = {"model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
-    said = "note: WARNING test_file: these are the rows that the model was trained on"
+    said = "note: WARNING test: these are the rows of the data that the model was trained on"
     for name, rows in {"copy.csv": make_rows(80), "other.csv": make_rows(80, seed=1)}.items():
         capsys.readouterr()
         assert score_here(**asked, test_file=write_csv(tmp_path / name, rows)) == EXIT_DONE

@@ -417,15 +417,16 @@ def test_windows_are_tried_as_the_run_scores_them(base_flags, tmp_path):
     assert report["forecast"]["seconds"]["evaluations"] > 0
 
 
-def test_a_signal_ends_it_and_promises_no_checkpoint(base_flags, monkeypatch, capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_promises_no_checkpoint(base_flags, monkeypatch, capfd, number):
     from ft.tasks.text_classification import TextClassification
 
     def told(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(60)
 
     monkeypatch.setattr(TextClassification, "loss", told)
     with pytest.raises(SystemExit) as stop:
         train_here(**base_flags, preflight="true")
-    assert stop.value.code == 128 + signal.SIGTERM  # and not 75: there is nothing to resume
+    assert stop.value.code == 128 + number  # and not 75: there is nothing to resume
     assert "checkpoint" not in capfd.readouterr().err

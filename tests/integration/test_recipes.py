@@ -177,8 +177,33 @@ def repositories(tmp_path_factory, tiny_model):
         Dataset.from_list(rows, features=features).to_parquet(
             root / f"glue/mrpc/{split}-00000-of-00001.parquet"
         )
-    splits = [{"split": split, "path": f"mrpc/{split}-*"} for split in PAIRS]
-    card = {"configs": [{"config_name": name, "data_files": splits} for name in ("mrpc", "another")]}
+    entailed = Features(
+        {
+            "premise": Value("string"), "hypothesis": Value("string"), "idx": Value("int32"),
+            "label": ClassLabel(names=["entailment", "neutral", "contradiction"]),
+        }
+    )  # fmt: skip
+    mnli = {"train": 640, "validation_matched": 60, "validation_mismatched": 9, "test_matched": 50}
+    for seed, (split, count) in enumerate(mnli.items()):
+        texts = [row["text"] for row in make_rows(count + 1, seed)]
+        rows = [
+            {
+                "premise": texts[i],
+                "hypothesis": texts[i + 1],
+                "label": -1 if "test" in split else i % 3,
+                "idx": i,
+            }
+            for i in range(count)
+        ]
+        Dataset.from_list(rows, features=entailed).to_parquet(
+            root / f"glue/mnli/{split}-00000-of-00001.parquet"
+        )
+    card = {
+        "configs": [
+            {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}-*"} for s in of_task]}
+            for name, of_task in {"mrpc": PAIRS, "mnli": mnli}.items()
+        ]
+    }
     (root / "glue" / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# Pairs\n")
     folders = {f"models/{MODEL}": "model", f"datasets/{DATA}": "data", f"datasets/{GLUE}": "glue"}
     return {name: root / folder for name, folder in folders.items()}
@@ -219,6 +244,24 @@ def test_glue_runs_on_pairs_of_one_configuration(hub, tmp_path):
     )
     columns = json.loads((tmp_path / "glue/environment.json").read_text())["columns"]
     assert columns["texts"] == ["sentence1", "sentence2"] and columns["label"] == "label"
+
+
+def test_another_task_of_glue_whose_test_labels_are_kept_back(hub, tmp_path):
+    """In the words of the recipe's own comment."""
+    task = {
+        "dataset_config_name": "mnli", "text_column_names": "premise,hypothesis",
+        "validation_split_name": "validation_matched", "test_split_name": "test_matched",
+    }  # fmt: skip
+    done = run_recipe("glue", hub, tmp_path, **task)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "glue/results.json").read_text())
+    assert np.sum(results["eval/confusion_matrix"]) == 60 and "test/accuracy" not in results
+    surroundings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    more = {"model_name_or_path": tmp_path / "glue/best", "output_dir": tmp_path / "out", "split": "test"}
+    words = [str(RECIPES / "glue.yaml"), *flags(**task, **more)]
+    done = launch(ONE, words, script="eval.py", **surroundings)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out/predictions.jsonl").read_text().splitlines()) == 50
 
 
 def test_yelp_small_runs_on_the_tutorials_rows_and_again_without_the_hub(hub, repositories, tmp_path):

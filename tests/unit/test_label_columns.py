@@ -108,6 +108,8 @@ def test_a_second_run_from_the_cache_knows_the_kind(made):
         (["+1", "-1"], ["-1", "+1"]),
         (["+1.0", "-1.0"], ["-1", "1"]),
         (["9" * 19, "1" * 20, "12"], ["12", "9" * 19, "1" * 20]),  # ids, some beyond 64 bits
+        (["+1", "heart"], ["+1", "heart"]),  # beside names, what is no plain number is a name
+        (["9" * 20, "alice"], ["9" * 20, "alice"]),
     ],
 )
 def test_whole_numbers_of_a_table_may_have_any_sign_and_size(made, labels, names):

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
-WHOLE = re.compile(r"[+-]?[0-9]{1,100}")  # of any size: an id is a class, too
-NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]*)?")
+WHOLE = re.compile(r"[+-]?[0-9]{1,100}")  # an id is a class, too
+ANY_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]*)?")
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")  # beside names, what else looks like one is a name
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DELIMITERS = "|;,"  # that a column of several names a row may have
 
@@ -157,7 +158,9 @@ def names_of(
         return values.cast(pa.large_string())
     if pa.types.is_large_string(values.type):
         values = pc.utf8_trim_whitespace(values)
-        number = {name: bool(NUMBER.fullmatch(name)) for name in values.unique().to_pylist()}
+        found = values.unique().to_pylist()
+        pattern = ANY_NUMBER if all(map(ANY_NUMBER.fullmatch, found)) else NUMBER
+        number = {name: bool(pattern.fullmatch(name)) for name in found}
         if not any(number.values()):
             return values
         if not all(number.values()):
