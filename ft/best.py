@@ -7,6 +7,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from ft.checkpoint import make_free
+from ft.errors import UserError
+
 
 def kept_best(output_dir: Path, step: int) -> Path:
     """Where the best model of update `step` waits, once there is a better one, until a checkpoint knows of
@@ -33,12 +36,25 @@ def recover_best(output_dir: Path, step: int, sample: str) -> bool:
     empty): a crash may have come after a later best was written, or while it was."""
     best = output_dir / "best"
     for place in (best, kept_best(output_dir, step), output_dir / ".best.old"):
-        if (place / "model.safetensors").exists() and sample in ("", weights_sample(place)):
+        if _is_sample(sample, place):
             if place != best:
-                shutil.rmtree(best, ignore_errors=True)
+                if best.exists():
+                    best.rename(make_free(output_dir / ".best.tmp"))
                 place.rename(best)
+                make_free(output_dir / ".best.tmp")
             return True
     return False
+
+
+def _is_sample(sample: str, place: Path) -> bool:
+    from safetensors import SafetensorError
+
+    try:
+        return (place / "model.safetensors").exists() and sample in ("", weights_sample(place))
+    except SafetensorError:  # cut short, as by a copy of the run that did not end
+        return False
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error}. Start again when it can.") from None
 
 
 def forget_bests(output_dir: Path, before: int | None = None) -> None:

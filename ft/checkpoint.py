@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -189,16 +190,20 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
                 f"resume_from_checkpoint: {wanted!r} does not exist; expected a folder such as "
                 f"{folder / 'step-00000500'}, or latest."
             )
-        damage = find_damage(path, *FILES)
-        if damage:
+        if damage := _damage_of(path):
             raise UserError(
                 f"resume_from_checkpoint: {wanted!r} is no whole checkpoint: {damage}; expected a "
                 f"folder such as {folder / 'step-00000500'}, or latest."
             )
         return path, []
     warnings: list[str] = []
+    for path in folder.glob(".step-*.old"):
+        # Whole: the run was killed while another of its step took its place. (Or it is to be removed anew.)
+        name = path.stem[1:]
+        if _is_name(name) and not (folder / name).exists() and not _damage_of(path):
+            _rename(path, name)
     for path in reversed(checkpoints_in(folder)):
-        damage = find_damage(path, *FILES)
+        damage = _damage_of(path)
         if not damage:
             return path, warnings
         warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
@@ -206,6 +211,17 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         if aside.exists():  # where the folder cannot be written, it is passed over again
             warnings[-1] += f", kept as {aside.name}"
     return None, warnings
+
+
+def _damage_of(checkpoint: Path) -> str:
+    """`find_damage`; what cannot be read at present is no damage: the disk of a network may be away."""
+    try:
+        return find_damage(checkpoint, *FILES)
+    except OSError as error:
+        raise UserError(
+            f"resume_from_checkpoint: {error.filename or checkpoint} cannot be read: {error.strerror}. Start "
+            "again when it can, or move the checkpoint away."
+        ) from None
 
 
 def is_own(checkpoint: Path | None, folder: Path) -> bool:
@@ -227,7 +243,7 @@ def write_manifest(folder: Path) -> None:
 
 def find_damage(folder: Path, *needed: str) -> str:
     """What is wrong with the files of a folder, held against its manifest, in which some are `needed`; empty
-    for a whole one."""
+    for a whole one. Raises `OSError` where one is there and cannot be read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         missing = set(needed) - set(manifest)
@@ -237,7 +253,7 @@ def find_damage(folder: Path, *needed: str) -> str:
             (f"{name} is changed" for name, known in manifest.items() if digest(folder / name) != known),
             "",
         )
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, TypeError):
         return "manifest.json cannot be read"
@@ -294,11 +310,23 @@ def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
     flush(new)
     old = keep or place.with_name(f".{place.name}.old")
     if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
+        place.rename(make_free(old))
     new.rename(place)
     if keep is None:
-        shutil.rmtree(old, ignore_errors=True)
+        make_free(old)
+
+
+def make_free(place: Path) -> Path:
+    """A name for a folder: `place`, whose older one is removed, or, where that cannot be, as on NFS while
+    somebody reads a file of it, the same with a number, until it can."""
+    names = chain([place.name], (f"{place.name}.{number}" for number in count(1)))
+    return next(path for path in map(place.with_name, names) if _is_gone(path))
+
+
+def _is_gone(path: Path) -> bool:
+    """Remove a folder, if it can be."""
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
 
 def flush(path: Path) -> None:

@@ -53,8 +53,9 @@ def evaluate(
     parts: list[Any] = []
     most_rows, left = None, len(rows)
     try:
-        # Whole parameters, which FSDP2 makes at its first forward pass, have to be of use in training, too.
-        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        # Not inference_mode: what a model keeps of a pass, such as tables of positions, and the whole
+        # parameters that FSDP2 makes at its first, have to be of use in training, too.
+        with torch.no_grad():
             for batch in loader:
                 (scores, losses), most_rows = within_memory(
                     accelerator, model, partial(task.predict, model), batch, most_rows

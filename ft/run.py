@@ -206,7 +206,7 @@ class Run:
         is_new_end = self.finished() and progress.evaluated_step < progress.step
         if progress.evaluation_due or (is_new_end and self.config.eval_strategy != "no"):
             self.evaluate()
-            if is_new_end and self.config.save_strategy != "no":
+            if self.finished() and self.config.save_strategy != "no":
                 self.save()  # or the checkpoint would know another best than the one that stands
         while not self.finished():
             self.sampler.start(self.progress.step, self.total)

@@ -127,9 +127,16 @@ def _stamp(folder: Path) -> int | None:
         return None
 
 
+def _is_damaged(folder: Path) -> bool:
+    try:
+        return bool(find_damage(folder, "data.json"))
+    except OSError:
+        return True
+
+
 def _open(folder: Path, task: Task) -> Data | None:
     """What an earlier run has encoded; None where there is nothing, or nothing whole."""
-    if find_damage(folder, "data.json"):
+    if _is_damaged(folder):
         return None
     try:
         known = json.loads((folder / "data.json").read_text())

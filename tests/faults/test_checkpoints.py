@@ -1,11 +1,13 @@
 """Checkpoints that were damaged, left half-written or fought over."""
 
+import errno
 import shutil
 
 import pytest
 from compare import same_bits, without_timing
 from conftest import DAMAGE, FORK, FORKS, ONE, ROOT, flags, launch, train_here
 
+from ft import checkpoint
 from ft.errors import UserError
 
 FILES = ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"]
@@ -66,6 +68,41 @@ def test_where_all_are_damaged_the_run_starts_anew_and_keeps_them(config, whole,
 
 
 @pytest.mark.case(
+    "checkpoints that cannot be read for the moment",
+    "exit 2 and a message; nothing is renamed, and once they can, the end is bit-identical",
+)
+def test_what_cannot_be_read_for_the_moment_is_no_damage(config, whole, tmp_path, monkeypatch):
+    (tmp_path / "run/results.json").unlink()
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+
+    def away(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"step-00000012.* cannot be read"):
+        patch.setattr(checkpoint, "digest", away)
+        train_here(**config, resume_from_checkpoint="latest")
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", tmp_path / "run/final")
+
+
+@pytest.mark.case(
+    "SIGKILL while a checkpoint takes the place of one of the same update, the only one",
+    "the older is taken up; the end is bit-identical",
+)
+def test_a_checkpoint_that_was_being_replaced_is_found_again(config, whole, tmp_path, capfd):
+    folder = tmp_path / "run/checkpoints"
+    for path in folder.glob("step-*"):
+        if path.name != "step-00000008":
+            shutil.rmtree(path)
+    (folder / "step-00000008").rename(folder / ".step-00000008.old")
+    (tmp_path / "run/results.json").unlink()
+    assert train_here(**config, resume_from_checkpoint="latest") == 0
+    assert "after update 8" in capfd.readouterr().out
+    assert same_bits(whole / "final", tmp_path / "run/final")
+
+
+@pytest.mark.case(
     "a damaged checkpoint named by its path",
     "exit 2; the message names the file",
 )
@@ -85,6 +122,7 @@ def test_leftovers_of_an_interrupted_save_are_in_nobodys_way(config, whole, tmp_
     shutil.rmtree(folder / "step-00000012")
     for name in (".step-00000012.tmp", ".step-00000010.tmp", ".step-00000012.old"):
         shutil.copytree(folder / "step-00000004", folder / name)
+        DAMAGE["deleted"](folder / name / "state.json")
     (folder / "latest").write_text("step-00000012\n")  # between rename and pointer, the other way round
     assert train_here(**config, resume_from_checkpoint="latest") == 0
     assert same_bits(whole / "final", tmp_path / "run/final")

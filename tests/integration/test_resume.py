@@ -350,6 +350,39 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
     assert same_bits(whole / "best", place / "best")
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_best_that_was_cut_short_stops_no_resume(config, whole, tmp_path, capsys, kept):
+    """As by a copy of the run that did not end."""
+    place = cut_at(whole, 28, tmp_path / "cut")
+    if kept:
+        shutil.copytree(place / "best", place / ".best.old")
+    weights = place / "best/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert ("chosen anew" in capsys.readouterr().out) != kept
+    assert same_bits(whole / "best", place / "best") == kept
+    assert not list(place.glob(".best*"))
+
+
+def test_an_older_folder_that_cannot_be_removed_is_in_nobodys_way(tmp_path, monkeypatch):
+    """On NFS, a file that somebody reads keeps its folder."""
+    stuck, remove = [], shutil.rmtree
+
+    def rmtree(path, **options):
+        if path.name not in stuck:
+            remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for number in range(4):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new/file").write_text(str(number))
+        stuck[:] = [".best.old"] if number in (1, 2) else []
+        checkpoint.replace_folder(tmp_path / "new", tmp_path / "best")
+        assert (tmp_path / "best/file").read_text() == str(number)
+        assert (tmp_path / ".best.old").exists() == bool(stuck)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
 @pytest.mark.parametrize(
     ("change", "names"),
     [
@@ -576,6 +609,19 @@ def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(confi
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/accuracy"] == max(row.get("eval/accuracy", 0) for row in rows)
     assert "train/earlier_totals" not in results  # it is what it would have been
+
+
+def test_an_evaluation_that_ends_a_run_is_saved_where_it_is_made_again(config, tmp_path):
+    """The run was stopped in it, before it had used up the patience."""
+    words = {**config, "learning_rate": 1e-12, "early_stopping_patience": 2}
+    assert train_here(**words) == 0
+    place = tmp_path / "run/checkpoints/step-00000015"
+    with rewritten(place) as about:
+        about["progress"] |= {"evaluation_due": True, "evaluated_step": 10, "evaluations_without_gain": 1}
+    (tmp_path / "run/results.json").unlink()
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    progress = checkpoint.read_state(place)["progress"]
+    assert (progress["evaluation_due"], progress["evaluations_without_gain"]) == (False, 2)
 
 
 @contextmanager

@@ -273,6 +273,22 @@ def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, 
     assert json.loads((tmp_path / "run/results.json").read_text())["best/step"] == 7
 
 
+def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with(base_flags, monkeypatch):
+    """As tables of positions, which some models make anew where a text is longer than those before."""
+    from transformers.models.bert.modeling_bert import BertEmbeddings
+
+    kept, forward = [], BertEmbeddings.forward
+
+    def keeping(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        if not self.training:
+            kept[:] = [torch.ones_like(out)[:1, :1]]
+        return out * kept[0] if kept else out
+
+    monkeypatch.setattr(BertEmbeddings, "forward", keeping)
+    assert train_here(**base_flags | {"eval_strategy": "steps", "eval_steps": 1, "max_train_steps": 3}) == 0
+
+
 def test_speed_is_of_all_starts_of_a_run(base_flags, tmp_path):
     """Also where the last start had nothing left to do."""
     for epochs in (1, 2, 2):
