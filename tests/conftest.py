@@ -306,6 +306,14 @@ def start(
 
 
 @pytest.fixture
+def heeds_hangups() -> Iterator[None]:
+    """SIGHUP is not ignored, as it would be under nohup, by this process and what it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
     """`start` for a test, however that ends: what still runs then is killed."""
     processes: list[subprocess.Popen[str] | Fork] = []

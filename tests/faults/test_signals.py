@@ -28,12 +28,7 @@ def whole(tmp_path_factory, tiny_model, reviews):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _heeds_hangups():
-    """Under nohup, what the tests start would ignore them."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+pytestmark = pytest.mark.usefixtures("heeds_hangups")
 
 
 def words(model, data, folder):

@@ -393,7 +393,7 @@ def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
     append(data, "validation", ("the film was odd", "strange"))
     done = launch(FORK, [*flags(**{**base_flags, "dataset_name": data}), "--preflight"])
     assert done.returncode == EXIT_USER_ERROR and "Traceback" not in done.stdout + done.stderr
-    assert "BLOCKING: validation data: row 61: found the label 'strange'" in done.stdout
+    assert "BLOCKING: validation data: the label column 'label': row 61: found the" in done.stdout
 
 
 def killed(config):
@@ -417,6 +417,7 @@ def test_windows_are_tried_as_the_run_scores_them(base_flags, tmp_path):
     assert report["forecast"]["seconds"]["evaluations"] > 0
 
 
+@pytest.mark.usefixtures("heeds_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_and_promises_no_checkpoint(base_flags, monkeypatch, capfd, number):
     from ft.tasks.text_classification import TextClassification
