@@ -123,8 +123,11 @@ def results_of(output_dir):
 
 @pytest.fixture
 def wandb_here(monkeypatch, tmp_path):
-    """W&B reads the environment once a process; forget it before and after."""
+    """W&B reads the environment once a process; forget it before and after. A run that its service left
+    unfinished still listens to what is printed: each line would be an error that W&B logs, whose traceback
+    pytest keeps, and with it whatever run has printed it."""
     import wandb
+    from wandb.sdk.lib import console_capture
 
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
@@ -136,6 +139,8 @@ def wandb_here(monkeypatch, tmp_path):
     wandb.teardown()
     yield
     wandb.teardown()
+    console_capture._stdout_callbacks.clear()
+    console_capture._stderr_callbacks.clear()
 
 
 class Server(StandIn):
