@@ -7,7 +7,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ft.checkpoint import make_free
+from ft.durable import make_free
 from ft.errors import UserError
 
 

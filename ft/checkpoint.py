@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass, field
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from ft import durable
 from ft.errors import UserError
 from ft.health import Health
 from ft.sharded import cut, distinct, fill, host_copy, is_sharded
@@ -107,9 +105,9 @@ def write_checkpoint(
         save_file(state["model"], temporary / "model.safetensors", metadata={"format": "pt"})
         torch.save({k: v for k, v in state.items() if k != "model"}, temporary / "optimizer.pt")
         about = {"progress": progress, "total_updates": total_updates, "identity": identity}
-        write_flushed(temporary / "state.json", json.dumps(about, indent=1))
-        write_manifest(temporary)
-        replace_folder(temporary, target)
+        durable.write_flushed(temporary / "state.json", json.dumps(about, indent=1))
+        durable.write_manifest(temporary)
+        durable.replace_folder(temporary, target)
     except Exception as error:
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,9 +120,9 @@ def settle(newest: Path, best_step: int, limit: int | None) -> None:
     """Point `latest` at a whole checkpoint, and remove old ones and what a crash left in their folder."""
     folder = newest.parent
     _clear_hidden(folder)  # first: it may have filled the disk
-    write_flushed(folder / ".latest.tmp", newest.name + "\n")
+    durable.write_flushed(folder / ".latest.tmp", newest.name + "\n")
     (folder / ".latest.tmp").rename(folder / "latest")
-    flush(folder)
+    durable.flush(folder)
     old = checkpoints_in(folder)[: -limit if limit is not None else 0]
     kept = (newest, folder / f"step-{best_step:08d}")
     for path in old:
@@ -216,7 +214,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
 def _damage_of(checkpoint: Path) -> str:
     """`find_damage`; what cannot be read at present is no damage: the disk of a network may be away."""
     try:
-        return find_damage(checkpoint, *FILES)
+        return durable.find_damage(checkpoint, *FILES)
     except OSError as error:
         raise UserError(
             f"resume_from_checkpoint: {error.filename or checkpoint} cannot be read: {error.strerror}. Start "
@@ -232,31 +230,7 @@ def is_own(checkpoint: Path | None, folder: Path) -> bool:
 def mark(folder: Path) -> str:
     """By what a checkpoint is known to be the same on every host; "nothing" where a host does not see it."""
     path = folder / "manifest.json"
-    return digest(path)["sha256"] if path.exists() else "nothing"
-
-
-def write_manifest(folder: Path) -> None:
-    """Write the sizes and hashes of the files of a folder to its manifest.json."""
-    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
-    write_flushed(folder / "manifest.json", json.dumps(files, indent=1))
-
-
-def find_damage(folder: Path, *needed: str) -> str:
-    """What is wrong with the files of a folder, held against its manifest, in which some are `needed`; empty
-    for a whole one. Raises `OSError` where one is there and cannot be read."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        missing = set(needed) - set(manifest)
-        if missing:
-            return f"manifest.json lacks {', '.join(sorted(missing))}"
-        return next(
-            (f"{name} is changed" for name, known in manifest.items() if digest(folder / name) != known),
-            "",
-        )
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, TypeError):
-        return "manifest.json cannot be read"
+    return durable.digest(path)["sha256"] if path.exists() else "nothing"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -300,54 +274,3 @@ def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: A
     scheduler.load_state_dict(state["scheduler"])
     if accelerator.scaler is not None and "scaler" in state:
         accelerator.scaler.load_state_dict(state["scaler"])
-
-
-def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
-    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards, or is kept
-    as `keep`."""
-    for path in new.iterdir():
-        flush(path)
-    flush(new)
-    old = keep or place.with_name(f".{place.name}.old")
-    if place.exists():
-        place.rename(make_free(old))
-    new.rename(place)
-    if keep is None:
-        make_free(old)
-
-
-def make_free(place: Path) -> Path:
-    """A name for a folder: `place`, whose older one is removed, or, where that cannot be, as on NFS while
-    somebody reads a file of it, the same with a number, until it can."""
-    names = chain([place.name], (f"{place.name}.{number}" for number in count(1)))
-    return next(path for path in map(place.with_name, names) if _is_gone(path))
-
-
-def _is_gone(path: Path) -> bool:
-    """Remove a folder, if it can be."""
-    shutil.rmtree(path, ignore_errors=True)
-    return not path.exists()
-
-
-def flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_flushed(path: Path, text: str) -> None:
-    """Write a text file, and have the disk take it."""
-    path.write_text(text, encoding="utf-8")
-    flush(path)
-
-
-def digest(path: Path) -> dict[str, Any]:
-    """The size of a file, and the SHA-256 of its content."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            sha.update(block)
-    return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}

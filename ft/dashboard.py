@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ft.analysis.curves import precision_recall, roc
-from ft.checkpoint import digest
 from ft.config import Config
 from ft.data.prepare import Data
+from ft.durable import digest
 from ft.evaluation import Evaluation, prefix_of
 from ft.metrics import sigmoid, softmax
 from ft.wandb_run import Artifact, Chart

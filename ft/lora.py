@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ft.checkpoint import flush
+from ft.durable import flush
 from ft.errors import UserError
 from ft.layers import head_names
 from ft.values import is_installed

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from ft.checkpoint import replace_folder
 from ft.config import Config
 from ft.data.audit import describe_rows
 from ft.data.encode import EncodedRows
+from ft.durable import replace_folder
 from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
 from ft.layers import freeze

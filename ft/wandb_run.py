@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ft.durable import write_flushed
 from ft.errors import EXIT_STOPPED, UserError, first_line, tell
 from ft.signals import noted_signal
 
@@ -217,8 +218,6 @@ def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
 
     The file wandb_id keeps both: made once, so that a resumed run goes on under its id."""
     import secrets
-
-    from ft.checkpoint import write_flushed  # not at the top: it imports torch
 
     path = output_dir / "wandb_id"
     kept = path.read_text(encoding="utf-8").split() if path.exists() else []

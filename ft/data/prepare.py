@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ft.checkpoint import find_damage, write_manifest
 from ft.data.audit import Columns, Scoring
 from ft.data.encode import EncodedRows, encode
 from ft.data.pieces import Cut
 from ft.data.sources import Source, find_sources, fingerprints
 from ft.data.usable import usable_splits
+from ft.durable import find_damage, write_manifest
 from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table, read_text
 from ft.data.hub import is_hidden, load_by_id, load_copy
+from ft.durable import digest
 from ft.errors import UserError
 from ft.options import DataOptions
 
@@ -39,16 +40,14 @@ class Source:
     def fingerprint(self) -> str:
         """SHA-256 over the bytes of the files, in hexadecimal, and over what else decides how they are read;
         not over where they lie."""
-        from ft.checkpoint import digest as digest_of  # which imports torch
-
         total = hashlib.sha256(json.dumps([self.identity, self.class_names]).encode())
         for path in self.files:
             try:
-                digest = digest_of(path)["sha256"]
+                of_file = digest(path)["sha256"]
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
             name = str(path.relative_to(self.root)) if self.root else format_of(path)
-            total.update(f"{name}:{digest}\n".encode())
+            total.update(f"{name}:{of_file}\n".encode())
         return total.hexdigest()
 
 

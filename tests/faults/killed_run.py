@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ft import checkpoint
+from ft import durable
 
 
 def kill() -> None:
@@ -94,7 +94,7 @@ def at_step(number, fault, setattr=setattr, step=8):
     setattr(safetensors.torch, "save_file", counted("save_file", safetensors.torch.save_file, second))
     setattr(torch, "save", counted("torch.save", torch.save, second))
     for name in ("write_flushed", "digest", "flush"):
-        setattr(checkpoint, name, counted(name, getattr(checkpoint, name)))
+        setattr(durable, name, counted(name, getattr(durable, name)))
     return seen
 
 

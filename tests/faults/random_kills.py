@@ -20,7 +20,8 @@ from compare import same_bits, without_timing  # noqa: E402
 from conftest import TORCHRUN, flags  # noqa: E402
 from forks import Fork  # noqa: E402
 
-from ft.checkpoint import FILES, checkpoints_in, find_damage  # noqa: E402
+from ft.checkpoint import FILES, checkpoints_in  # noqa: E402
+from ft.durable import find_damage  # noqa: E402
 from ft.launch import kill_launch  # noqa: E402
 
 KILLS_A_RUN = 10

@@ -7,7 +7,7 @@ import pytest
 from compare import same_bits, without_timing
 from conftest import DAMAGE, FORK, FORKS, ONE, ROOT, flags, launch, train_here
 
-from ft import checkpoint
+from ft import durable
 from ft.errors import UserError
 
 FILES = ["model.safetensors", "optimizer.pt", "state.json", "manifest.json"]
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_for_the_moment_is_no_damage(config, whole, tmp_path
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"step-00000012.* cannot be read"):
-        patch.setattr(checkpoint, "digest", away)
+        patch.setattr(durable, "digest", away)
         train_here(**config, resume_from_checkpoint="latest")
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
     assert train_here(**config, resume_from_checkpoint="latest") == 0

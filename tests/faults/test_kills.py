@@ -11,7 +11,7 @@ from conftest import FORK, launch, train_here
 from killed_run import NUMBERS, STEPS, at_step, moments
 from random_kills import fork, kill_often
 
-from ft import checkpoint
+from ft import checkpoint, durable
 
 
 @pytest.mark.timeout(1500)
@@ -68,7 +68,7 @@ def killed_and_resumed(config, whole, moment):
     folder = Path(config["output_dir"])
     there = checkpoint.checkpoints_in(folder / "checkpoints")
     for place in folder.glob("checkpoints/step-*"):
-        assert checkpoint.find_damage(place, *checkpoint.FILES) == ""  # whole or absent
+        assert durable.find_damage(place, *checkpoint.FILES) == ""  # whole or absent
     code, said = run({**config, "resume_from_checkpoint": "latest"})
     assert code == 0, said
     assert (f"resumed from {there[-1]}" if there else "this run starts anew") in said
@@ -145,6 +145,6 @@ def test_a_step_of_a_save_that_fails_costs_at_most_that_checkpoint(
     assert "cannot be written" in capfd.readouterr().err
     assert same_bits(whole / "final", tmp_path / "run/final")
     places = list((tmp_path / "run/checkpoints").glob("step-*"))
-    assert places and all(checkpoint.find_damage(place) == "" for place in places)
+    assert places and all(durable.find_damage(place) == "" for place in places)
     assert not list((tmp_path / "run/checkpoints").glob(".step-*"))
     shutil.rmtree(tmp_path / "run")

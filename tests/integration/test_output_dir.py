@@ -9,7 +9,8 @@ from unittest.mock import Mock
 import pytest
 from conftest import metrics_of, train_here
 
-from ft.checkpoint import FILES, is_own, write_manifest
+from ft.checkpoint import FILES, is_own
+from ft.durable import write_manifest
 from ft.errors import UserError
 from ft.options import RunOptions
 from ft.output import check_output_dir, write_whole

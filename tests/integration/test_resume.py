@@ -14,7 +14,7 @@ from compare import KEYS_BIAS, assert_same, same_bits, without_timing
 from conftest import FORKS, ROOT, TORCHRUN, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
-from ft import checkpoint
+from ft import checkpoint, durable
 from ft.errors import EXIT_STOPPED, UserError
 from ft.evaluation import evaluate
 from ft.launch import kill_launch
@@ -377,7 +377,7 @@ def test_an_older_folder_that_cannot_be_removed_is_in_nobodys_way(tmp_path, monk
         (tmp_path / "new").mkdir()
         (tmp_path / "new/file").write_text(str(number))
         stuck[:] = [".best.old"] if number in (1, 2) else []
-        checkpoint.replace_folder(tmp_path / "new", tmp_path / "best")
+        durable.replace_folder(tmp_path / "new", tmp_path / "best")
         assert (tmp_path / "best/file").read_text() == str(number)
         assert (tmp_path / ".best.old").exists() == bool(stuck)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
@@ -631,7 +631,7 @@ def rewritten(place):
     yield about
     (place / "state.json").write_text(json.dumps(about))
     (place / "manifest.json").unlink()
-    checkpoint.write_manifest(place)
+    durable.write_manifest(place)
 
 
 @pytest.mark.parametrize("freeze", [None, "embeddings"])

@@ -11,7 +11,7 @@ from compare import KEYS_BIAS, largest_difference, same_bits
 from conftest import ACCELERATE, FORKS, ROOT, flags, launch, score_here, series, train_here
 from safetensors import safe_open
 
-from ft.checkpoint import write_manifest
+from ft.durable import write_manifest
 from ft.errors import UserError
 from ft.verify import weights_difference
 

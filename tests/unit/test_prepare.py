@@ -21,7 +21,6 @@ from prepared import Prepared, jsonl
 from transformers import BertTokenizer
 
 from ft import heap
-from ft.checkpoint import write_manifest
 from ft.config import Config
 from ft.data import encode, encoder, prepare, workers
 from ft.data.audit import has_labels
@@ -30,6 +29,7 @@ from ft.data.pieces import Cut
 from ft.data.prepare import cache_root
 from ft.data.slices import read_slice_columns
 from ft.data.split import sample, stratified
+from ft.durable import write_manifest
 from ft.errors import UserError
 from ft.tasks.text_classification import TextClassification
 

@@ -1,0 +1,85 @@
+"""Files and folders that are on the disk whole or not at all: flushed, known by their hashes, put in place by
+one rename."""
+
+import hashlib
+import json
+import os
+import shutil
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the sizes and hashes of the files of a folder to its manifest.json."""
+    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    write_flushed(folder / "manifest.json", json.dumps(files, indent=1))
+
+
+def find_damage(folder: Path, *needed: str) -> str:
+    """What is wrong with the files of a folder, held against its manifest, in which some are `needed`; empty
+    for a whole one. Raises `OSError` where one is there and cannot be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        missing = set(needed) - set(manifest)
+        if missing:
+            return f"manifest.json lacks {', '.join(sorted(missing))}"
+        return next(
+            (f"{name} is changed" for name, known in manifest.items() if digest(folder / name) != known),
+            "",
+        )
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    except (ValueError, TypeError):
+        return "manifest.json cannot be read"
+
+
+def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
+    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards, or is kept
+    as `keep`."""
+    for path in new.iterdir():
+        flush(path)
+    flush(new)
+    old = keep or place.with_name(f".{place.name}.old")
+    if place.exists():
+        place.rename(make_free(old))
+    new.rename(place)
+    if keep is None:
+        make_free(old)
+
+
+def make_free(place: Path) -> Path:
+    """A name for a folder: `place`, whose older one is removed, or, where that cannot be, as on NFS while
+    somebody reads a file of it, the same with a number, until it can."""
+    names = chain([place.name], (f"{place.name}.{number}" for number in count(1)))
+    return next(path for path in map(place.with_name, names) if _is_gone(path))
+
+
+def _is_gone(path: Path) -> bool:
+    """Remove a folder, if it can be."""
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_flushed(path: Path, text: str) -> None:
+    """Write a text file, and have the disk take it."""
+    path.write_text(text, encoding="utf-8")
+    flush(path)
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """The size of a file, and the SHA-256 of its content."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return {"bytes": path.stat().st_size, "sha256": sha.hexdigest()}
