@@ -207,7 +207,7 @@ class Run:
         if progress.evaluation_due or (is_new_end and self.config.eval_strategy != "no"):
             self.evaluate()
             if self.finished() and self.config.save_strategy != "no":
-                self.save()  # or the checkpoint would know another best than the one that stands
+                self.save()  # or the checkpoint would know another best, or more patience, than there is
         while not self.finished():
             self.sampler.start(self.progress.step, self.total)
             yield self.progress.step // self.sampler.updates_per_epoch

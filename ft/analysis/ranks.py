@@ -75,7 +75,7 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:
             1 - _below(probabilities[:, c], positive) / ours,
         )
         rare = positive if ours <= others else ~positive
-        columns += [csr_array(np.stack([rare, rare * placed], axis=1))]
+        columns.append(csr_array(np.stack([rare, rare * placed], axis=1)))
         part += np.where(rare, 0, placed - placed[rare].mean()) / max(ours, others)
     features = hstack([*columns, np.stack([np.ones(rows), rows * part], axis=1)]).tocsr()
     needed = len(sides) if labels.ndim == 1 else 1
