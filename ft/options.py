@@ -125,8 +125,8 @@ class BatchOptions:
     num_train_epochs: float = 3.0
     """Passes over the training rows; a part of an epoch is allowed."""
     max_train_steps: int | None = None
-    """Number of optimizer updates; takes the place of num_train_epochs, unless that is typed over the
-    one of a config file."""
+    """Number of optimizer updates. Where both are set it counts, and num_train_epochs does not; but
+    --num_train_epochs on the command line cancels the max_train_steps of a config file."""
     max_time: str | None = None
     """Stop, save a checkpoint and exit with 75 after this long ("90", "90s", "45m", "11h30m")."""
 
@@ -167,8 +167,8 @@ class OptimOptions:
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
     warmup_steps: int | None = None
-    """Number of those updates; takes the place of warmup_ratio, unless that is typed over the one of a config
-    file."""
+    """Number of those updates. Where both are set it counts, and warmup_ratio does not; but --warmup_ratio on
+    the command line cancels the warmup_steps of a config file."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay (0.99 averages over about the last
     hundred updates); evaluations, best/ and final/ have it instead of the weights. Default: none."""

@@ -50,7 +50,7 @@ def words(model, data, folder):
 
 @pytest.mark.case(
     "nothing, but every step of a checkpoint's writing is listed",
-    "19 steps, of every kind that the two rows below break",
+    "19 steps; the rows of SIGKILL and of an I/O error at each step break every kind of them",
 )
 def test_the_steps_are_those_of_a_whole_save(tiny_model, reviews, tmp_path, monkeypatch):
     seen = at_step(-1, None, monkeypatch.setattr)
