@@ -9,6 +9,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -273,6 +274,7 @@ def device() -> Any:
     return torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
 
 
+KILLED = 128 + signal.SIGKILL  # how WEIGH ends where its program was
 # Runs a program to its end, and prints as a last line the most memory that any one of its processes held
 # (ru_maxrss: kilobytes, on a Mac bytes). It stands between because Linux counts the peak of a process from
 # that of the one that started it: this one is small.
@@ -286,8 +288,12 @@ _, status, usage = os.wait4(child.pid, 0)
 child.returncode = os.waitstatus_to_exitcode(status)
 if not child.returncode:
     print(f"\\n{usage.ru_maxrss}")
-sys.exit(child.returncode)
+sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 """
+
+
+class Killed(SystemExit):
+    """A measured process was killed, as one is that needs more memory than there is."""
 
 
 @contextmanager
@@ -321,7 +327,9 @@ def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tu
             process.wait()
         printed, errors = ((file.seek(0), file.read())[1] for file in (out, err))
     if process.returncode:
-        sys.exit(f"error: python {' '.join(map(str, words))} failed:\n{printed}\n{errors}")
+        how = "was killed (out of memory?)" if process.returncode == KILLED else "failed"
+        error = f"error: python {' '.join(map(str, words))} {how}:\n{printed}\n{errors}"
+        raise Killed(error) if process.returncode == KILLED else SystemExit(error)
     printed, _, peak = printed.rstrip("\n").rpartition("\n")
     return printed, int(peak) * (1 if sys.platform == "darwin" else 1024)
 
@@ -434,11 +442,16 @@ def multiplied_parameters(model: str) -> int:
 
     config = AutoConfig.from_pretrained(model_folder(model))
     network = AutoModel.from_config(config).eval()
+    tokens = torch.ones((1, 7), dtype=torch.long)
     used: list[int] = []
+
+    def count(module: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        if inputs[0].shape[:-1].numel() == tokens.numel():  # not DeBERTa's table of distances, an even number
+            used.append(module.weight.numel())
+
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and "pooler" not in name:
-            module.register_forward_hook(lambda module, *_: used.append(module.weight.numel()))
-    tokens = torch.ones((1, 8), dtype=torch.long)
+            module.register_forward_hook(count)
     decoded = {"decoder_input_ids": tokens} if config.is_encoder_decoder else {}
     with torch.no_grad():
         network(input_ids=tokens, **decoded)

@@ -38,7 +38,6 @@ LAUNCHES = {
     "2 processes x 16": (2, 16, 1, False),
     "1 x 32, stopped and resumed": (1, 32, 1, True),
 }
-NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
 VARIABLES = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}  # as the peers are told
 MODES = {"with": True, "without": False}
 QUICK = {"updates": 8, "max_length": 32, "dropout": ["with"]}
@@ -59,14 +58,8 @@ def run(options: argparse.Namespace) -> None:
     # One thread in every process, so that sums differ with the launch alone; in this one, too, before torch
     # comes, which makes what is said of threads and of the GEMM peak right.
     os.environ["OMP_NUM_THREADS"] = "1"
-    from transformers import AutoConfig
-
-    from ft.pretrained import apply_overrides
-
     train = class_file(options.data, "train")
     _command(options, train, Path(), BATCH, dropout=False)  # a flag that it refuses is said at once
-    if "without" in options.dropout:
-        apply_overrides(AutoConfig.from_pretrained(model_folder(options.model)), NO_DROPOUT)
     check_updates(options.updates, len(read_csv(train)[1]), BATCH)
     measured: dict[str, Any] = {}
     gemm = [gemm_peak()]
@@ -98,6 +91,14 @@ def _compare(whole: list, steps: list, reference: Path, place: Path) -> dict[str
     }
 
 
+def dropouts(model: str) -> list[str]:
+    """The probabilities of dropout, of any kind, in a model's config."""
+    from transformers import AutoConfig
+
+    values = AutoConfig.from_pretrained(model_folder(model)).to_dict()
+    return [name for name, value in values.items() if "drop" in name and type(value) in (int, float)]
+
+
 def _launcher(processes: int) -> list[str]:
     if processes == 1:
         return []
@@ -111,7 +112,8 @@ def _peer(
     words = {
         "model": model_folder(options.model), "train": str(train), "max_length": options.max_length,
         "micro": micro, "accumulation": accumulation, "updates": options.updates, "seed": options.seed,
-        "learning_rate": options.learning_rate, "dropout": dropout, "out": str(place), "resume": False,
+        "learning_rate": options.learning_rate, "no_dropout": [] if dropout else dropouts(options.model),
+        "out": str(place), "resume": False,
         "stop_at": options.updates // 2 if resumed else None,
     }  # fmt: skip
     steps = _run_peer(arm, processes, words)
@@ -149,8 +151,10 @@ def _command(options: argparse.Namespace, train: Path, place: Path, micro: int, 
         "max_length": options.max_length, "global_batch_size": BATCH, "per_device_train_batch_size": micro,
         "max_train_steps": options.updates, "learning_rate": options.learning_rate, "seed": options.seed,
         "logging_steps": 1, "eval_strategy": "no", "resume_from_checkpoint": "latest",
-        **({} if dropout else {"config_overrides": NO_DROPOUT}), **column_flags(train),
+        **column_flags(train),
     }  # fmt: skip
+    if not dropout:
+        flags["config_overrides"] = ",".join(f"{name}=0" for name in dropouts(options.model))
     return ["train.py", *command_line(flags, options.extra)]
 
 

@@ -26,13 +26,15 @@ from benchmarks.peers import load_model, load_rows, load_tokenizer
 Step = dict[str, float]
 
 
-def prepare(model: str, train: str, max_length: int, dropout: bool, seed: int) -> tuple[Any, Any, Dataset]:
+def prepare(
+    model: str, train: str, max_length: int, no_dropout: list[str], seed: int
+) -> tuple[Any, Any, Dataset]:
     """Network, tokenizer and encoded rows, after the seed was set."""
     config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
-    if not dropout:
-        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    for name in no_dropout:
+        setattr(config, name, 0.0)
     set_seed(seed)
     return load_model(model, config, len(names)), tokenizer, rows
 
@@ -56,10 +58,10 @@ class StopAt(TrainerCallback):
 
 def trainer(
     model: str, train: str, max_length: int, micro: int, accumulation: int, updates: int, seed: int,
-    learning_rate: float, dropout: bool, out: str, stop_at: int | None, resume: bool,
+    learning_rate: float, no_dropout: list[str], out: str, stop_at: int | None, resume: bool,
 ) -> list[Step]:  # fmt: skip
     """transformers.Trainer on its defaults."""
-    network, tokenizer, rows = prepare(model, train, max_length, dropout, seed)
+    network, tokenizer, rows = prepare(model, train, max_length, no_dropout, seed)
     run = Trainer(
         network,
         TrainingArguments(
@@ -81,11 +83,11 @@ def trainer(
 
 def plain(
     model: str, train: str, max_length: int, micro: int, accumulation: int, updates: int, seed: int,
-    learning_rate: float, dropout: bool, out: str, stop_at: int | None, resume: bool,
+    learning_rate: float, no_dropout: list[str], out: str, stop_at: int | None, resume: bool,
 ) -> list[Step]:  # fmt: skip
     """The loop of Accelerate's examples, with accumulate(), clipping, and save_state."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
-    network, tokenizer, rows = prepare(model, train, max_length, dropout, seed)
+    network, tokenizer, rows = prepare(model, train, max_length, no_dropout, seed)
     loader = DataLoader(rows, shuffle=True, batch_size=micro, collate_fn=DataCollatorWithPadding(tokenizer))
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     # The prepared scheduler steps once for each process; the examples count its steps before preparing.

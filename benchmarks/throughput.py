@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.common import (
     ALL_ROWS,
+    Killed,
     add_data_options,
     at_least,
     check_updates,
@@ -91,18 +92,24 @@ def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
             "error: --arms: none left"
         )
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
-    gemm = [gemm_peak()]
+    gemm, left_out = [gemm_peak()], ""
     for number in range(options.rounds):
         for arm, found in one_round(options, number):
+            if found is None:
+                del measured[arm]
+                left_out += f"\n\nKilled, as it seems for want of memory, and left out: {ARMS[arm]}."
+                options.arms = list(measured) or sys.exit("error: no arm is left")
+                continue
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})
             say(f"round {number + 1}, {arm}: {measured[arm][-1]['tokens_per_second']:,.0f} tokens/s")
         gemm.append(gemm_peak())
-        save(options, text(options, measured, gemm), measured, gemm)
+        save(options, text(options, measured, gemm) + left_out, measured, gemm)
 
 
-def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Every arm in turn, in a fresh process each, over two epochs of the same rows: the updates of the second
-    as "steps", and "peak_bytes". Each round, counted from 0, has a seed and rows of its own."""
+    as "steps", and "peak_bytes"; None for a process that was killed. Each round, counted from 0, has a seed
+    and rows of its own."""
     train, seed = class_file(options.data, "train"), 42 + number
     in_all = len(read_csv(train)[1])
     check_updates(options.updates, in_all, GLOBAL_BATCH)
@@ -111,7 +118,12 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, d
         texts, labels = read_csv(train)[0], read_csv(drawn)[1]
         write_csv(drawn.with_name(OTHERS), texts, labels[:1] * len(texts))
         for arm in in_turn(options.arms, number):
-            found = _measure(options, arm, drawn, in_all, seed)
+            try:
+                found = _measure(options, arm, drawn, in_all, seed)
+            except Killed as killed:
+                say(str(killed))
+                yield arm, None
+                continue
             yield arm, found | {"steps": found["steps"][options.updates :]}
 
 

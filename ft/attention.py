@@ -7,8 +7,9 @@ the probabilities alone are then held, and of no more rows than a bound allows."
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -31,10 +32,9 @@ def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = Non
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", ATTENTION_NAME):
         return {}
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, attend)
-    AttentionMaskInterface.register(ATTENTION_NAME, attention_mask)
     if not getattr(model, "_supports_sdpa", False):
         return {}
     model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
@@ -97,14 +97,21 @@ def attend(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
 
 
-def attention_mask(*args: Any, **options: Any) -> torch.Tensor | None:
-    """Transformers' mask function for sdpa. To leave out a mask that masks nothing, it reads the padding,
-    for which the host would wait in every update: on a CPU alone (1.06 times there, at 256 tokens)."""
-    from transformers.masking_utils import sdpa_mask
+def install_masks() -> None:
+    """Have Transformers' mask functions read no padding while a model trains. They do, to leave out a mask
+    that masks nothing, and the host would wait for the device in every update. The loader knows: its batches
+    without padding come without a mask, which is left out then (1.06 times at 256 tokens, on a CPU)."""
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import eager_mask, sdpa_mask
 
-    if torch.is_grad_enabled() and torch.device(options.get("device", "cpu")).type != "cpu":
+    for name, function in (("eager", eager_mask), ("sdpa", sdpa_mask), (ATTENTION_NAME, sdpa_mask)):
+        AttentionMaskInterface.register(name, partial(_unread, function))
+
+
+def _unread(function: Callable[..., torch.Tensor | None], **options: Any) -> torch.Tensor | None:
+    if torch.is_grad_enabled() and options.get("attention_mask") is not None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **options)
+    return function(**options)
 
 
 def masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

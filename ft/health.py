@@ -109,10 +109,19 @@ class HealthWatch:
         """Note an update: the true weight of its rows, the summed losses of its micro-batches here."""
         self._late.push((step, weight), losses, grad_norm)
 
-    def check(self, keep: int = 1) -> None:
-        """Look at all updates but the last `keep`. All processes call it; `UserError` is raised on all."""
-        for (step, weight), loss, grad_norm in self._late.pop(keep):
-            (total,) = self._sum(loss)
+    def late(self, keep: int = 1) -> list[Any]:
+        """What is not looked at yet of all updates but the last `keep`, each with its summed loss on this
+        process as the second value."""
+        return self._late.pop(keep)
+
+    def check(self) -> None:
+        """Look at all updates. All processes call it; `UserError` is raised on all."""
+        if late := self.late(keep=0):
+            self.note(late, self._sum(*(loss for _, loss, _ in late)))
+
+    def note(self, late: list[Any], totals: Sequence[float]) -> None:
+        """Look at these updates; `totals` are their losses, summed over the processes."""
+        for ((step, weight), _, grad_norm), total in zip(late, totals, strict=True):
             before = self.health.nonfinite
             self.health.note(total / weight, math.isfinite(grad_norm))
             if self.health.nonfinite > before:

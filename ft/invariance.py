@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
-from ft.attention import install_attention
+from ft.attention import install_attention, install_masks
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
 from ft.errors import first_line
 from ft.model import checkpoint_activations
@@ -22,11 +22,12 @@ TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or n
 def key_dropout(
     model: nn.Module, mode: str, seed: int, compiled_length: int | None = None
 ) -> tuple[RowKeys, list[str]]:
-    """Install what `dropout_mode` asks for, before the model is moved or wrapped. `compiled_length` is the
+    """Install what `dropout_mode` asks for, and masks that read nothing, before the model is moved or wrapped. `compiled_length` is the
     longest text, in tokens, that a compiled model will see.
 
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
     with torch's own dropout the keys are there, but nothing reads them."""
+    install_masks()
     if mode == "torch":
         return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
     rows = RowKeys(seed)

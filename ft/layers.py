@@ -7,6 +7,7 @@ import difflib
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
 from ft.errors import UserError
@@ -108,6 +109,13 @@ def compile_layers(model: nn.Module) -> None:
     model where no layer is repeated.
 
     A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
-    gradients are ready."""
+    gradients are ready. Without a mask, a layer would need a second one."""
     for layer in repeated_layers(model) or [model]:
         layer.compile(dynamic=True)
+    model.register_forward_pre_hook(_with_mask, with_kwargs=True)
+
+
+def _with_mask(model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, ...]:
+    if "input_ids" in inputs and "attention_mask" not in inputs:
+        inputs = inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}
+    return args, inputs

@@ -305,7 +305,7 @@ class Run:
     def save(self) -> None:
         """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""
         with self._apart():
-            self.health.check(keep=0)
+            self.health.check()
             self.train_loss.fold()
             self.progress.train_seconds = self.train_seconds()
             self.progress.total_seconds = self.total_seconds()
@@ -340,22 +340,24 @@ class Run:
     def stop_if_asked(self) -> None:
         """Save and raise `Stopped` if any process got a signal or max_time has passed; raise `UserError`
         where numbers or the disk went wrong too often. To be called after every update."""
-        try:
-            self._agree()
-        except StopAsked as asked:
+        late = self.health.late()
+        asked, totals = self._agree(*(loss for _, loss, _ in late))
+        self.health.note(late, totals)
+        if asked:
             self.stop(asked)
-        self.health.check()
 
-    def _agree(self) -> None:
-        """Let all processes know what one of them knows, and raise `StopAsked` on all alike."""
-        late = self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds
-        asked, timeouts, failures = self.hosts.sum(
-            self.signals.received is not None, late, self.saver.failures
+    def _agree(self, *losses: float) -> tuple[StopAsked | None, list[float]]:
+        """Let all processes know what one of them knows, in one exchange: whether the run is to stop, and the
+        sums of `losses` over the processes."""
+        is_late = self.max_seconds is not None and time.monotonic() - STARTED > self.max_seconds
+        signals, timeouts, failures, *totals = self.hosts.sum(
+            self.signals.received is not None, is_late, self.saver.failures, *losses
         )
         if not self.finished():  # then nothing would be lost: all but the scores of the test rows is done
             self.saver.check(failures)
-        if asked or timeouts:
-            raise StopAsked(self.signals.received or ("max_time" if timeouts else "a signal"))
+        if not (signals or timeouts):
+            return None, totals
+        return StopAsked(self.signals.received or ("max_time" if timeouts else "a signal")), totals
 
     # --- evaluate, stop, export
 
@@ -381,7 +383,9 @@ class Run:
     def _after_batch(self, bar: Any, count: int) -> None:
         bar.update(count)
         self.watchdog.alive(f"a batch of an evaluation after update {self.progress.step:,}")
-        self._agree()
+        asked, _ = self._agree()
+        if asked:
+            raise asked
 
     def stop(self, asked: StopAsked) -> NoReturn:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
@@ -400,7 +404,7 @@ class Run:
 
     def settle(self) -> None:
         """After the last update: wait until all of it was looked at and its checkpoint is written."""
-        self.health.check(keep=0)
+        self.health.check()
         if self.progress.log_weight:  # early stopping came between two logs
             self.tracker.log(self.progress.step, self.epoch, {"train/loss": self.train_loss.take_mean()})
         with self.clock:

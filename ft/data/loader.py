@@ -80,10 +80,10 @@ class Pieces:
 class MicroBatch:
     """Tensors of some rows, and what the host knows of their update.
 
-    inputs: input_ids, attention_mask (and token_type_ids), each (pieces, tokens) int64. A row is one piece,
-    and `pieces` None, unless long texts are cut into windows. labels: (rows,) int64 or float64, or (rows,
-    labels) uint8, or (rows, 0) where there are none. row_ids (the numbers of the rows in the encoded split):
-    (rows,) int64. weights: (rows,) float32, 0 for a filler row.
+    inputs: input_ids, attention_mask (where something is padded), token_type_ids (of pairs), each (pieces,
+    tokens) int64. A row is one piece, and `pieces` None, unless long texts are cut into windows. labels:
+    (rows,) int64 or float64, or (rows, labels) uint8, or (rows, 0) where there are none. row_ids (the numbers
+    of the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -160,6 +160,8 @@ class RowDataset(Dataset):
         rows = slot.rows if len(slot.rows) else np.array([slot.filler])
         weights = self.row_weights[rows] if len(slot.rows) else np.zeros(1)
         inputs = self.rows.padded(rows, self.pad_id, self.multiple, self.on_left)
+        if inputs["attention_mask"].all():  # see ft.attention.install_masks
+            del inputs["attention_mask"]
         labels = np.zeros((len(rows), 0), np.uint8) if self.rows.labels is None else self.rows.labels[rows]
         return MicroBatch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},

@@ -1,5 +1,6 @@
 """The benchmarks: their command line, the arithmetic of their tables, and a round of `throughput`."""
 
+import argparse
 import json
 import os
 import sys
@@ -10,17 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from transformers import AlbertConfig, BertConfig
+from transformers import AlbertConfig, BertConfig, DebertaV2Config, DistilBertConfig
 
 from benchmarks import accuracy, common, memory, start, throughput
 from benchmarks.__main__ import COMMANDS, parse
 from benchmarks.common import (
+    Killed,
     check_updates,
     class_file,
     column_flags,
     command_line,
     draw_rows,
     in_turn,
+    launch,
     launch_and_weigh,
     logged_steps,
     model_flops,
@@ -29,6 +32,7 @@ from benchmarks.common import (
     round_peaks,
     write_csv,
 )
+from benchmarks.exactness import dropouts
 
 
 @pytest.fixture
@@ -242,6 +246,46 @@ def test_layers_that_share_their_weights_count_as_often_as_they_are_used(tmp_pat
     sizes = {"hidden_size": 32, "embedding_size": 8, "intermediate_size": 64, "num_attention_heads": 2}
     AlbertConfig(**sizes, vocab_size=50, num_hidden_layers=3).save_pretrained(tmp_path)
     assert model_flops(str(tmp_path), 1, 0) == 6 * (3 * 8192 + 8 * 32)
+
+
+def test_a_table_of_distances_that_a_matrix_multiplies_counts_as_no_token(tmp_path):
+    """DeBERTa's, by the matrices of queries and keys, which count once."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 8}
+    for options in ({}, relative, relative | {"share_att_key": True}):
+        DebertaV2Config(**sizes, **options, vocab_size=50).save_pretrained(tmp_path)
+        assert model_flops(str(tmp_path), 1, 0) == 6 * 2 * 8192
+
+
+@pytest.mark.parametrize(
+    "config, names",
+    [
+        (AlbertConfig, {"hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"}),
+        (DistilBertConfig, {"dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"}),
+    ],
+)
+def test_without_dropout_is_without_any(tmp_path, config, names):
+    config().save_pretrained(tmp_path)
+    assert set(dropouts(str(tmp_path))) == names
+
+
+def test_an_arm_that_is_killed_is_left_out_of_the_table_which_says_so(tmp_path, monkeypatch, capsys):
+    options = argparse.Namespace(rounds=2, arms=["ours", "tutorial"], extra=[], name=None, updates=1)
+    saved, step = [], {"seconds": 1.0, "waited": 0.0, "tokens": 9, "positions": 9, "rows": 3, "squares": 27}
+
+    def rounds(options, number):
+        for arm in list(options.arms):
+            yield arm, None if arm == "tutorial" else {"steps": [step], "peak_bytes": 10}
+
+    monkeypatch.setattr(throughput, "one_round", rounds)
+    monkeypatch.setattr(throughput, "gemm_peak", lambda: 1.0)
+    monkeypatch.setattr(throughput, "save", lambda options, text, *_: saved.append(text))
+    throughput.measure(options, lambda options, measured, gemm: ", ".join(measured))
+    for text in saved:
+        assert text.startswith("ours\n") and text.endswith(f"left out: {throughput.ARMS['tutorial']}.")
+    assert len(saved) == 2
+    with pytest.raises(Killed, match="out of memory"):
+        launch("-c", "import os; os.kill(os.getpid(), 9)")
 
 
 def test_the_peak_of_a_round_is_the_higher_of_its_samples():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ft.attention import attend, attention_mask, install_attention
+from ft.attention import attend, install_attention
 from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys
 from ft.invariance import key_dropout
 from ft.last_layer import narrow_last_layer
@@ -219,19 +219,19 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     assert torch.allclose(tiny, none, atol=1e-6)
 
 
-def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device():
+@pytest.mark.parametrize("mode", ["row_keyed", "torch"])
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])  # attention of sdpa, and of its own ("eager")
+def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode):
     """Tensors of the meta device have no values, so that reading one is an error."""
-    ones = torch.ones(2, 5, dtype=torch.bool, device="meta")
-    options = {
-        "batch_size": 2, "q_length": 5, "kv_length": 5, "attention_mask": ones, "device": ones.device,
-        "mask_function": lambda row, head, query, key: key >= 0, "allow_is_bidirectional_skip": True,
-        "allow_is_causal_skip": False,
-    }  # fmt: skip
-    assert attention_mask(**options).shape == (2, 1, 5, 5)
-    with torch.no_grad(), pytest.raises(RuntimeError):  # an evaluation may, for a faster kernel
-        attention_mask(**options)
-    here = options | {"attention_mask": torch.ones(2, 5, dtype=torch.bool), "device": "cpu"}
-    assert attention_mask(**here) is None
+    from transformers.masking_utils import create_bidirectional_mask
+
+    model = small(kind)
+    key_dropout(model, mode, 42)
+    states, ones = torch.ones(2, 5, 16, device="meta"), torch.ones(2, 5, dtype=torch.long, device="meta")
+    assert create_bidirectional_mask(model.config, states, ones).shape == (2, 1, 5, 5)
+    assert create_bidirectional_mask(model.config, states, None) is None  # nothing is padded
+    with torch.no_grad(), pytest.raises(RuntimeError):  # an evaluation may read, for a faster kernel
+        create_bidirectional_mask(model.config, states, ones)
 
 
 class Small(nn.Module):
@@ -302,10 +302,11 @@ def test_a_compiled_layer_is_compiled_once_and_drops_the_same(monkeypatch):
     for update, (rows, length) in enumerate([(8, 20), (8, 32), (5, 9), (3, 31), (8, 20)]):
         ids, found = torch.randint(4, 30, (rows, length)), []
         mask = (torch.arange(length) < length - torch.arange(rows)[:, None]).long()
+        inputs = {"input_ids": ids} | ({"attention_mask": mask} if update != 1 else {})
         for model, keys in sides:
             model.zero_grad()
             keys.set(update, torch.arange(rows) + update)
-            model(input_ids=ids, attention_mask=mask).logits.sum().backward()
+            model(**inputs).logits.sum().backward()
             found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert (found[0] - found[1]).norm() / found[0].norm() < 2e-6
     assert 2 <= len(programs) <= 3  # one for each of four layers would be more
