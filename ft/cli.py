@@ -116,7 +116,11 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
     print_it = given.pop("print_config", "false") != "false"
     values = {name: str(word) for name, word in given.items() if isinstance(word, _Text)}
     typed = {name: f"--{name}={word}" for name, word in given.items() if name not in values}
-    wrong = [name for name in typed if given[name] == "null" and not _takes_null(kinds[name])]
+    wrong = [
+        name for name in typed
+        if (given[name] == "null" and not _takes_null(kinds[name]))
+        or (":" in given[name] and {int, float} & set(_members(kinds[name])))  # 1:30 is 90, to YAML 1.1
+    ]  # fmt: skip
     if not wrong:
         try:
             parsed = vars(parser.parse_args(list(typed.values()))) | values

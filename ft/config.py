@@ -168,7 +168,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name}: found {value}, expected a number above 0.")
-            if isinstance(value, int) and value > LARGEST:
+            if (isinstance(value, int) or name == "num_train_epochs") and value > LARGEST:
                 raise UserError(f"{name}: found {value}, expected a number up to {LARGEST:,}.")
         for name in NOT_NEGATIVE:
             value = getattr(self, name)

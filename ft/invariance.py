@@ -22,8 +22,8 @@ TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or n
 def key_dropout(
     model: nn.Module, mode: str, seed: int, compiled_length: int | None = None
 ) -> tuple[RowKeys, list[str]]:
-    """Install what `dropout_mode` asks for, and masks that read nothing, before the model is moved or wrapped. `compiled_length` is the
-    longest text, in tokens, that a compiled model will see.
+    """Install what `dropout_mode` asks for, and mask functions that read nothing, before the model is moved
+    or wrapped. `compiled_length` is the longest text, in tokens, that a compiled model will see.
 
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
     with torch's own dropout the keys are there, but nothing reads them."""

@@ -13,8 +13,8 @@ from ft.errors import UserError
 
 def split_names(value: list[str] | str | None) -> list[str]:
     """A list of names from a list or from a comma-separated string."""
-    parts = value.split(",") if isinstance(value, str) else (value or [])
-    return [part.strip() for part in parts if part.strip()]
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else (value or [])
+    return [part for part in parts if part.strip()]
 
 
 def is_installed(module: str) -> bool:
@@ -36,7 +36,7 @@ def parse_duration(key: str, text: str | None) -> float | None:
     if text is None:
         return None
     units = f"{text}s" if str(text).isdecimal() else str(text)
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", units.strip())
+    match = re.fullmatch(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", units.strip())
     hours, minutes, seconds = (int(group or 0) for group in match.groups()) if match else (0, 0, 0)
     if not hours + minutes + seconds:
         raise UserError(f'{key}: found {text!r}, expected a duration such as "90s", "45m" or "11h30m".')
@@ -68,8 +68,8 @@ def _pairs(key: str, value: dict[str, float] | str) -> list[tuple[Any, Any]]:
     if value.lstrip().startswith("{"):
         try:
             return json.loads(value, object_pairs_hook=list)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{key}: found {value!r}, which is not whole JSON: {error}.") from None
+        except ValueError as error:  # a number of thousands of digits among them
+            raise UserError(f"{key}: found {value[:200]!r}, which is not whole JSON: {error}.") from None
     pairs = []
     for part in value.split(","):
         name, equals, number = part.rpartition("=")

@@ -58,17 +58,15 @@ def choose_columns(
     """The columns that the user named, or those that a name or a type gives away. For rows that are not
     labelled, `label` is a column to leave alone, which need not be there."""
     listed = _listed(table)
-    for key, names in (
-        ("text_column_names", texts),
-        ("label_column_name", [label] if label and is_labelled else []),
-    ):
-        for name in names:
-            check_there(key, table, name, split)
     label = label or guess_label(table)
     if label is None and is_labelled:
         raise UserError(f"label_column_name: cannot tell the label among the columns {listed}; name it.")
+    if label and is_labelled:
+        check_there("label_column_name", table, label, split)
     if not texts:
-        strings = [f.name for f in table.schema if _is_string(f.type) and f.name not in (label, id_column)]
+        # By its name, a column that mixes types is one of texts, too, of which a row is odd.
+        fields = [f for f in table.schema if _is_text(f) or (is_mixed(f) and f.name.lower() in TEXT_NAMES)]
+        strings = [f.name for f in fields if f.name not in (label, id_column)]
         known = [name for wanted in TEXT_NAMES for name in strings if name.lower() == wanted]
         if not known and len(strings) != 1:
             raise UserError(
@@ -77,6 +75,7 @@ def choose_columns(
             )
         texts = known[:1] or strings
     for name in texts:
+        check_there("text_column_names", table, name, split)
         if len(texts) == 2 and name in (*WRITTEN, *MEASURED):  # a single text is called "text" there
             raise UserError(
                 f"text_column_names: {name!r} is the name of something else in predictions or worst_errors; "
@@ -120,9 +119,9 @@ def choose_id(table: pa.Table, wanted: str | None, used: Sequence[str], split: s
 
 def ids_of(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     """The column of the ids: whole numbers as they are, anything else as texts."""
-    ids, metadata = _as_id(table[columns.id]), table.schema.field(columns.id).metadata
+    ids = _as_id(table[columns.id])
     assert ids is not None
-    if metadata and MIXED.items() <= metadata.items():
+    if is_mixed(table.schema.field(columns.id)):
         read = ([_plain(text) for text in chunk.to_pylist()] for chunk in ids.chunks)
         ids = pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
     if _is_string(ids.type):
@@ -138,6 +137,10 @@ def _plain(text: str | None) -> str | None:
 def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_integer(column.type):
         return column
+    if pa.types.is_floating(column.type):  # whole numbers, where one is missing: not 4.006381333931e+12
+        known = pc.if_else(pc.is_finite(column), column, None).cast(pa.float64())
+        if pc.all(pc.and_(pc.equal(pc.floor(known), known), pc.less_equal(pc.abs(known), 2.0**53))).as_py():
+            return known.cast(pa.int64())
     try:
         return column.cast(pa.large_string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
@@ -146,7 +149,8 @@ def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 def _listed(table: pa.Table) -> str:
     """The columns; the type is said where it may be why one is not taken."""
-    return ", ".join(f"{f.name!r}" if _is_string(f.type) else f"{f.name!r} ({f.type})" for f in table.schema)
+    odd = {f.name: "several types" if is_mixed(f) else f.type for f in table.schema if not _is_text(f)}
+    return ", ".join(f"{name!r} ({odd[name]})" if name in odd else f"{name!r}" for name in table.column_names)
 
 
 def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
@@ -166,7 +170,7 @@ def unused_texts(table: pa.Table, columns: Columns) -> list[str]:
     if table.schema.metadata == ONE_FILE_A_ROW:
         return []
     used = (*columns.texts, columns.label, columns.id)
-    return [field.name for field in table.schema if _is_string(field.type) and field.name not in used]
+    return [field.name for field in table.schema if _is_text(field) and field.name not in used]
 
 
 def _check_text(table: pa.Table, name: str, split: str) -> None:
@@ -174,7 +178,7 @@ def _check_text(table: pa.Table, name: str, split: str) -> None:
     field = table.schema.field(name)
     if name in RESERVED:
         raise UserError(f"text_column_names: {name!r} is the name of a column that is made here; rename it.")
-    if field.metadata and MIXED.items() <= field.metadata.items():
+    if is_mixed(field):
         row, odd = next(
             (row, value)
             for row, text in enumerate(table[name].to_pylist())
@@ -186,6 +190,21 @@ def _check_text(table: pa.Table, name: str, split: str) -> None:
         )
     if not _is_string(field.type):
         raise UserError(f"text_column_names: the {split} column {name!r} holds {field.type}, expected text.")
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds a list a row."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_mixed(field: pa.Field) -> bool:
+    """Whether a column holds values of several types, as JSON texts."""
+    return bool(field.metadata) and MIXED.items() <= field.metadata.items()
+
+
+def _is_text(field: pa.Field) -> bool:
+    """Whether a column is one of texts, and of nothing else."""
+    return _is_string(field.type) and not is_mixed(field)
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -227,7 +246,7 @@ def _check_utf8(column: pa.ChunkedArray, name: str) -> None:
 
 def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
-    each (GLUE's), unless that is one of the labels that the task knows."""
+    each (GLUE's), unless that is one of the labels that the task knows, or no list that holds one."""
     if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
         return False
     if HIDDEN in task.state().get("label_names", ()):
@@ -238,6 +257,8 @@ def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     if _is_string(column.type):  # of a csv file
         trimmed = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
         hidden = pc.is_in(trimmed, pa.array(["", HIDDEN, f"{HIDDEN}.0"], pa.large_string()))
+    elif is_list(column.type):
+        hidden = pc.equal(pc.list_value_length(column), 0)
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         hidden = pc.equal(column.cast(pa.float64(), safe=False), float(HIDDEN))
     else:
@@ -272,6 +293,9 @@ def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = Fa
     if columns.label:
         label = table[columns.label]
         missing = _is_missing(label, blank_is_a_label)
+        if is_mixed(table.schema.field(columns.label)) and not blank_is_a_label:  # JSON texts
+            blank = pc.match_substring_regex(label, r'^"(\s|\\[nrt])*"$').fill_null(False)
+            missing = pc.or_(missing, blank)
         if pa.types.is_floating(label.type):
             null = pc.is_null(label)
             bad[f"{columns.label} is nan"] = _rows(pc.and_not(missing, null))

@@ -19,6 +19,7 @@ ROWS_PER_CHUNK = 10_000
 CHARACTERS_PER_CHUNK = 2**27
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
+TOO_LONG = "holds a whole number of thousands of digits; put it in quotes, as a text."  # Python's limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIXED = {b"values": b"mixed"}  # metadata of a column
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
@@ -108,7 +109,7 @@ def class_labels(path: Path) -> dict[str, list[str]]:
             if pa.types.is_integer(getattr(kind, "value_type", kind)):
                 found[name] = list(inner["names"])
         return found
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -139,7 +140,7 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
         taken: list[str] = []
         lines = _noted(_lines(text, path), taken)
         records = _csv_records(csv.reader(lines, delimiter=delimiter, strict=True), path, taken)
-        line, fields = next(records, (1, []))
+        line, fields = next((record for record in records if record[1]), (1, []))
         header = [name.strip() for name in fields]
         if not any(header):
             raise UserError(f"{path}: is empty; expected a header line with the names of the columns.")
@@ -157,12 +158,14 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
             )
         if twice:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
+        if len(header) == 1:
+            records = _with_blank_lines(records)
         return _table(_csv_rows(records, header, path), path, header)
 
 
 def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The line on which a row begins, and its fields, for every row; a blank line is no row. `taken` gets the
-    lines of each."""
+    """The line on which a row begins, and its fields, none for a blank line. `taken` gets the lines of
+    each."""
     tabs = reader.dialect.delimiter == "\t"
     while True:
         start = reader.line_num + 1
@@ -187,8 +190,19 @@ def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[in
                 f"over {len(taken)} rows; double the quotes inside a field, and put it in quotes. Where "
                 "the text does hold tabs and line breaks, save the file as csv or jsonl."
             )
+        yield start, fields
+
+
+def _with_blank_lines(records: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """Of a file with one column, in which a blank line between others is a row without text."""
+    blank: list[int] = []
+    for line, fields in records:
         if fields:
-            yield start, fields
+            yield from ((number, [""]) for number in blank)
+            yield line, fields
+            blank = []
+        else:
+            blank.append(line)
 
 
 def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
@@ -214,6 +228,16 @@ def _csv_rows(
     records: Iterable[tuple[int, list[str]]], header: list[str], path: Path
 ) -> Iterator[dict[str, str]]:
     for line, fields in records:
+        if not fields:
+            continue  # a blank line
+        if (
+            len(header) > 1
+            and fields[-1].strip() == header[-1]
+            and [field.strip("\ufeff \t") for field in fields] == header
+        ):
+            raise UserError(
+                f"{path}: line {line}: repeats the header; were several files joined? Delete the line."
+            )
         if len(fields) != len(header):
             raise UserError(
                 f"{path}: line {line}: found {len(fields)} fields, expected {len(header)} "
@@ -236,6 +260,8 @@ def _read_json(path: Path, errors: str) -> pa.Table:
             raise UserError(
                 f"{path}: line {error.lineno}: broken JSON: {error.msg} (column {error.colno})."
             ) from None
+        except ValueError:
+            raise UserError(f"{path}: {TOO_LONG}") from None
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise UserError(
@@ -254,6 +280,8 @@ def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: line {number}: broken JSON: {error.msg} (column {error.colno}); expected one "
                     "object {...} a line, or one array [...] of objects."
                 ) from None
+            except ValueError:
+                raise UserError(f"{path}: line {number}: {TOO_LONG}") from None
             if not isinstance(row, dict):
                 raise UserError(
                     f"{path}: line {number}: found {type(row).__name__}, expected an object {{...}}."
@@ -288,9 +316,19 @@ def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
     for chunk in _chunks(rows):
         columns: dict[str, Any] = {}
         for name in names or dict.fromkeys(name for row in chunk for name in row):
+            if not _is_unicode(name):
+                raise UserError(
+                    f"{path}: the column {name!r} is named with half of a surrogate pair; rename it."
+                )
             columns[name] = values = [row.get(name) for row in chunk]
             try:
-                columns[name] = pa.array(values)
+                columns[name] = array = pa.array(values)
+                # Arrow takes them for numbers behind a fraction, and refuses them before one.
+                if pa.types.is_floating(array.type) and any(
+                    value is True or value is False for value in values
+                ):
+                    columns[name] = values
+                    mixed.add(name)
             except UnicodeEncodeError:  # JSON may escape one half of a character: "\ud83d"
                 row = sum(sizes) + next(i for i, value in enumerate(values) if not _is_unicode(value))
                 raise UserError(

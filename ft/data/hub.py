@@ -60,7 +60,7 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
         splits = _files_of(str(path), wanted, **where) if has_tables else None
         return splits or _load(str(path), wanted, **where)
     except Exception as error:
-        why = " ".join(str(error).split())[:400] or "no reason given"
+        why = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or "no reason given"
         raise UserError(
             f"dataset_name: {str(path)!r} cannot be read by `datasets`: {type(error).__name__}: {why}"
         ) from None

@@ -26,7 +26,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 14  # part of every key: raise it when encodings change; what lacks a part is made anew anyway
+CACHE_VERSION = 15  # part of every key: raise it when encodings change; what lacks a part is made anew anyway
 
 
 @dataclass

@@ -173,13 +173,17 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
 
 
 def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[Path]:
-    """The data files of a folder that are none of the splits found in it, and that no option names."""
+    """The data files of a folder, and of class folders in it, that are none of the splits found, and that no
+    option names."""
     named = [options.train_file, options.validation_file, options.test_file]
     read = {file.resolve() for source in found.values() for file in source.files}
     read |= {local_path(name).resolve() for name in named if name}
-    others = (p for p in path.iterdir() if p.is_file() and format_of(p) and p.resolve() not in read)
+    there = [p for p in path.iterdir() if not is_hidden(Path(p.name))]
+    folders = (p for p in there if p.is_dir() and p not in [source.root for source in found.values()])
+    of_classes = [text for folder in folders for text in _texts_in(folder) if text.resolve() not in read]
+    others = [p for p in there if p.is_file() and format_of(p) and p.resolve() not in read]
     # dataset_info.json, dataset_infos.json: what `datasets` knows of a Hub repository
-    return [p for p in others if not (is_hidden(Path(p.name)) or p.name.startswith("dataset_info"))]
+    return [p for p in others if not p.name.startswith("dataset_info")] + of_classes
 
 
 def _wanted(options: DataOptions) -> dict[str, list[str]]:

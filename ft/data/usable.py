@@ -90,6 +90,8 @@ def usable_splits(
             | {"row": keep, "label": task.encode_targets(targets, field, keep, split, names)}
             | ({columns.id: ids_of(raw, columns).take(keep)} if columns.id else {})
         )
+        if split == "validation" and learns:
+            _check_learned(task, labels_of(tables["train"]), labels_of(tables[split]), keep)
         del raw, kept, targets  # columns that are not used, and rows that were dropped
     assert columns is not None
     columns = replace(columns, id=next(iter(ids.values()), ""))
@@ -120,6 +122,18 @@ def usable_splits(
                 )
         task.fit(learned)
     return tables, columns, facts, notes
+
+
+def _check_learned(task: Task, learned: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
+    """Refuse validation labels, named by a ClassLabel, that no training row has: as one that is not named is.
+    `rows` are the numbers of the rows."""
+    for name in task.unlearned(learned, labels):
+        label = task.state()["label_names"].index(name)
+        has = labels == label if labels.ndim == 1 else labels[:, label] != 0
+        raise UserError(
+            f"validation data: {describe_rows(rows[has])}: found the label {name!r}, which no training row "
+            "has; rows count from 0. Mend the label, or add training rows that have it."
+        )
 
 
 def _unlabelled(

@@ -223,6 +223,9 @@ IDS = {
     "named": ([{"id": 1, "key": "a", "text": "x"}], {"id_column_name": "key"}, "key", ["a"]),
     "null in a row": ([{"id": None, "text": "x"}, {"id": BIG, "text": "y"}], {}, "id", [None, BIG]),
     "of two types": ([{"id": 1, "text": "x"}, {"id": "b", "text": "y"}], {}, "id", ["1", "b"]),
+    "whole, among floats": (
+        [{"id": 4006381333931.0, "text": "x"}, {"id": None, "text": "y"}], {}, "id", [4006381333931, None],
+    ),
     "none": ([{"text": "x", "other": 3}], {}, None, None),
     "beside a text of any name": ([{"row_id": "a", "body": "x"}], {}, "row_id", ["a"]),
 }  # fmt: skip

@@ -164,8 +164,23 @@ def test_a_number_of_yaml_is_read_as_on_the_command_line(tmp_path, capsys):
 def test_a_duration_names_its_units(capsys):
     given = {"90": 90, "90s": 90, "45m": 2700, "1h30m": 5400, "11h30m5s": 41405, None: None}
     assert {text: parse_duration("max_time", text) for text in given} == given
-    for text in ("1h30", "5m10", "0", "h", ""):  # an hour and a half is no hour and half a minute
+    for text in ("1h30", "5m10", "0", "h", "", "9" * 400):  # an hour and a half is no hour and half a minute
         assert f"max_time: found '{text}'" in refused(capsys, *NEEDED, "--max_time", text)
+
+
+@pytest.mark.parametrize("word", ["--learning_rate 1:30", "--seed 1:30", "--max_train_steps 1:30"])
+def test_a_number_has_no_colon(tmp_path, capsys, word):
+    """YAML 1.1 counts in sixties: 90."""
+    name = word.split()[0].removeprefix("--")
+    assert f"{name}: found '1:30', expected a" in refused(capsys, *NEEDED, *word.split())
+    (tmp_path / "c.yaml").write_text(f"{name}: 1:30\n")
+    assert f"{name}: found '1:30', expected a" in refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+
+
+def test_names_in_a_list_keep_their_blanks():
+    """As a column of jsonl or parquet may have them."""
+    assert config_of(*NEEDED, "--text_column_names", "[' a', 'b ']").text_columns == [" a", "b "]
+    assert config_of(*NEEDED, "--text_column_names", " a, b ").text_columns == ["a", "b"]
 
 
 @pytest.mark.parametrize("value", ["[a, null]", "[[a], b]", "!!set {a, b}", "!!binary aGk=", "{a: b}"])
@@ -212,6 +227,7 @@ def test_no_is_a_strategy_in_yaml_too(tmp_path):
         ("--eval_strategy no --eval_steps 200", "eval_steps: found 200, which does nothing"),
         ("--early_stopping_threshold 0.1", "found 0.1, which does nothing without early_stopping_patience"),
         ("--verify --preflight", "verify and preflight are both set"),
+        ("--num_train_epochs 1e308", "num_train_epochs: found 1e+308, expected a number up to"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, words, said):

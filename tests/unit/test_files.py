@@ -135,6 +135,12 @@ def test_a_column_without_a_name_is_kept(tmp_path):  # DataFrame.to_csv writes t
     assert table.to_pydict() == {"": ["0", "1"], "text": ["a", "b"]}
 
 
+def test_a_blank_line_is_a_row_without_text_where_a_line_is_a_text(tmp_path):
+    """Or the numbers of the rows behind it would be others than those of the lines. At the end it is none."""
+    table = read_table(write(tmp_path / "a.csv", "\ntext\nfirst\n\nthird\n\n\n"))
+    assert table["text"].to_pylist() == ["first", "", "third"]
+
+
 def test_line_breaks_inside_quotes_stay_as_they_are(tmp_path):
     table = read_table(write(tmp_path / "a.csv", b'text,label\r\n"a\r\nb\nc",x\r\n'))
     assert table["text"].to_pylist() == ["a\r\nb\nc"]
@@ -172,6 +178,7 @@ def test_a_field_of_a_megabyte(tmp_path):
         ('a,x\n"b" c,x\n', "line 3: broken row"),
         ('a,x\n"b\nc"d,x\n', "lines 3 to 4: broken row"),
         ("a,x\nb\0b,x\n", "line 3: holds a NUL"),
+        ("a,x\n\ufefftext, label\nb,x\n", "line 3: repeats the header; were several files joined?"),
     ],
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -212,7 +219,7 @@ def test_a_chunk_of_nulls_in_a_column_of_several_types(tmp_path):
     assert table["a"].null_count == ROWS_PER_CHUNK and table["a"].to_pylist()[-2:] == ["1", '"x"']
 
 
-@pytest.mark.parametrize("values", [[1, "x"], [1, True], [[1], 1], [2**70, 1]])
+@pytest.mark.parametrize("values", [[1, "x"], [1, True], [0.5, True], [[1], 1], [2**70, 1]])
 def test_a_column_of_several_types_is_kept_as_json_and_marked(tmp_path, values):
     content = "".join(json.dumps({"text": "a", "odd": value}) + "\n" for value in values)
     table = read_table(write(tmp_path / "a.jsonl", content))
@@ -233,6 +240,9 @@ def test_a_column_of_several_types_is_kept_as_json_and_marked(tmp_path, values):
         ("a.json", '[{"t": 1}', "line 1: broken JSON"),
         ("a.json", '[{"t": 1}, 2]', "row 1: found int, expected an object"),
         ("a.jsonl", '{"t": "a"}\n{"t": "\\ud83d"}\n', "row 1 (rows count from 0): 't' holds half of"),
+        ("a.jsonl", '{"t": "a", "\\ud83d": 1}\n', "the column '\\ud83d' is named with half of"),
+        ("a.jsonl", '{"t": "a"}\n{"t": ' + "1" * 5000 + "}\n", "line 2: holds a whole number of thousands"),
+        ("a.json", '[{"t": ' + "1" * 5000 + "}]", "holds a whole number of thousands"),
     ],
 )
 def test_broken_json_is_named_with_its_line_or_row(tmp_path, name, content, said):

@@ -102,6 +102,14 @@ def test_csv_files_are_read_as_everywhere_else(tmp_path):
         found(tmp_path)["train"].read()
 
 
+def test_what_datasets_cannot_read_is_said_with_its_reason(tmp_path):
+    """Its own words name none."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
+    with pytest.raises(UserError, match=r"cannot be read by `datasets`.*(JSON|json|Expecting|row|line)"):
+        found(tmp_path)
+
+
 @pytest.mark.parametrize(("separator", "read"), [(",", "007"), (";", "7")])
 def test_csv_files_of_which_the_readme_says_how_to_read_them(tmp_path, separator, read):
     """Only `datasets` knows all that may stand there."""

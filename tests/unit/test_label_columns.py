@@ -395,9 +395,72 @@ def test_lists_that_mix_names_and_numbers_are_told_which(made, labels, said):
         made(labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [(["a", "b", "a", 3], ["a", "b"]), ([0, 1, 1, ""], ["0", "1"]), ([["a"], ["b"], [], "c"], ["a", "b"])],
+)
+def test_the_others_are_of_one_type_once_the_odd_row_is_dropped(tokenizer, tmp_path, labels, names):
+    texts = ["one", "two", "three", None]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    data = Prepared(
+        tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows), validation_split_percentage=0,
+        on_bad_rows="drop",
+    )  # fmt: skip
+    assert data.task.label_names == names and len(data.splits["train"]) == 3
+
+
+def test_numbers_and_names_are_classes_together_where_told_so(made, tmp_path, tokenizer):
+    """Sizes: of a model that knows them, the test rows, too, may have both."""
+    sizes = ["38", "M", "40", "M", "38", "40"]
+    with pytest.raises(UserError, match=r"mixes numbers and names.*set problem_type: single_label"):
+        made(sizes, "csv")
+    data = made(sizes, "csv", problem_type=SINGLE)
+    assert data.task.label_names == ["38", "40", "M"]
+    known = TextClassification()
+    known.load_state(data.task.state())
+    scored = made(["M", "40"], "csv", task=known)
+    assert scored.splits["train"].labels.tolist() == [2, 1]
+
+
+def test_a_number_with_a_leading_zero_is_no_other_beside_one_with_a_point(made):
+    with pytest.raises(UserError, match=r"mixes '01' with '2\.0'"):
+        made(["01", "1", "2.0"], "csv")
+
+
+@pytest.mark.parametrize("labels", [[["a"], ["b"]], ["a|b", "b"]])
+def test_test_rows_without_any_label_are_not_scored(tokenizer, tmp_path, labels):
+    """Lists that are all empty stand for labels that are not there, as empty fields of a csv file do."""
+    empty = [] if isinstance(labels[0], list) else ""
+    train = [{"text": f"the film {i}", "label": label} for i, label in enumerate(labels)]
+    test = [{"text": f"a book {i}", "label": empty} for i in range(2)]
+    delimiter = {} if isinstance(labels[0], list) else {"label_delimiter": "|"}
+    data = Prepared(
+        tokenizer, task=TextClassification(problem_type=MULTI, **delimiter),
+        train_file=jsonl(tmp_path / "a.jsonl", train), test_file=jsonl(tmp_path / "b.jsonl", test),
+        validation_split_percentage=0, problem_type=MULTI, **delimiter,
+    )  # fmt: skip
+    assert "test" not in data.splits
+    assert any("no row has a label" in note for note in data.notes)
+
+
+def test_one_class_that_is_left_is_an_error_too(made, tmp_path, tokenizer):
+    with pytest.raises(UserError, match="all have the label 'a'; there is nothing to tell apart"):
+        made(["a"] * 29 + ["b"], max_train_samples=3)
+    write_csv(tmp_path / "v.csv", [{"text": "the film 9", "label": "a"}, {"text": "new", "label": "b"}])
+    with pytest.raises(UserError, match="all have the label 'a'"):
+        made(["a"] * 9 + ["b"], "csv", validation_file=tmp_path / "v.csv", on_duplicates="drop")
+
+
 @pytest.mark.parametrize("kind", ["one", "several"])
-def test_labels_that_no_training_row_has_are_said_of_the_splits_that_are_scored(tmp_path, tokenizer, kind):
-    """Those of a ClassLabel are known to the model whether a row has them or not."""
+def test_a_validation_label_that_no_training_row_has_is_named_with_its_rows(tmp_path, tokenizer, kind):
+    """Of a ClassLabel, as of any other."""
+    write_classes(tmp_path, kind, {"train": [0, 1, 0, 1], "validation": [0, 2, 2]})
+    with pytest.raises(UserError, match="validation data: rows 1, 2: found the label 'c', which no training"):
+        Prepared(tokenizer, dataset_name=tmp_path)
+
+
+def write_classes(folder, kind, splits):
+    """Parquet files of a ClassLabel of three names, or of lists of one."""
     import datasets
 
     names, wrap = ["a", "b", "c"], (lambda label: label) if kind == "one" else (lambda label: [label])
@@ -405,9 +468,15 @@ def test_labels_that_no_training_row_has_are_said_of_the_splits_that_are_scored(
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": label if kind == "one" else datasets.List(label)}
     )
-    for split, labels in {"train": [0, 1, 0, 1], "test": [0, 2, 2]}.items():
+    for split, labels in splits.items():
         rows = [{"text": f"{split} {row}", "label": wrap(number)} for row, number in enumerate(labels)]
-        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("kind", ["one", "several"])
+def test_labels_that_no_training_row_has_are_said_of_the_splits_that_are_scored(tmp_path, tokenizer, kind):
+    """Those of a ClassLabel are known to the model whether a row has them or not."""
+    write_classes(tmp_path, kind, {"train": [0, 1, 0, 1], "test": [0, 2, 2]})
     found = Prepared(tokenizer, dataset_name=tmp_path, validation_split_percentage=0)
     (note,) = [note for note in found.notes if "no training row" in note]
     assert note.startswith("WARNING test: ") and note.endswith("'c' (2)")

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from conftest import ROOT, make_rows, write_csv
 from hypothesis import given
@@ -623,6 +624,27 @@ def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenize
     made = Prepared(tokenizer, dataset_name=reviews, splits=("test",), task=task)
     assert set(made.splits) == {"test"} and made.names == ["good", "fine", "bad"]
     assert made.labels("test") == [row["label"] for row in make_rows(47, seed=2)]
+
+
+@pytest.mark.parametrize("names", [["text", "text", "label"], ["text", "label", "label"]])
+def test_a_column_that_stands_twice_is_named_where_it_was_guessed(tokenizer, tmp_path, names):
+    arrays = [pa.array(["x", "y"])] * 3
+    pyarrow.parquet.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "t.parquet")
+    twice = next(name for name in names if names.count(name) == 2)
+    with pytest.raises(UserError, match=f"column_names?: the train data has more than one column '{twice}'"):
+        Prepared(tokenizer, train_file=tmp_path / "t.parquet")
+
+
+def test_a_column_of_several_types_is_not_taken_for_the_text(tokenizer, tmp_path):
+    """Nor is its name among those that might have been meant."""
+    rows = [{"body": f"the film {n}", "label": n % 2, "meta": [1, "x"][n % 2]} for n in range(6)]
+    made = Prepared(tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows), validation_split_percentage=0)
+    assert made.texts("train")[0] == "the film 0" and not any("meta" in note for note in made.notes)
+    rows = [{"a": "x", "b": "y", "label": n % 2, "meta": [1, "x"][n % 2]} for n in range(6)]
+    with pytest.raises(
+        UserError, match=r"among the columns 'a', 'b', 'label' \(int64\), 'meta' \(several types\)"
+    ):
+        Prepared(tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows))
 
 
 # --- bad rows and duplicates

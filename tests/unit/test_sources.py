@@ -369,6 +369,15 @@ def test_other_data_files_of_a_folder_are_said_to_be_left_out(tmp_path):
     assert sources(dataset_name=tmp_path, validation_file=tmp_path / "eval.csv")["train"].notes == []
 
 
+def test_other_class_folders_of_a_folder_are_said_to_be_left_out(tmp_path):
+    for split in ("train", "eval", ".old"):
+        write_classes(tmp_path / split, split)
+    found = sources(dataset_name=tmp_path)
+    assert set(found) == {"train"}
+    (note,) = found["train"].notes
+    assert note.startswith("WARNING dataset_name: 4 files are left out") and "eval/bad" in note
+
+
 def test_what_may_not_be_entered_is_one_message(tmp_path, monkeypatch):
     write_classes(tmp_path, "x")
 

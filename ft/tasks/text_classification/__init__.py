@@ -69,7 +69,8 @@ class TextClassification(Task):
                     f"{HINTS.get((key, problem_type), '')}."
                 )
         if problem_type == SINGLE:
-            return SingleLabel(self.class_weights, self.label_smoothing, self.focal_gamma)
+            is_said = self.problem_type == SINGLE
+            return SingleLabel(self.class_weights, self.label_smoothing, self.focal_gamma, may_mix=is_said)
         if problem_type == MULTI:
             return MultiLabel(self.label_delimiter, self.pos_weight, self.focal_gamma, self.threshold_mode)
         return Regression()

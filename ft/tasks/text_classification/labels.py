@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ft.data.audit import describe_rows, describe_values
-from ft.data.files import MIXED
+from ft.data.audit import describe_rows, describe_values, is_list, is_mixed
 from ft.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,18 +81,6 @@ def _mostly_fractions(values: pa.ChunkedArray) -> bool:
     )
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds a list a row."""
-    import pyarrow as pa
-
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def is_mixed(field: pa.Field) -> bool:
-    """Whether a column holds values of several types, as JSON texts."""
-    return bool(field.metadata) and MIXED.items() <= field.metadata.items()
-
-
 def in_order(found: Sequence[str], names: list[str] | None) -> list[str]:
     """The labels of a column in the order of their numbers: that of a ClassLabel where there is one; else
     whole numbers in numerical and names in alphabetical (code point) order."""
@@ -136,9 +123,11 @@ def joined_by(names: Sequence[str]) -> str | None:
 
 
 def names_of(
-    values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
-) -> pa.ChunkedArray:
-    """One label a row, of any type, as its name. Raises `UserError` for a column that mixes types."""
+    values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
+    may_mix: bool = False,
+) -> pa.ChunkedArray:  # fmt: skip
+    """One label a row, of any type, as its name. Raises `UserError` for a column that mixes types, numbers
+    and names among them, unless it may mix these."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -147,10 +136,9 @@ def names_of(
         return _class_names(values, names, rows, where)
     if is_mixed(field):
         plain = [json.loads(value) for value in values.to_pylist()]
-        if {type(value) for value in plain} == {
-            int
-        }:  # some beyond 64 bits; in a csv file, too, they are names
-            return pa.chunked_array([pa.array(map(str, plain), pa.large_string())])
+        if {type(value) for value in plain} in ({int}, {str}):  # beyond 64 bits; or the odd row is gone
+            texts = [str(value).strip() for value in plain]
+            return pa.chunked_array([pa.array(texts, pa.large_string())])
         raise _mixed(plain, rows, where, "labels of one type")
     if pa.types.is_boolean(values.type):
         return pc.if_else(values, "true", "false").cast(pa.large_string())
@@ -164,16 +152,25 @@ def names_of(
         if not any(number.values()):
             return values
         if not all(number.values()):
+            if may_mix:
+                return values
             listed = values.to_pylist()
             # Whichever kind is rarer is the odd one.
             few = sum(number[name] for name in listed) * 2 < len(listed)
             odd = next(i for i, name in enumerate(listed) if number[name] == few)
             raise UserError(
                 f"{where} mixes numbers and names: row {rows[odd]} holds {listed[odd]!r}, unlike most "
-                "others; rows count from 0. Expected labels of one type."
+                f"others; rows count from 0. Expected labels of one type; if all are names, set "
+                f"problem_type: {SINGLE}."
             )
         if all(map(WHOLE.fullmatch, number)):
             return values  # as written: "01" is no "1"
+        if padded := [name for name in found if re.match(r"[+-]?0[0-9]", name)]:
+            other = next(name for name in found if "." in name)
+            raise UserError(
+                f"{where} mixes {padded[0]!r} with {other!r}: beside one with a point, it would be a number, "
+                "without its 0. Expected labels of one type."
+            )
         values = pc.utf8_ltrim(values, "+").cast(pa.float64())
     if is_list(values.type):
         raise UserError(
@@ -207,7 +204,11 @@ def name_lists_of(
     where = f"{split} data: the label column {field.name!r}"
     if is_mixed(field):
         plain = [json.loads(value) for value in values.to_pylist()]
-        raise _mixed(plain, rows, where, "a list of labels in every row")
+        try:  # the odd row may be gone
+            kind = pa.large_string() if all(isinstance(value, str) for value in plain) else None
+            values = pa.chunked_array([pa.array(plain, kind)])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            raise _mixed(plain, rows, where, "a list of labels in every row") from None
     values = pa.chunked_array([values.combine_chunks()]) if values.num_chunks != 1 else values
     are_texts = pa.types.is_large_string(values.type)
     if are_texts:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ft.data.audit import describe_rows, describe_values
+from ft.data.audit import describe_rows, describe_values, is_mixed
 from ft.errors import UserError
 from ft.metrics import REGRESSION_METRICS, regression_metrics
 from ft.tasks.text_classification.kind import Kind, output_layer
-from ft.tasks.text_classification.labels import DECIMAL, REGRESSION, SINGLE, is_mixed
+from ft.tasks.text_classification.labels import DECIMAL, REGRESSION, SINGLE
 
 if TYPE_CHECKING:
     import pyarrow as pa

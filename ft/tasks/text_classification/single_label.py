@@ -9,7 +9,7 @@ import numpy as np
 from ft.errors import UserError
 from ft.metrics import CLASSIFICATION_METRICS, classification_metrics, softmax
 from ft.tasks.text_classification.kind import Kind
-from ft.tasks.text_classification.labels import SINGLE, in_order, joined_by, names_of, numbers_of
+from ft.tasks.text_classification.labels import SINGLE, WHOLE, in_order, joined_by, names_of, numbers_of
 from ft.tasks.text_classification.losses import cross_entropy
 from ft.tasks.text_classification.weights import Weights, described, label_weights
 
@@ -31,9 +31,16 @@ class SingleLabel(Kind):
     default_metric: ClassVar[str] = "accuracy"
     metric_style: ClassVar[str] = "classes"
 
-    def __init__(self, class_weights: Weights = "none", smoothing: float = 0.0, gamma: float = 0.0) -> None:
+    def __init__(
+        self,
+        class_weights: Weights = "none",
+        smoothing: float = 0.0,
+        gamma: float = 0.0,
+        may_mix: bool = False,
+    ) -> None:
         super().__init__()
         self.class_weights, self.smoothing, self.gamma = class_weights, smoothing, gamma
+        self.may_mix = may_mix  # names that are numbers and names that are none
         self._weights: np.ndarray | None = None  # (classes,), known once there are training rows
 
     # --- targets
@@ -42,7 +49,7 @@ class SingleLabel(Kind):
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
     ) -> list[str]:
         """The names of the classes, in their order; one class is an error."""
-        found = names_of(values, field, rows, "train", names).unique().to_pylist()
+        found = names_of(values, field, rows, "train", names, self.may_mix).unique().to_pylist()
         if len(found) < 2:
             raise UserError(
                 f"label_column_name: the training column {field.name!r} holds a single class "
@@ -63,8 +70,19 @@ class SingleLabel(Kind):
         """Class numbers (rows,) int32."""
         import pyarrow as pa
 
-        texts = names_of(values, field, rows, split, names)
+        are_names = not all(map(WHOLE.fullmatch, self.label_names))  # an odd one is unknown then
+        texts = names_of(values, field, rows, split, names, are_names)
         return pa.array(numbers_of(texts, self.label_names, rows, field, split))
+
+    def fit(self, labels: np.ndarray) -> None:
+        """One class is an error here, too: these are the rows that are left of those that `learn` has
+        seen."""
+        if len(labels) and (labels == labels[0]).all():
+            raise UserError(
+                f"the training rows that are left all have the label {self.label_names[labels[0]]!r}; there "
+                "is nothing to tell apart. Expected at least two: raise max_train_samples, or keep more rows "
+                "with on_duplicates: warn."
+            )
 
     def describe(self) -> str:
         """Number and names of the classes, and their weights."""
