@@ -445,7 +445,7 @@ def test_test_rows_without_any_label_are_not_scored(tokenizer, tmp_path, labels)
 
 def test_one_class_that_is_left_is_an_error_too(made, tmp_path, tokenizer):
     with pytest.raises(UserError, match="all have the label 'a'; there is nothing to tell apart"):
-        made(["a"] * 29 + ["b"], max_train_samples=3)
+        made(["b"] + ["a"] * 29, max_train_samples=3)
     write_csv(tmp_path / "v.csv", [{"text": "the film 9", "label": "a"}, {"text": "new", "label": "b"}])
     with pytest.raises(UserError, match="all have the label 'a'"):
         made(["a"] * 9 + ["b"], "csv", validation_file=tmp_path / "v.csv", on_duplicates="drop")

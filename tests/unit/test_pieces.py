@@ -97,6 +97,14 @@ def batch_of(rows, dataset):
     return dataset.__getitems__(Slot(np.array(rows), 0))
 
 
+def test_a_batch_without_padding_has_no_mask(windows, tokenizer):
+    """Its absence says so to the model, which need not read it."""
+    dataset, lengths = RowDataset(windows, tokenizer), windows.lengths // windows.pieces
+    longest = np.flatnonzero(lengths == lengths.max())
+    assert "attention_mask" not in batch_of(longest, dataset).inputs
+    assert "attention_mask" in batch_of([longest[0], lengths.argmin()], dataset).inputs
+
+
 def test_a_row_has_the_mean_of_the_scores_of_its_windows(windows, tokenizer):
     dataset = RowDataset(windows, tokenizer)
     rows = [int(np.flatnonzero(windows.pieces == count)[0]) for count in (3, 1, 4)]

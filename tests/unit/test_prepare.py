@@ -639,7 +639,7 @@ def test_a_column_of_several_types_is_not_taken_for_the_text(tokenizer, tmp_path
     """Nor is its name among those that might have been meant."""
     rows = [{"body": f"the film {n}", "label": n % 2, "meta": [1, "x"][n % 2]} for n in range(6)]
     made = Prepared(tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows), validation_split_percentage=0)
-    assert made.texts("train")[0] == "the film 0" and not any("meta" in note for note in made.notes)
+    assert made.data.columns.texts == ("body",) and not any("meta" in note for note in made.notes)
     rows = [{"a": "x", "b": "y", "label": n % 2, "meta": [1, "x"][n % 2]} for n in range(6)]
     with pytest.raises(
         UserError, match=r"among the columns 'a', 'b', 'label' \(int64\), 'meta' \(several types\)"
