@@ -390,6 +390,8 @@ def test_one_threshold_or_none(config, whole, tmp_path):
     thresholds = json.loads((whole / "best/config.json").read_text())["thresholds"]
     assert len(thresholds) == 4 and len(set(thresholds.values())) == 1
     words = score_words(whole / "best", config, tmp_path / "at half")
+    with pytest.raises(UserError, match="the thresholds that the model holds are global"):
+        score_here(**words, threshold_mode="per_label")
     assert score_here(**words, threshold_mode="none") == 0
     results, rows = scored(tmp_path / "at half")
     assert "eval/f1_micro_at_0.5" not in results
