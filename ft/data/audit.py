@@ -120,14 +120,21 @@ def choose_id(table: pa.Table, wanted: str | None, used: Sequence[str], split: s
 
 def ids_of(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     """The column of the ids: whole numbers as they are, anything else as texts."""
-    ids, metadata = _as_id(table[columns.id]), table.schema.field(columns.id).metadata
+    ids = _as_id(table[columns.id])
     assert ids is not None
-    if metadata and MIXED.items() <= metadata.items():
-        read = ([_plain(text) for text in chunk.to_pylist()] for chunk in ids.chunks)
-        ids = pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
+    ids = unquoted(ids, table.schema.field(columns.id))
     if _is_string(ids.type):
         _check_utf8(ids, columns.id)
     return ids
+
+
+def unquoted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """A column whose values have several types, and are kept as JSON, with its texts as they are; any other
+    column as it is."""
+    if not (field.metadata and MIXED.items() <= field.metadata.items()):
+        return column
+    read = ([_plain(text) for text in chunk.to_pylist()] for chunk in column.chunks)
+    return pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
 
 
 def _plain(text: str | None) -> str | None:
