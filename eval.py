@@ -27,7 +27,7 @@ def score(config: EvalConfig) -> int:
     from ft.data.slices import read_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
-    from ft.evaluation_place import check_apart, check_unseen, clear_evaluation, evaluation_folder
+    from ft.evaluation_place import check_apart, check_unseen, clear_evaluation, evaluation_folder, fitted_on
     from ft.hosts import HostGroup
     from ft.model import build_model, check_tokens
     from ft.output import check_place, write_whole
@@ -82,7 +82,7 @@ def score(config: EvalConfig) -> int:
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
         results["sources"] = data.sources
-        found = assess(config, task, data, split, result)
+        found = assess(config, task, data, split, result, fitted_on=fitted_on(config, data, split))
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         predicted = prediction_lines(rows, data.columns, task, result.scores)

@@ -26,16 +26,19 @@ LONGEST = 500  # characters of a text there
 
 
 def assess(
-    config: Config, task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES
-) -> dict[str, Any]:
+    config: Config, task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES,
+    fitted_on: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each,
     from so many `resamples`; calibration and coverage; the slices; confused_pairs; worst_errors, the surest
-    of them first (of a regression, the largest)."""
+    of them first (of a regression, the largest). `fitted_on`: these are the validation rows of the
+    training, under another name."""
     rows, scores = data.splits[split], result.scores
     assert scores is not None and rows.labels is not None
     judged = task.judge(scores, rows.labels)
     # The temperature was fitted on the validation rows: there it would be no news.
-    temperature = None if split == "validation" else task.calibration.get("temperature")
+    is_news = split != "validation" and not fitted_on
+    temperature = task.calibration.get("temperature") if is_news else None
     found = {**result.metrics, **interval_numbers(judged, resamples)}
     found |= calibration_summary(judged, scores, rows.labels, temperature)
     sliced = slice_values(data, split, rows.row)

@@ -235,7 +235,11 @@ def table(found: dict[str, Any]) -> str:
         low, high = entry["low"], entry["high"]
         interval = "" if low is None else f"{short(low, sign='+')} to {short(high, sign='+')}"
         p_value = "" if entry["p_value"] is None else f"{entry['p_value']:.4f}".replace("0.0000", "<0.0001")
-        numbers = (short(entry["a"]), short(entry["b"]), short(entry["difference"], sign="+"))
+        signs = {"a": "", "b": "", "difference": "+"}
+        numbers = (
+            "not defined" if entry[key] is None else short(entry[key], sign=sign)
+            for key, sign in signs.items()
+        )
         cells.append([name, *numbers, interval, p_value, (entry["test"] or "") if p_value else ""])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -74,9 +74,14 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
     known, now = of_training(options).get("draw"), data.draw(options)
     if not data.was_set_aside(split):
         learned = of_training(options).get("sources", {}).get("train")
-        if split == "train" or data.sources.get(split) != learned:
-            return []
-        return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
+        if split != "train" and data.sources.get(split) == learned:
+            return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
+        if split != "validation" and fitted_on(options, data, split):
+            return [
+                f"WARNING {split}: these are the validation rows of the training: what was chosen by them "
+                "(the best model, its temperature, its thresholds) fits them better than other rows"
+            ]
+        return []
     if not known:
         return [
             f"the {split} rows are set aside from the training rows; nothing beside the model says which of "
@@ -96,6 +101,13 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
         "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
         "score as test_file."
     )
+
+
+def fitted_on(options: EvalConfig, data: Any, split: str) -> bool:
+    """Whether the rows of a split, whatever it is called here, are the validation rows of the training, on
+    which it fitted the temperature."""
+    known = of_training(options).get("sources", {}).get("validation")
+    return known is not None and data.sources.get(split) == known
 
 
 def _used(value: Any) -> str:

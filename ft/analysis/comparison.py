@@ -19,7 +19,8 @@ def differences(
     one: Sequence[Predictions], other: Sequence[Predictions], resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
     """Each metric of two sides, their runs (one, or one a seed) all scored on the same rows: a and b (means
-    over the runs), difference (b - a), low and high of its 95 percent interval, p_value and test.
+    over the runs), difference (b - a), low and high of its 95 percent interval, p_value and test. None stands
+    for what is not defined; a difference that most resamples do not define has no interval and no p-value.
 
     One run a side: the interval is that of the paired bootstrap, which draws the same rows for both; what
     another seed would change is not in it. `tests` has its p-values.
@@ -42,18 +43,23 @@ def differences(
             [run[name] for run in drawn[0]], axis=0
         )
         difference = float(b.mean() - a.mean())
-        entry: dict[str, Any] = {"a": float(a.mean()), "b": float(b.mean()), "difference": difference}
-        if len(one) == len(other) == 1:
-            low, high = percentiles(change) or (None, None)
-            p_value, test = p_values.get(name, (None, None))
-        else:
-            low, high, p_value = _with_seeds(difference, float(np.nanvar(change)), a, b)
-            span = SPANS.get(name, 1)
-            low, high = max(low, -span), min(high, span)  # as t knows no bounds
-            test = "Welch's t over seeds and rows"
-            entry |= {"a_runs": a.tolist(), "b_runs": b.tolist()}
+        numbers = {"a": a.mean(), "b": b.mean(), "difference": difference}
+        entry: dict[str, Any] = {key: _known(number) for key, number in numbers.items()}
+        low, high = percentiles(change) or (None, None)
+        p_value, test = p_values.get(name, (None, None)) if low is not None else (None, None)
+        if max(len(one), len(other)) > 1:
+            entry |= {"a_runs": list(map(_known, a)), "b_runs": list(map(_known, b))}
+            if low is not None:
+                low, high, p_value = _with_seeds(difference, float(np.nanvar(change)), a, b)
+                span = SPANS.get(name, 1)
+                low, high = max(low, -span), min(high, span)  # as t knows no bounds
+                test = "Welch's t over seeds and rows"
         found[name] = entry | {"low": low, "high": high, "p_value": p_value, "test": test}
     return found
+
+
+def _known(number: float) -> float | None:
+    return None if np.isnan(number) else float(number)
 
 
 def _resampled(run: Predictions, resamples: int) -> dict[str, np.ndarray]:

@@ -105,18 +105,19 @@ def _weighted_area(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndar
     return area
 
 
-def spearman(predicted: np.ndarray, truth: np.ndarray) -> Statistic:
-    """Spearman's rank correlation of predicted and true numbers (rows,), ties at their middle rank."""
+def spearman(predicted: np.ndarray, truth: np.ndarray, exact: bool = True) -> Weighted | Sums:
+    """Spearman's rank correlation of predicted and true numbers (rows,), ties at their middle rank. Without
+    `exact`, its expansion is resampled, however few the rows."""
     rows = len(truth)
-    if rows <= BLOCKS:
+    if exact and rows <= BLOCKS:
         rank_x, rank_y = _weighted_ranks(predicted), _weighted_ranks(truth)
 
-        def exact(weights: np.ndarray) -> Values:
+        def anew(weights: np.ndarray) -> Values:
             x, y = rank_x(weights) - 0.5, rank_y(weights) - 0.5  # the mean rank is one half
             moments = [np.einsum("ij,ij,ij->j", weights, *pair) for pair in ((x, x), (y, y), (x, y))]
             return {"spearmanr": correlation(0.0, 0.0, *moments)}
 
-        return Weighted(rows, exact)
+        return Weighted(rows, anew)
     x, y = (_below(numbers) / rows for numbers in (predicted, truth))
     products = []
     for (one, numbers), (other, others) in (

@@ -50,6 +50,17 @@ class Sums:
         )
 
 
+def together(one: Sums, other: Sums) -> Sums:
+    """The metrics of both, dense and of the same kinds of rows, from one draw of the rows, which is most of
+    what resampling takes."""
+    columns = one.features.shape[1]
+    return Sums(
+        np.hstack([one.features, other.features]),
+        one.kind,
+        lambda sums: one.metrics(sums[:, :columns]) | other.metrics(sums[:, columns:]),
+    )
+
+
 # --- counts
 
 

@@ -82,8 +82,6 @@ def slice_tables(
         bounds = intervals(part.statistics, resamples)
         found: dict[str, Any] = {}
         for name in headline:
-            if name not in values:
-                continue
             bound = bounds[name]
             if name in SHARES:
                 bound = proportion(round(values[name] * len(rows)), len(rows))

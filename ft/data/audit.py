@@ -121,12 +121,19 @@ def ids_of(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
     """The column of the ids: whole numbers as they are, anything else as texts."""
     ids = _as_id(table[columns.id])
     assert ids is not None
-    if is_mixed(table.schema.field(columns.id)):
-        read = ([_plain(text) for text in chunk.to_pylist()] for chunk in ids.chunks)
-        ids = pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
+    ids = unquoted(ids, table.schema.field(columns.id))
     if _is_string(ids.type):
         _check_utf8(ids, columns.id)
     return ids
+
+
+def unquoted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """A column whose values have several types, and are kept as JSON, with its texts as they are; any other
+    column as it is."""
+    if not is_mixed(field):
+        return column
+    read = ([_plain(text) for text in chunk.to_pylist()] for chunk in column.chunks)
+    return pa.chunked_array([pa.array(texts, pa.large_string()) for texts in read], pa.large_string())
 
 
 def _plain(text: str | None) -> str | None:

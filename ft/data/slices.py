@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ft.config import Config
-from ft.data.audit import check_there
+from ft.data.audit import check_there, unquoted
 from ft.data.prepare import Data
 from ft.data.sources import find_sources
 from ft.errors import UserError
@@ -31,7 +31,8 @@ def read_slice_columns(options: Config, data: Data) -> None:
         for name in options.slice_names:
             check_there("slice_columns", table, name, source.name)
         data.slices[split] = {
-            name: (table[name], source.class_names.get(name, [])) for name in options.slice_names
+            name: (unquoted(table[name], table.schema.field(name)), source.class_names.get(name, []))
+            for name in options.slice_names
         }
 
 

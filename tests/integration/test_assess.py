@@ -304,6 +304,27 @@ def test_test_rows_that_the_model_was_trained_on_are_said(tiny_model, tmp_path, 
         assert (said in capsys.readouterr().out) == (name == "copy.csv")
 
 
+def test_test_rows_that_the_model_was_chosen_by_are_said_and_its_temperature_is_no_news(
+    tiny_model, tmp_path, capsys
+):
+    files = {
+        name: write_csv(tmp_path / f"{name}.csv", make_rows(40, seed)) for seed, name in enumerate("abc")
+    }
+    words = {"train_file": files["a"], "validation_file": files["b"], "output_dir": tmp_path / "run"}
+    words |= {"model_name_or_path": tiny_model, "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(**words) == EXIT_DONE
+    asked = {"model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
+    said = "note: WARNING test: these are the validation rows of the training"
+    for name in "bc":
+        capsys.readouterr()
+        assert score_here(**asked, test_file=files[name]) == EXIT_DONE
+        assert (said in capsys.readouterr().out) == (name == "b")
+        assert ("test/ece_scaled" in results_of(tmp_path / "out")) == (name == "c")
+    asked["validation_file"] = files["b"]
+    assert score_here(**asked) == EXIT_DONE
+    assert "WARNING validation" not in capsys.readouterr().out  # asked for by its name
+
+
 def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(tiny_model, tmp_path, capsys):
     path = write_csv(tmp_path / "all.csv", make_rows(80))
     words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}

@@ -106,6 +106,15 @@ def test_several_labels_and_numbers(tmp_path):
     assert abs(worst["b"][0] - worst["label"]) > abs(worst["a"][0] - worst["label"])
 
 
+def test_what_is_not_defined_is_null_and_said(tmp_path, capsys):
+    a = write(tmp_path / "a", numbers([7.0] * 30))
+    b = write(tmp_path / "b", numbers([row + (-1) ** row for row in range(30)]))
+    found = compare(a, b, tmp_path / "out")["metrics"]["spearmanr"]
+    assert found["a"] is found["difference"] is found["low"] is found["p_value"] is None and found["b"] > 0.9
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("spearmanr")]
+    assert line.split() == ["spearmanr", "not", "defined", f"{found['b']:.4f}", "not", "defined"]
+
+
 def test_the_order_of_the_lines_and_of_the_labels_does_not_matter(tmp_path):
     right = [True] * 15 + [False] * 5
     a = write(tmp_path / "a", one_label(right))

@@ -164,6 +164,39 @@ def test_two_seeds_say_little_but_nothing_impossible():
     assert found["low"] == -1 and found["high"] == 1
 
 
+def one_row_a_class(rows=20, classes=6):
+    """All rows but one for each of the other classes are of the first: most resamples lack a class, and have
+    no AUROC."""
+    labels = np.zeros(rows, int)
+    labels[1:classes] = np.arange(1, classes)
+    return predictions.single_label(np.full((rows, classes), 1 / classes), labels)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.filterwarnings("error")
+def test_what_most_resamples_do_not_define_has_no_interval_and_no_p_value(runs):
+    found = differences([one_row_a_class()] * runs, [one_row_a_class()] * runs, 100)["auroc"]
+    assert (found["a"], found["b"], found["difference"]) == (0.5, 0.5, 0)
+    assert found["low"] is found["high"] is found["p_value"] is found["test"] is None
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.filterwarnings("error")
+def test_what_one_run_does_not_define_has_no_number(runs):
+    """A correlation with a model that always says the same."""
+    truth = np.arange(30.0)
+    one = [predictions.regression(truth[::-1].copy(), truth)] * (runs - 1)
+    one.append(predictions.regression(np.ones(30), truth))
+    found = differences(one, [predictions.regression(truth, truth)] * runs, 100)
+    for name in ("pearsonr", "spearmanr"):
+        entry = found[name]
+        assert entry["b"] == pytest.approx(1) and entry["a"] is entry["difference"] is None
+        assert entry["low"] is entry["high"] is entry["p_value"] is entry["test"] is None
+    assert found["mse"]["low"] < found["mse"]["difference"] < found["mse"]["high"]
+    if runs > 1:
+        assert found["pearsonr"]["a_runs"] == [pytest.approx(-1), None]
+
+
 def test_runs_that_are_the_same_differ_by_nothing():
     right = np.ones(50, bool)
     found = differences([with_accuracy(right)] * 2, [with_accuracy(right)] * 2, 100)["accuracy"]

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from ft.analysis import predictions, ranks, resampling, statistics
 from ft.analysis.intervals import intervals, percentiles, proportion
 from ft.analysis.resampling import row_weights, swapped_sums
-from ft.analysis.summary import interval_numbers
+from ft.analysis.summary import interval_numbers, slice_tables
 from ft.metrics import classification_metrics
 
 
@@ -302,6 +302,27 @@ def test_of_many_swaps_of_many_classes_some_are_held_at_a_time():
         for first, _ in swapped_sums((one.features, one.kind), (other.features, other.kind), 200, 0)
     ]
     assert len(sizes) > 1 and max(sizes) <= resampling.CHUNK
+
+
+@pytest.mark.parametrize("rows", [200, 1_500])
+def test_slices_of_numbers_have_their_rank_correlation(rows):
+    """Its expansion is resampled in slices of many rows."""
+    predicted, truth = numbers_of(2 * rows + 1)
+    places = [*([0, 1] * rows), 2]
+    judged, lengths = predictions.regression(predicted, truth), np.arange(len(truth))
+    headline = ("spearmanr", "pearsonr", "mse")
+    found = slice_tables(judged, headline, lengths, {"place": places}, 2_000)
+    *halves, alone = found["slices"]["place"]
+    for place, half in enumerate(halves):
+        own = predicted[place:-1:2], truth[place:-1:2]
+        assert half["rows"] == rows and half["spearmanr"] == pytest.approx(stats.spearmanr(*own).statistic)
+        exact = intervals(predictions.regression(*own).statistics, 2_000)
+        for name in headline:
+            ends = half[f"{name}_low"], half[f"{name}_high"]
+            low, high = exact[name]
+            assert ends == pytest.approx((low, high), abs=0.1 * (high - low)), name
+    assert alone["spearmanr"] is alone["spearmanr_low"] is alone["spearmanr_high"] is None
+    assert all(part["spearmanr_low"] < part["spearmanr"] for part in found["length_slices"])
 
 
 def test_no_row_right_at_a_half_is_no_interval_without_width():

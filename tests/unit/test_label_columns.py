@@ -232,6 +232,13 @@ REFUSED = {
     "switches for a regression": ([True, False], {"problem_type": REGRESSION}, ["bool", "expects numbers"]),
     "a name among numbers": ([0.5, 1.5, "n/a"], {}, ["row 2", "'n/a'", "expected a finite number"]),
     "infinity": ([0.5, 1.5, float("inf")], {}, ["row 2", "inf", "expected a finite number"]),
+    "a mark for a missing value": (
+        [0.5, 1.5, 1.797e308], {}, [r"row 2: found 1.797e\+308", "marks a missing value", "a larger unit"],
+    ),
+    "numbers that no float32 holds": (
+        [-2.5e39, 1e39, 0.5], {}, [r"rows 0, 1: found -2.5e\+39, 1e\+39", r"at most 1e\+36 in size"],
+    ),
+    "such a mark beside a name": ([0.5, 1.5, "n/a", -1e308], {}, [r"rows 2, 3: found 'n/a', -1e\+308"]),
     "nan": ([0.5, float("nan"), 1.5], {}, ["label is nan: row 1", "on_bad_rows"]),
     "one number": ([0.5] * 4, {}, ["target 0.5", "nothing to learn"]),
     "fractions for one label": ([0.5, 1.5], {"problem_type": SINGLE}, ["row 0 holds 0.5", REGRESSION]),

@@ -1,5 +1,7 @@
 """The losses against torch's own and against arithmetic; thresholds against trying them all."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from torch.nn import functional
 
+from ft.errors import UserError
 from ft.tasks.text_classification.losses import binary_cross_entropy, cross_entropy
 from ft.tasks.text_classification.multi_label import MultiLabel
 from ft.tasks.text_classification.regression import Regression
@@ -141,3 +144,42 @@ def test_one_threshold_for_all_or_one_a_label():
     each = choose_thresholds(scores, truth, per_label=True)
     assert 0.2 < each[0] < 0.8 and 0.2 < each[1] < 0.3
     assert each[2] == common[2]  # a label that no row has
+
+
+def holding(first, second, **mode):
+    """The config of a model with two thresholds; those of earlier versions have no `threshold_mode`."""
+    names = {0: "a", 1: "b"}
+    return SimpleNamespace(num_labels=2, id2label=names, thresholds={"a": first, "b": second}, **mode)
+
+
+@pytest.mark.parametrize(
+    "asked, held",
+    [
+        ("global", holding(0.4, 0.3, threshold_mode="per_label")),
+        ("global", holding(0.4, 0.4, threshold_mode="per_label")),
+        ("per_label", holding(0.4, 0.4, threshold_mode="global")),
+        ("global", holding(0.4, 0.3)),
+    ],
+)
+def test_thresholds_of_another_mode_than_was_asked_for_are_refused(asked, held):
+    mode = {"global": "per_label", "per_label": "global"}[asked]
+    with pytest.raises(UserError, match=f"found {asked}, but the thresholds that the model holds are {mode}"):
+        MultiLabel(threshold_mode=asked).load_from_model(held)
+
+
+@pytest.mark.parametrize(
+    "asked, held",
+    [
+        (None, holding(0.4, 0.3, threshold_mode="per_label")),
+        ("per_label", holding(0.4, 0.4, threshold_mode="per_label")),
+        ("global", holding(0.4, 0.4, threshold_mode="global")),
+        (None, holding(0.4, 0.3)),
+        ("per_label", holding(0.4, 0.3)),
+        ("per_label", holding(0.4, 0.4)),
+        ("global", holding(0.4, 0.4)),
+    ],
+)
+def test_thresholds_of_the_mode_that_was_asked_for_or_of_any_are_taken(asked, held):
+    kind = MultiLabel(threshold_mode=asked)
+    kind.load_from_model(held)
+    assert kind.thresholds.tolist() == list(held.thresholds.values())

@@ -28,7 +28,7 @@ from ft.data.audit import has_labels
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.prepare import cache_root
-from ft.data.slices import read_slice_columns
+from ft.data.slices import read_slice_columns, slice_values
 from ft.data.split import sample, stratified
 from ft.durable import write_manifest
 from ft.errors import UserError
@@ -800,6 +800,17 @@ def test_large_classes_are_cut_within_a_row_of_their_share():
     for name, share in (("validation", 10), ("test", 5)):
         counts = np.bincount(labels[parts[name]])
         assert np.all(np.abs(counts - np.array([1000, 333, 57]) * share / 100) <= 1)
+
+
+def test_slices_of_a_column_of_several_types_are_called_by_their_values(tmp_path, tokenizer):
+    places = [1, "Café", None, True, "1"]
+    rows = [{**row, "place": place} for row, place in zip(make_rows(5), places, strict=True)]
+    path = jsonl(tmp_path / "train.jsonl", rows)
+    data = Prepared(tokenizer, train_file=path, validation_split_percentage=0).data
+    read_slice_columns(
+        Config(train_file=str(path), validation_split_percentage=0, slice_columns="place"), data
+    )
+    assert slice_values(data, "train", np.arange(5)) == {"place": ["1", "Café", None, "true", "1"]}
 
 
 def test_data_that_changes_before_its_slices_are_read_is_one_message(tmp_path, tokenizer):

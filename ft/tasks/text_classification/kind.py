@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # In the config of an exported model; its own "temperature" is about generating texts.
 TEMPERATURE = "calibration_temperature"
-OURS = (TEMPERATURE, "thresholds", "target_mean", "target_std", "target_head_bias")  # in such a config
+# What is ours in such a config.
+OURS = (TEMPERATURE, "thresholds", "threshold_mode", "target_mean", "target_std", "target_head_bias")
 
 
 def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:

@@ -184,7 +184,7 @@ class MultiLabel(Kind):
 
     def load_from_model(self, model_config: Any) -> None:
         """The names of the labels, and the thresholds, where the model has some, unless `threshold_mode` is
-        none. Raises `UserError` where it has none, but they were asked for."""
+        none. Raises `UserError` where it has none, or has others, than were asked for."""
         super().load_from_model(model_config)
         thresholds = getattr(model_config, "thresholds", None)
         if thresholds is None:
@@ -195,13 +195,24 @@ class MultiLabel(Kind):
                 )
             self.threshold_mode = "none"
         elif self.threshold_mode != "none":
+            # Models of earlier versions do not say; one value for all labels may come from either mode.
+            seems = "per_label" if len(set(thresholds.values())) > 1 else self.threshold_mode
+            held = getattr(model_config, "threshold_mode", seems)
+            if self.threshold_mode not in (None, held):
+                raise UserError(
+                    f"threshold_mode: found {self.threshold_mode}, but the thresholds that the model holds "
+                    f"are {held} (training chooses them); leave it out to score at these, or set none to "
+                    "score at 0.5."
+                )
+            self.threshold_mode = held
             self.calibration["thresholds"] = thresholds
 
     def configure(self, model_config: Any) -> None:
-        """With the thresholds."""
+        """With the thresholds, and how they were chosen."""
         super().configure(model_config)
         if "thresholds" in self.calibration:
             model_config.thresholds = self.calibration["thresholds"]
+            model_config.threshold_mode = self.threshold_mode or "global"
 
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """See `multilabel_metrics`."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ft.analysis.predictions import Predictions
 
 BINS = 10  # of the targets, to split in proportion
+# The size of a target. float32 ends at 3.4e38, and an exported head has the targets' scale in its weights.
+LARGEST = 1e36
 
 
 class Regression(Kind):
@@ -222,7 +224,8 @@ def _exported(bias: float, scale: float, mean: float) -> float:
 def _numbers(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
 ) -> np.ndarray:
-    """A column of any type as float64. Raises `UserError` for a value that is no finite number."""
+    """A column of any type as float64. Raises `UserError` for a value that is no finite number, or that no
+    head in float32 can give."""
     import pyarrow as pa
 
     where = f"{split} data: the label column {field.name!r}"
@@ -231,12 +234,12 @@ def _numbers(
     numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if names is None and (numeric or pa.types.is_decimal(values.type)):
         numbers = np.asarray(values.cast(pa.float64(), safe=False), np.float64)
-        broken = np.flatnonzero(~np.isfinite(numbers))
+        broken = np.flatnonzero(~(np.abs(numbers) <= LARGEST))  # NaN, too
         found = numbers[broken].tolist()
     elif names is None and (is_mixed(field) or pa.types.is_large_string(values.type)):
         read = json.loads if is_mixed(field) else _read
         plain = [read(value) for value in values.to_pylist()]
-        good = [isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in plain]
+        good = [isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= LARGEST for v in plain]
         broken = np.flatnonzero(~np.array(good))
         found = [plain[place] for place in broken]
         numbers = np.array(plain if not len(broken) else [], np.float64)
@@ -244,9 +247,13 @@ def _numbers(
         kind = "classes" if names else values.type
         raise UserError(f"{where} holds {kind}; regression expects numbers. Name another column{remedy}")
     if len(broken):
+        expected, mend = "a finite number", f"Mend what is wrong{remedy}"
+        if any(isinstance(value, int | float) and LARGEST < abs(value) < math.inf for value in found):
+            expected = f"a number of at most {LARGEST:g} in size"
+            mend = "Where it marks a missing value, take the row out; else give the targets in a larger unit."
         raise UserError(
-            f"{where}: {describe_rows(rows[broken])}: found {describe_values(found)}, expected a finite "
-            f"number; rows count from 0. Mend what is wrong{remedy}"
+            f"{where}: {describe_rows(rows[broken])}: found {describe_values(found)}, expected {expected}; "
+            f"rows count from 0. {mend}"
         )
     return numbers
 
