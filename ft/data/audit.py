@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
+from ft.data.files import JOINED, LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
 from ft.errors import UserError
 from ft.tasks.base import Task
 
@@ -171,6 +171,13 @@ def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
         raise UserError(
             f"{key}: the {split} data has {found} {name!r}; its columns: {_listed(table)}.{comma}"
         )
+
+
+def joined_rows(table: pa.Table, split: str) -> list[str]:
+    """What to say of lines of a csv file that a quote has made one row."""
+    where = (table.schema.metadata or {}).get(JOINED)
+    said = "are one row, as a quote opens there; where these are several, double the quotes inside a field"
+    return [f"WARNING {split}: {where.decode()} {said}"] if where else []
 
 
 def unused_texts(table: pa.Table, columns: Columns) -> list[str]:

@@ -22,6 +22,7 @@ NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 TOO_LONG = "holds a whole number of thousands of digits; put it in quotes, as a text."  # Python's limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MIXED = {b"values": b"mixed"}  # metadata of a column
+JOINED = b"joined"  # key of the metadata of a table with a row of a csv file that may be several
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
 
@@ -138,8 +139,10 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
     csv.field_size_limit(LONGEST_TEXT)
     with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors, newline="") as text:
         taken: list[str] = []
+        joined: list[str] = []
         lines = _noted(_lines(text, path), taken)
-        records = _csv_records(csv.reader(lines, delimiter=delimiter, strict=True), path, taken)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        records = _csv_records(reader, path, taken, joined)
         line, fields = next((record for record in records if record[1]), (1, []))
         header = [name.strip() for name in fields]
         if not any(header):
@@ -160,13 +163,16 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
         if len(header) == 1:
             records = _with_blank_lines(records)
-        return _table(_csv_rows(records, header, path), path, header)
+        table = _table(_csv_rows(records, header, path), path, header)
+    return table.replace_schema_metadata({JOINED: f"{path.name}, {joined[0]}"}) if joined else table
 
 
-def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The line on which a row begins, and its fields, none for a blank line. `taken` gets the lines of
-    each."""
-    tabs = reader.dialect.delimiter == "\t"
+def _csv_records(
+    reader: Any, path: Path, taken: list[str], joined: list[str]
+) -> Iterator[tuple[int, list[str]]]:
+    """The line on which a row begins, and its fields, none for a blank line. `taken` has the lines of each;
+    `joined` gets those of a row that may be several."""
+    delimiter = reader.dialect.delimiter
     while True:
         start = reader.line_num + 1
         taken.clear()
@@ -183,8 +189,11 @@ def _csv_records(reader: Any, path: Path, taken: list[str]) -> Iterator[tuple[in
             return
         if any("\0" in field for field in fields):
             raise UserError(f"{path}: line {start}: holds a NUL byte; the file is damaged or not UTF-8 text.")
+        seem_rows = len(taken) > 1 and all(line.count(delimiter) == len(fields) - 1 > 0 for line in taken)
+        if seem_rows and len(taken) > 2:
+            joined.append(f"lines {start} to {reader.line_num}")
         # Files of tabs are often not quoted at all, and texts seldom hold tabs.
-        if tabs and len(taken) > 1 and all(line.count("\t") == len(fields) - 1 > 0 for line in taken):
+        if seem_rows and delimiter == "\t":
             raise UserError(
                 f"{path}: lines {start} to {reader.line_num}: broken row: a quote opens a field that goes on "
                 f"over {len(taken)} rows; double the quotes inside a field, and put it in quotes. Where "

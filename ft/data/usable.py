@@ -19,6 +19,7 @@ from ft.data.audit import (
     guess_label,
     has_labels,
     ids_of,
+    joined_rows,
     plain,
     shared_rows,
     text_marks,
@@ -62,6 +63,7 @@ def usable_splits(
             if not splits:
                 notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
+        notes += joined_rows(raw, split)
         texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None
         if columns:
@@ -146,6 +148,7 @@ def _unlabelled(
     columns = choose_columns(raw, texts, label, split, is_labelled=False, id_column=id_column)
     named = f" (column {label!r})" if label else ""
     notes = [f"{split}: no row has a label{named}, so its rows are predicted and not scored"]
+    notes += joined_rows(raw, split)
     others = [] if texts else unused_texts(raw, columns)
     if others:
         notes.append(_unused_note(columns, others))

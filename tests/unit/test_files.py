@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from ft.data.audit import joined_rows
 from ft.data.files import MIXED, ROWS_PER_CHUNK, format_of, read_table
 from ft.errors import UserError
 
@@ -153,6 +154,18 @@ def test_a_quote_that_swallows_rows_of_a_file_that_is_not_quoted(tmp_path):
     assert "save the file as csv or jsonl" in message  # which one that is rightly quoted takes, too
     table = read_table(write(tmp_path / "b.tsv", 'text\tlabel\n"a\nb"\tx\n"a ""b"""\ty\n'))
     assert table.to_pylist() == [{"text": "a\nb", "label": "x"}, {"text": 'a "b"', "label": "y"}]
+
+
+def test_a_quote_that_may_have_swallowed_rows_of_a_csv_file(tmp_path):
+    """No error: a text of several lines may look so."""
+    rows = '"quote opens,x\nb,x\nc,y\ninch 12",y\n'
+    table = read_table(write(tmp_path / "a.csv", f"text,label\na,x\n{rows}d,x\n"))
+    assert table.num_rows == 3
+    assert joined_rows(table, "train")[0].startswith(
+        "WARNING train: a.csv, lines 3 to 6 are one row, as a quote"
+    )
+    table = read_table(write(tmp_path / "b.csv", 'text,label\n"a\nb, c\nd",x\n'))
+    assert joined_rows(table, "train") == []
 
 
 def test_chunks_are_smaller_where_texts_are_long(tmp_path, monkeypatch):
