@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import JOINED, LONGEST_TEXT, MIXED, ONE_FILE_A_ROW
+from ft.data.files import JOINED, LONGEST_TEXT, ONE_FILE_A_ROW
+from ft.data.tables import is_mixed
 from ft.errors import UserError
 from ft.tasks.base import Task
 
@@ -210,11 +211,6 @@ def _check_text(table: pa.Table, name: str, split: str) -> None:
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column holds a list a row."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def is_mixed(field: pa.Field) -> bool:
-    """Whether a column holds values of several types, as JSON texts."""
-    return bool(field.metadata) and MIXED.items() <= field.metadata.items()
 
 
 def _is_text(field: pa.Field) -> bool:

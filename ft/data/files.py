@@ -6,22 +6,20 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 
+from ft.data.tables import gather
 from ft.errors import UserError
 
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
-ROWS_PER_CHUNK = 10_000
-CHARACTERS_PER_CHUNK = 2**27
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 TOO_LONG = "holds a whole number of thousands of digits; put it in quotes, as a text."  # Python's limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-MIXED = {b"values": b"mixed"}  # metadata of a column
 JOINED = b"joined"  # key of the metadata of a table with a row of a csv file that may be several
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
@@ -163,7 +161,7 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
         if len(header) == 1:
             records = _with_blank_lines(records)
-        table = _table(_csv_rows(records, header, path), path, header)
+        table = gather(_csv_rows(records, header, path), path, header)
     return table.replace_schema_metadata({JOINED: f"{path.name}, {joined[0]}"}) if joined else table
 
 
@@ -262,7 +260,7 @@ def _read_json(path: Path, errors: str) -> pa.Table:
             first = text.read(1)
         text.seek(0)
         if first != "[":
-            return _table(_json_lines(text, path), path)
+            return gather(_json_lines(text, path), path)
         try:
             rows = json.load(text)
         except json.JSONDecodeError as error:
@@ -276,7 +274,7 @@ def _read_json(path: Path, errors: str) -> pa.Table:
                 raise UserError(
                     f"{path}: row {number}: found {type(row).__name__}, expected an object {{...}}."
                 )
-        return _table(iter(rows), path)
+        return gather(iter(rows), path)
 
 
 def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
@@ -296,83 +294,6 @@ def _json_lines(text: IO[str], path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: line {number}: found {type(row).__name__}, expected an object {{...}}."
                 )
             yield row
-
-
-def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Some rows at a time, fewer where they are long: an Arrow array holds 2 GB of text."""
-    chunk: list[dict[str, Any]] = []
-    characters = 0
-    for row in rows:
-        chunk.append(row)
-        characters += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(chunk) == ROWS_PER_CHUNK or characters > CHARACTERS_PER_CHUNK:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def _table(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()) -> pa.Table:
-    """Gather rows in chunks, so that a large file is never held as Python objects. `names` are the columns
-    that every row has; without them they are those that occur.
-
-    A column whose values have several types (a number here, a string there) is kept as JSON texts, with
-    `MIXED` in its metadata: it matters only where the column is used, and the audit then names the odd row.
-    """
-    sizes: list[int] = []
-    chunks: list[dict[str, Any]] = []  # a list in the place of an array where pyarrow found several types
-    mixed = set()
-    for chunk in _chunks(rows):
-        columns: dict[str, Any] = {}
-        for name in names or dict.fromkeys(name for row in chunk for name in row):
-            if not _is_unicode(name):
-                raise UserError(
-                    f"{path}: the column {name!r} is named with half of a surrogate pair; rename it."
-                )
-            columns[name] = values = [row.get(name) for row in chunk]
-            try:
-                columns[name] = array = pa.array(values)
-                # Arrow takes them for numbers behind a fraction, and refuses them before one.
-                if pa.types.is_floating(array.type) and any(
-                    value is True or value is False for value in values
-                ):
-                    columns[name] = values
-                    mixed.add(name)
-            except UnicodeEncodeError:  # JSON may escape one half of a character: "\ud83d"
-                row = sum(sizes) + next(i for i, value in enumerate(values) if not _is_unicode(value))
-                raise UserError(
-                    f"{path}: row {row} (rows count from 0): {name!r} holds half of a surrogate pair, which "
-                    "is no text; write the character whole."
-                ) from None
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-                mixed.add(name)
-        sizes.append(len(chunk))
-        chunks.append(columns)
-    arrays, table_fields = [], []
-    for name in names or dict.fromkeys(name for chunk in chunks for name in chunk):
-        parts = [chunk.get(name, pa.nulls(size)) for chunk, size in zip(chunks, sizes, strict=True)]
-        types = {part.type for part in parts if isinstance(part, pa.Array)} - {pa.null()}
-        if len(types) > 1:
-            types -= {pa.list_(pa.null())}  # a chunk of empty lists
-        if name in mixed or not (len(types) <= 1 or types == {pa.int64(), pa.float64()}):
-            lists = (part.to_pylist() if isinstance(part, pa.Array) else part for part in parts)
-            texts = ([None if v is None else json.dumps(v) for v in values] for values in lists)
-            parts = [pa.array(values, pa.string()) for values in texts]
-            table_fields.append(pa.field(name, pa.string(), metadata=MIXED))
-        else:
-            kind = pa.float64() if len(types) > 1 else next(iter(types), pa.string())
-            parts = [part.cast(kind, safe=False) for part in parts]
-            table_fields.append(pa.field(name, kind))
-        arrays.append(pa.chunked_array(parts, table_fields[-1].type))
-    return pa.table(arrays, schema=pa.schema(table_fields))
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_arrow(path: Path) -> pa.Table:

@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from ft.data.audit import joined_rows
-from ft.data.files import MIXED, ROWS_PER_CHUNK, format_of, read_table
+from ft.data.files import format_of, read_table
+from ft.data.tables import MIXED, ROWS_PER_CHUNK
 from ft.errors import UserError
 
 ROWS = [
@@ -169,7 +170,7 @@ def test_a_quote_that_may_have_swallowed_rows_of_a_csv_file(tmp_path):
 
 
 def test_chunks_are_smaller_where_texts_are_long(tmp_path, monkeypatch):
-    monkeypatch.setattr("ft.data.files.CHARACTERS_PER_CHUNK", 100)
+    monkeypatch.setattr("ft.data.tables.CHARACTERS_PER_CHUNK", 100)
     table = read_table(write(tmp_path / "a.csv", "text,label\n" + f"{'w' * 60},x\n" * 7))
     assert [len(chunk) for chunk in table["text"].chunks] == [2, 2, 2, 1]
 

@@ -14,7 +14,7 @@ FLOORS = [
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values ft.durable ft.layers ft.sharded ft.launch ft.hosts",
-        "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.options ft.dropout ft.ema "
+        "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.data.tables ft.options ft.dropout ft.ema "
         "ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
         "ft.shared_gradients ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
         "ft.analysis.curves ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory "

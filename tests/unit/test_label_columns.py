@@ -150,9 +150,9 @@ def test_texts_with_a_delimiter_give_what_lists_give(made):
 
 
 def test_a_chunk_of_empty_lists_is_no_other_type(made, monkeypatch):
-    import ft.data.files
+    import ft.data.tables
 
-    monkeypatch.setattr(ft.data.files, "ROWS_PER_CHUNK", 2)
+    monkeypatch.setattr(ft.data.tables, "ROWS_PER_CHUNK", 2)
     assert made([[], [], ["a"], ["b", "a"]]).labels("train") == [[], [], ["a"], ["a", "b"]]
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ft.data.audit import describe_rows, describe_values, is_mixed
+from ft.data.audit import describe_rows, describe_values
+from ft.data.tables import is_mixed
 from ft.errors import UserError
 from ft.metrics import REGRESSION_METRICS, regression_metrics
 from ft.tasks.text_classification.kind import Kind, output_layer
