@@ -21,7 +21,7 @@ def score(config: EvalConfig) -> int:
 
     from ft.analysis.label_errors import check_cleanlab
     from ft.assess import assess, write_label_errors
-    from ft.data.audit import Scoring
+    from ft.data.columns import Scoring
     from ft.data.loader import build_evaluation_loader
     from ft.data.prepare import prepare_data
     from ft.data.slices import read_slice_columns

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ft.data.audit import Columns
+from ft.data.columns import Columns
 from ft.data.encoder import Encoder
 from ft.data.pieces import Cut
 from ft.data.workers import encode_apart

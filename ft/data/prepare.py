@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ft.data.audit import Columns, Scoring
+from ft.data.columns import Columns, Scoring
 from ft.data.encode import EncodedRows, encode
 from ft.data.pieces import Cut
 from ft.data.sources import Source, find_sources, fingerprints

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ft.config import Config
-from ft.data.audit import check_there, unquoted
+from ft.data.columns import check_there, unquoted
 from ft.data.prepare import Data
 from ft.data.sources import find_sources
 from ft.errors import UserError

@@ -9,20 +9,22 @@ import numpy as np
 import pyarrow as pa
 
 from ft.data.audit import (
+    chosen,
+    describe_rows,
+    find_bad_rows,
+    has_labels,
+    joined_rows,
+    shared_rows,
+    text_marks,
+)
+from ft.data.columns import (
     Columns,
     Scoring,
     choose_columns,
     choose_id,
-    chosen,
-    describe_rows,
-    find_bad_rows,
     guess_label,
-    has_labels,
     ids_of,
-    joined_rows,
     plain,
-    shared_rows,
-    text_marks,
     unused_texts,
 )
 from ft.data.encode import labels_of

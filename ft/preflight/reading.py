@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from ft.config import Config, EvalConfig
-from ft.data.audit import Columns, choose_columns, chosen, find_bad_rows, has_labels, joined_text, plain
+from ft.data.audit import chosen, find_bad_rows, has_labels, joined_text
+from ft.data.columns import Columns, choose_columns, plain
 from ft.data.encode import labels_of
 from ft.data.files import format_of, lines_not_utf8, read_table
 from ft.data.sources import Source, find_sources

@@ -14,15 +14,15 @@ FLOORS = [
     for floor in (
         "ft ft.errors ft.analysis ft.analysis.resampling ft.analysis.targets",
         "ft.values ft.durable ft.layers ft.sharded ft.launch ft.hosts",
-        "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.data.tables ft.options ft.dropout ft.ema "
-        "ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
+        "ft.tasks.base ft.data ft.data.pieces ft.data.plan ft.data.split ft.data.tables ft.options "
+        "ft.dropout ft.ema ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
         "ft.shared_gradients ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
         "ft.analysis.curves ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory "
         "ft.preflight.rows",
         "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
         "ft.analysis.intervals ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates "
         "ft.preflight.labels ft.preflight.lengths",
-        "ft.wandb_run ft.data.workers ft.last_layer",
+        "ft.wandb_run ft.data.columns ft.data.workers ft.last_layer",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
         "ft.analysis.predictions ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "

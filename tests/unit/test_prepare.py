@@ -85,7 +85,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 from transformers import AutoTokenizer
-from ft.data.audit import Columns
+from ft.data.columns import Columns
 from ft.data.encode import encode
 from ft.data.pieces import Cut
 
@@ -323,7 +323,7 @@ from pathlib import Path
 import pyarrow as pa
 from transformers import AutoTokenizer
 
-from ft.data.audit import Columns
+from ft.data.columns import Columns
 from ft.data.encode import encode
 from ft.data.pieces import Cut
 

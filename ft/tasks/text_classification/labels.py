@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ft.data.audit import describe_rows, describe_values, is_list
+from ft.data.audit import describe_rows, describe_values
+from ft.data.columns import is_list
 from ft.data.tables import is_mixed
 from ft.errors import UserError
 
