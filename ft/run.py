@@ -310,9 +310,9 @@ class Run:
             self.progress.train_seconds = self.train_seconds()
             self.progress.total_seconds = self.total_seconds()
             self.progress.metrics_rows = self.tracker.rows
-            self.tracker.flush()
             self.saver.save(
                 self.progress,
+                self.tracker.flush,
                 lambda: checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler),
                 lambda: identity(self),
                 self.total,
