@@ -50,6 +50,12 @@ class Saver:
         """Return when nothing is being written any more."""
         self._writer.wait()
 
+    def stands(self, step: int) -> bool:
+        """Whether the last write has ended, was that of update `step`, and did not fail: the same on all
+        processes."""
+        self._writer.wait()
+        return self.step == step and not self.hosts.sum(self.failures)[0]
+
     @property
     def failures(self) -> int:
         """How many writes of this process have failed since the last one that did not."""
