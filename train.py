@@ -82,7 +82,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     # --- the loop -------------------------------------------------------------------------------------------
     notes += [f"not the same on another launch: {place}" for place in unkeyed]
     progress = run.start(model, optimizer, scheduler, sampler, data, tokenizer, max_length, total, notes)
-    attempts = Attempts(accelerator, optimizer)
+    attempts = Attempts(accelerator, optimizer, model)
     model.train()
     for _epoch in run.epochs():
         for micro_batches in run.waited(updates(loader)):

@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,17 @@ class Attempts:
     in another order.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer: Any) -> None:
+    def __init__(self, accelerator: Accelerator, optimizer: Any, model: Any) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
         self.most_rows: int | None = None  # in a micro-batch, after one was too large
+        self.in_forward = False  # of several processes' model; stays so after an error in it
+        if accelerator.num_processes > 1:
+            plain = accelerator.unwrap_model(model)
+            plain.register_forward_pre_hook(partial(self._note, True))
+            plain.register_forward_hook(partial(self._note, False))
+
+    def _note(self, in_forward: bool, *_: Any) -> None:
+        self.in_forward = in_forward
 
     def at(self, micro_batches: list[MicroBatch]) -> Iterator[_Attempt]:
         """Attempts at one update, until one succeeds. The micro-batches are those of the plan."""
@@ -59,7 +68,7 @@ class _Attempt:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for micro_batch in self.micro_batches:
-            self._in_last = micro_batch.slot.is_last
+            self._in_last, self.attempts.in_forward = micro_batch.slot.is_last, False
             yield micro_batch
         self._in_step = True
 
@@ -88,9 +97,11 @@ class _Attempt:
                 "use a smaller model."
             ) from None
         in_shards = attempts.accelerator.is_fsdp2
-        if in_shards or (attempts.accelerator.num_processes > 1 and self._in_last):
+        in_exchange = attempts.accelerator.num_processes > 1 and self._in_last and not attempts.in_forward
+        if in_shards or in_exchange:
             # The processes exchange gradients in this pass (with shards, weights in all): part of ours may be
-            # out, and cannot be called back.
+            # out, and cannot be called back. DDP is ready for it as soon as the model's own forward pass is
+            # over; in that pass nothing is out, and the others wait in their exchange for ours.
             raise UserError(
                 f"per_device_train_batch_size: out of memory with micro-batches of {largest} rows; set it to "
                 f"{-(-largest // 2)}. The global batch, and so the result, stays the same."

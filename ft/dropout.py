@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ft.errors import UserError
+
 ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are not to be found
 
 
@@ -175,7 +177,11 @@ def drop_and_scale(
 
 
 def threshold_of(p: float) -> int:
-    """What an int32 must reach to be kept, with a chance of 1 - p."""
+    """What an int32 must reach to be kept, with a chance of 1 - p. `UserError` where that is none: there is
+    nothing to scale, by 1 / (1 - p), then."""
+    if not 0 <= p < 1:
+        where = "config_overrides, or config.json of the model"
+        raise UserError(f"{where}: found a dropout of {p:g}, expected from 0 to below 1.")
     return round(p * 2**32) - 2**31
 
 

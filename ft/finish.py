@@ -117,7 +117,7 @@ def _last_score(run: Run, split: str) -> Evaluation:
     """Evaluate when all updates are done: asked to stop in it, the run saves the last update's state."""
 
     def restore_last_update() -> None:
-        if split == "test" and not run.saved:
+        if split == "test" and not run.saved():
             _load(run, "final")  # best/ may be in it
 
     return run.score(split, before_stop=restore_last_update)

@@ -12,7 +12,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from ft.attention import install_attention, install_masks
 from ft.dropout import ROWLESS, UNKEYED, RowKeys, install
-from ft.errors import first_line
+from ft.errors import UserError, first_line
 from ft.model import checkpoint_activations
 from ft.trial import PADDING, ROWS, logits_of, short_rows
 
@@ -26,7 +26,8 @@ def key_dropout(
     or wrapped. `compiled_length` is the longest text, in tokens, that a compiled model will see.
 
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
-    with torch's own dropout the keys are there, but nothing reads them."""
+    with torch's own dropout the keys are there, but nothing reads them. Raises `UserError` for a dropout that
+    keeps nothing."""
     install_masks()
     if mode == "torch":
         return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
@@ -60,6 +61,8 @@ def find_rows(
             trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
         alone, beside = trials[0].outputs, trials[1].outputs[[more.index(row) for row in few]]
         apart = float((alone - beside).abs().max() / alone.abs().max().clamp_min(1e-12))
+    except UserError:  # of a dropout
+        raise
     except Exception as error:  # of the model's own code, which may want more than texts
         return [f"the model could not be tried on short rows ({first_line(error)})"]
     unkeyed = sorted(place.layer for place in rows.places if UNKEYED in place.axes.values())

@@ -310,9 +310,9 @@ class Run:
             self.progress.train_seconds = self.train_seconds()
             self.progress.total_seconds = self.total_seconds()
             self.progress.metrics_rows = self.tracker.rows
-            self.tracker.flush()
             self.saver.save(
                 self.progress,
+                self.tracker.flush,
                 lambda: checkpoint.snapshot(self.accelerator, self.model, self.optimizer, self.scheduler),
                 lambda: identity(self),
                 self.total,
@@ -327,10 +327,10 @@ class Run:
             yield
             self.hosts.sum(0)
 
-    @property
     def saved(self) -> bool:
-        """Whether a checkpoint of the last update was made."""
-        return self.saver.step == self.progress.step
+        """Whether a checkpoint of the last update stands, for which it waits. To be called on all
+        processes."""
+        return self.saver.stands(self.progress.step)
 
     def stopped_early(self) -> bool:
         """Whether early stopping's patience has run out."""
@@ -389,8 +389,9 @@ class Run:
 
     def stop(self, asked: StopAsked) -> NoReturn:
         """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
-        if not self.saved:
-            self.save()
+        for _ in range(2):  # one that the disk does not take is tried once more
+            if not self.saved():
+                self.save()
         self.saver.wait_until_it_stands()
         self.updates_bar.close()
         said = (

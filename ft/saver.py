@@ -30,24 +30,31 @@ class Saver:
         self._writer = BackgroundWriter()
 
     def save(
-        self, progress: Progress, copy: Callable[[], dict[str, Any]], identity: Callable[[], dict[str, Any]],
-        total_updates: int, limit: int | None,
+        self, progress: Progress, flush: Callable[[], object], copy: Callable[[], dict[str, Any]],
+        identity: Callable[[], dict[str, Any]], total_updates: int, limit: int | None,
     ) -> None:  # fmt: skip
         """Copy the state and have it written. Of the functions, `copy`, called on all processes, gives the
         main one a copy of all tensors, and `identity`, called there, what a run that resumes it must share;
-        see `write_checkpoint`."""
+        see `write_checkpoint`. `flush` is the first step of the writing: it has the disk take what the
+        checkpoint counts on."""
         self.step, self.best_step = progress.step, progress.best_step
         self._writer.wait()  # before the copy, so that there is one at a time
         state = copy()
         if not self.hosts.is_main:
             return
         about = asdict(progress), identity(), total_updates, limit
-        write = partial(_write, self.output_dir, state, *about)
+        write = partial(_write, flush, self.output_dir, state, *about)
         self._writer.submit(f"output_dir: the checkpoint of update {self.step}", write)
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         self._writer.wait()
+
+    def stands(self, step: int) -> bool:
+        """Whether the last write has ended, was that of update `step`, and did not fail: the same on all
+        processes."""
+        self._writer.wait()
+        return self.step == step and not self.hosts.sum(self.failures)[0]
 
     @property
     def failures(self) -> int:
@@ -75,7 +82,10 @@ class Saver:
         return self.hosts.from_main(lambda: self._writer.last_error)
 
 
-def _write(output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any) -> None:
+def _write(
+    flush: Callable[[], object], output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any
+) -> None:
     """Write a checkpoint; the best models of before the one that it knows are needed no more."""
+    flush()
     write_checkpoint(output_dir / "checkpoints", state, progress, *rest)
     forget_bests(output_dir, before=progress["best_step"])

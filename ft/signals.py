@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER_DIED = signal.SIGUSR2
@@ -54,6 +55,14 @@ def handle_stop(handler: Callable[[int, FrameType | None], object]) -> None:
     for number in (*STOP_SIGNALS, LAUNCHER_DIED):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler for `handle_stop`: there is nothing to save, and a place is to be cleared, whoever says it
+    again."""
+    for other in (*STOP_SIGNALS, LAUNCHER_DIED):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def noted_signal() -> str | None:

@@ -209,11 +209,13 @@ class Tracker:
                 _in_time(sys.modules["wandb"].teardown)
 
     def flush(self) -> None:
-        """Have the disk take the rows so far."""
-        if not self.accelerator.is_main_process:
-            return
-        with writing(self.path):  # network file systems say only here that they are full
+        """Have the disk take the rows so far, on the main process. Raises `OSError`: network file systems say
+        only here that they are full."""
+        try:
             os.fsync(self._file.fileno())
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def _cut(self, rows: int) -> None:
         """Keep the first `rows` rows: a resumed run writes the later ones again."""

@@ -23,6 +23,7 @@ from ft.data.encoder import cores
 from ft.errors import UserError
 from ft.launch import asks_for, kill_launch
 from ft.runtime import NO_FP16, resolve_batch_size
+from ft.signals import handle_stop, leave
 
 ROOT = Path(__file__).parent.parent
 UPDATES, SAVE_EVERY, KILL_AFTER = 8, 2, 3
@@ -92,6 +93,7 @@ def verify(config: Config) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("verify: launches its own processes; start it as one: python train.py ... --verify")
     resolve_batch_size(config, 1)
+    handle_stop(leave)  # by an exception, on whose way launches and folders are cleared away
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         return _Matrix(config, Path(folder)).run()
 

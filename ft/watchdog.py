@@ -11,26 +11,27 @@ import time
 from ft.errors import tell
 
 LINGER_SECONDS = 5.0  # for the other processes to print theirs, before the launcher ends them
+TICK_SECONDS = 1.0  # between two looks
 
 
 class Watchdog:
     """A thread that prints the stacks of this process and ends it with 1 when `alive` was not called for
     `seconds`.
 
-    None turns it off. Every process has its own, so that each says where it stands.
+    None turns it off. Every process has its own, so that each says where it stands. Time in which the process
+    did not run, as that of a job that was suspended, does not count.
     """
 
     def __init__(self, seconds: float | None, rank: int) -> None:
         self.seconds, self.rank = seconds, rank
-        self.what = "start"
-        self.alive(self.what)
+        self.what, self._count = "start", 0
         self._ended = threading.Event()
         if seconds is not None:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def alive(self, what: str) -> None:
         """Something came to its end; `what` says what, for the message."""
-        self.what, self._last = what, time.monotonic()
+        self.what, self._count = what, self._count + 1
 
     def end(self) -> None:
         """Stop watching."""
@@ -38,8 +39,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.seconds is not None
-        while not self._ended.wait(max(0.05, self._last + self.seconds - time.monotonic())):
-            if time.monotonic() - self._last < self.seconds:
+        tick = min(TICK_SECONDS, self.seconds / 10)
+        idle, count, now = 0.0, self._count, time.monotonic()
+        while not self._ended.wait(tick):
+            before, now = now, time.monotonic()
+            # A longer wait is one in which this thread did not run either.
+            idle += min(now - before, 2 * tick)
+            if self._count != count:
+                idle, count = 0.0, self._count
+            if idle < self.seconds:
                 continue
             tell(
                 f"error: hang_timeout: process {self.rank}: nothing came to an end for {self.seconds:g} s; "
@@ -47,5 +55,9 @@ class Watchdog:
                 sys.stderr,
             )
             faulthandler.dump_traceback(all_threads=True)
-            if not self._ended.wait(LINGER_SECONDS):
+            if self._ended.wait(LINGER_SECONDS):
+                return
+            if self._count == count:
                 os._exit(1)
+            after_all = f"{self.what} came to an end after all; the run goes on"
+            tell(f"warning: hang_timeout: process {self.rank}: {after_all}", sys.stderr)

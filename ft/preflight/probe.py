@@ -6,14 +6,11 @@ some batches of each split, exports, saves, and reads the checkpoint back."""
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +24,13 @@ from ft.preflight.costs import batch_costs, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
 from ft.run import Run
 from ft.sharded import shard
-from ft.signals import LAUNCHER_DIED, STOP_SIGNALS, handle_stop
+from ft.signals import handle_stop, leave
 
 UPDATES = 10  # of different lengths, in a pass
 SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
 MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
 FEW, MORE = 50, 350  # resamples of an assessment, from which the time of all of them is told
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """What a signal does: there is nothing to save, and the place is to be cleared, whoever says it again."""
-    for other in (*STOP_SIGNALS, LAUNCHER_DIED):
-        signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 class NothingLeft(Exception):
@@ -98,7 +88,7 @@ class Probe(Run):
         """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
         `NothingLeft` on all processes where there are no updates."""
         progress = super().start(*args, **options)
-        handle_stop(_leave)
+        handle_stop(leave)
         self.measured.started, self.done = time.monotonic(), progress.step
         if self.done >= self.total:
             super().close({})

@@ -1,5 +1,6 @@
 """Disks that are full, read-only or damaged, and folders that two runs want at once."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +54,30 @@ def test_a_full_disk(base_flags, tmp_path, mount):
     assert train_here(**again) == 0
     assert same_bits(tmp_path / "whole/final", small / "run/final")
     assert without_timing(tmp_path / "whole") == without_timing(small / "run")
+
+
+@pytest.mark.case(
+    "the disk does not take the rows of metrics.jsonl at one save (its fsync fails)",
+    "a warning; the run goes on, and the later checkpoints stand",
+)
+def test_rows_that_the_disk_does_not_take_cost_no_more_than_that_checkpoint(
+    base_flags, tmp_path, monkeypatch, capfd
+):
+    path, fsync, failed = tmp_path / "run/metrics.jsonl", os.fsync, []
+
+    def fail_once(handle):
+        if not failed and path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+            failed.append(handle)
+            raise OSError(5, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    words = {"max_train_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 50}
+    assert train_here(**base_flags, **words) == 0
+    said = "the checkpoint of update 2 cannot be written: [Errno 5] Input/output error: "
+    assert f"warning: output_dir: {said}'{path}'" in capfd.readouterr().err
+    names = sorted(place.name for place in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert names == ["step-00000004", "step-00000006"]
 
 
 @pytest.mark.case(

@@ -1,5 +1,8 @@
 """A process that hangs, dies or fails alone takes the whole job down, soon and with its reason."""
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -66,6 +69,63 @@ def test_every_process_shows_its_stacks(run_faulty):
     assert "hang_timeout: process 0" in done.stderr and "hang_timeout: process 1" in done.stderr
 
 
+# A process under a watchdog of one second, which waits, and then takes eight steps of half a second.
+WATCHED = """
+import sys, time
+import ft.watchdog
+ft.watchdog.LINGER_SECONDS = float(sys.argv[1])
+watchdog = ft.watchdog.Watchdog(1.0, 0)
+print("begun", flush=True)
+time.sleep(float(sys.argv[2]))
+for number in range(8):
+    watchdog.alive(f"step {number}")
+    for _ in range(10):
+        time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def start_watched():
+    processes = []
+
+    def start(linger, wait):
+        words = [sys.executable, "-c", WATCHED, str(linger), str(wait)]
+        process = subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout.readline() == "begun\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.case(
+    "a process is suspended (SIGSTOP) for longer than `hang_timeout`, and continued",
+    "it goes on",
+)
+def test_time_in_which_a_process_is_suspended_is_no_hang(start_watched):
+    process = start_watched(linger=0.5, wait=0)
+    time.sleep(0.1)  # in the first step, which then is not at its end
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == ""
+
+
+@pytest.mark.case(
+    "a process comes out of a hang while the stacks are being shown",
+    "it goes on, and says so",
+)
+def test_a_hang_that_ends_while_its_stacks_are_shown_ends_nothing(start_watched):
+    process = start_watched(linger=4, wait=3)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "error: hang_timeout: process 0: nothing came to an end for 1 s; the last was: start" in err
+    assert "came to an end after all; the run goes on" in err and err.count("hang_timeout") == 2
+
+
 @pytest.mark.parametrize(
     ("command", "fault"),
     [
@@ -87,7 +147,8 @@ def test_a_process_that_dies_takes_the_others_down(run_faulty, command, fault):
         assert "broken on purpose" in done.stderr[first:].split("Traceback")[1]
 
 
-OUT_OF_MEMORY = "import torch; raise torch.OutOfMemoryError('none left')"
+# After the forward pass of an update's only micro-batch: gradients may be out.
+OUT_OF_MEMORY = "loss(self, model, batch); import torch; raise torch.OutOfMemoryError('none left')"
 
 
 @pytest.mark.case(

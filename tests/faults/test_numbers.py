@@ -190,6 +190,51 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp
     assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
 
 
+# The model of some of two processes has no memory for more than 8 rows in its forward pass.
+OUT_IN_FORWARD = """
+import os, sys
+sys.path.insert(0, {root!r})
+sys.argv[0] = {root!r} + "/train.py"
+import torch
+import ft.ddp
+prepare = ft.ddp.prepare_for_ddp
+def out_of_memory(module, inputs, output):
+    if module.training and len(output[0]) > 8:
+        raise torch.OutOfMemoryError("out of memory")
+def prepare_small(model, *rest):
+    if os.environ["RANK"] in {ranks!r}:
+        model.base_model.register_forward_hook(out_of_memory)
+    return prepare(model, *rest)
+ft.ddp.prepare_for_ddp = prepare_small
+if {by!r} == "DDP":
+    ft.ddp.shared_memory = lambda *_: None
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+run_script(train.train, parse(Config))
+"""
+
+
+@pytest.mark.parametrize("by", ["shared memory", "DDP"])
+@pytest.mark.parametrize("ranks", ["1", "01"])
+@pytest.mark.case(
+    "the same in the forward pass of one of two processes or of both, at one micro-batch an update",
+    "halved there, the update repeated, the same trajectory within 1e-5",
+)
+def test_out_of_memory_in_a_forward_pass_is_mended_on_several_processes(config, tmp_path, ranks, by):
+    """The other waits in the exchange of the gradients meanwhile, which happens once an update."""
+    script = tmp_path / "small.py"
+    for name, out in {"whole": "", "run": ranks}.items():
+        script.write_text(OUT_IN_FORWARD.format(root=str(ROOT), ranks=out, by=by))
+        done = launch(FORKS, flags(**{**config, "output_dir": tmp_path / name}), script=str(script))
+        assert done.returncode == 0, done.stderr
+        for rank in "01":
+            assert (f"out of memory in process {rank}; micro-batches" in done.stdout) == (rank in out)
+    worst = largest_difference(tmp_path / "whole", tmp_path / "run")
+    assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
+
+
 @pytest.mark.case(
     "out of memory in the backward pass",
     "the graph of that attempt is gone before the next begins",

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import shlex
@@ -14,7 +15,21 @@ import time
 import psutil
 import pytest
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, FORK, ONE, ROOT, TORCHRUN, flags, kill_launch, launch, metrics_of
+from conftest import (
+    ACCELERATE,
+    FORK,
+    ONE,
+    ROOT,
+    TORCHRUN,
+    flags,
+    kill_launch,
+    launch,
+    metrics_of,
+    train_here,
+)
+
+import ft.saver
+from ft.tasks.text_classification import TextClassification
 
 SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 8}
 
@@ -237,6 +252,73 @@ def test_in_the_middle_of_an_evaluation_too(start_slow_evaluation, run_words, tm
     assert "scoring" not in out  # after the first of eight batches
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000007"]
     ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
+
+
+def told_in_call(monkeypatch, name, number):
+    """Have the run told to stop in the n-th call of a function of its task."""
+    original, calls = getattr(TextClassification, name), []
+
+    def call(*args):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(TextClassification, name, call)
+
+
+def fail_saves(monkeypatch, step, times):
+    """Have the disk not take the checkpoint of a step, so often."""
+    original, left = ft.saver.write_checkpoint, [OSError(5, "Input/output error")] * times
+
+    def write(folder, state, progress, *rest):
+        if left and progress["step"] == step:
+            raise left.pop()
+        original(folder, state, progress, *rest)
+
+    monkeypatch.setattr(ft.saver, "write_checkpoint", write)
+
+
+@pytest.fixture
+def short(base_flags, tmp_path):
+    """A run of 6 updates with a checkpoint every third, which nobody stopped, and the words for the same in
+    another folder. Its best model is not the last."""
+    words = {
+        **base_flags, "max_train_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 50,
+        "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss",
+    }  # fmt: skip
+    assert train_here(**{**words, "output_dir": tmp_path / "short"}) == 0
+    return tmp_path / "short", words
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.case(
+    "SIGTERM in an update whose save fails, and fails again",
+    "saved at the next try, exit 75; resumed, the end is bit-identical",
+)
+def test_told_to_stop_a_run_tries_a_save_again_that_has_failed(short, tmp_path, monkeypatch, times):
+    whole, words = short
+    with monkeypatch.context() as patch:
+        told_in_call(patch, "loss", 3)
+        fail_saves(patch, 3, times)
+        assert train_here(**words) == 75
+    assert [p.name for p in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000003"]
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert same_bits(whole / "final", tmp_path / "run/final")
+
+
+@pytest.mark.case(
+    "SIGTERM while the best model scores the test rows, after the last save has failed",
+    "the last model is saved, not the best; exit 75",
+)
+def test_a_save_that_is_tried_again_is_of_the_last_model(short, tmp_path, monkeypatch):
+    whole, words = short
+    assert json.loads((whole / "results.json").read_text())["best/step"] == 2
+    told_in_call(monkeypatch, "predict", 4)  # each split is one batch: validation three times, then test
+    fail_saves(monkeypatch, 6, 1)
+    assert train_here(**words) == 75
+    last = "checkpoints/step-00000006"
+    assert same_bits(whole / last, tmp_path / "run" / last)
 
 
 @pytest.mark.case(

@@ -321,6 +321,14 @@ VALUES = {
         {"config_overrides": "dropout"},
         ["config_overrides", "dropout", "name=value"],
     ),
+    "a dropout of 1": (
+        {"config_overrides": "hidden_dropout_prob=1"},
+        ["config_overrides", "a dropout of 1,", "from 0 to below 1"],
+    ),
+    "a dropout of 1 in attention": (
+        {"config_overrides": "attention_probs_dropout_prob=1"},
+        ["config_overrides", "a dropout of 1,", "from 0 to below 1"],
+    ),
     "checkpoint that is not there": (
         {"resume_from_checkpoint": "no/where"},
         ["resume_from_checkpoint", "no/where"],

@@ -1,8 +1,10 @@
 """`train.py --verify` on real launches: what is the same is said to be, and what is not is named."""
 
+import contextlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import time
 
@@ -50,6 +52,29 @@ def test_an_interrupt_ends_the_launch_that_is_under_way(base_flags, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         _Matrix(config, tmp_path)._launch(tmp_path / "two", processes=2)
     assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.usefixtures("heeds_hangups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_launch_and_no_folder(base_flags, tmp_path, started, number):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    process = started(ONE, [*flags(**base_flags), "--verify"], TMPDIR=str(place))
+    launches, deadline = [], time.monotonic() + 120
+    while len(launches) < 2 and time.monotonic() < deadline:  # a launcher, and what it has started
+        launches = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.02)
+    assert list(place.glob("verify-*"))
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number and "Traceback" not in err
+        assert len(launches) >= 2 and not any(one.is_running() for one in launches)
+        assert not list(place.glob("verify-*"))
+    finally:
+        for one in launches:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags, monkeypatch, capfd):

@@ -144,10 +144,10 @@ def test_accelerate_knows_of_a_step_that_the_scaler_skipped(scaled):
 
 def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
     """Some parameters may have moved, and be moved again."""
-    _, optimizer, accelerator, _ = scaled
+    model, optimizer, accelerator, _ = scaled
     (batch,) = [SimpleNamespace(slot=SimpleNamespace(is_last=True), row_ids=[0, 1])]
     with pytest.raises(UserError, match=r"out of memory in the step of the optimizer.*lora_rank, freeze"):
-        for attempt in Attempts(accelerator, optimizer).at([batch]):
+        for attempt in Attempts(accelerator, optimizer, model).at([batch]):
             with attempt:
                 for _ in attempt:
                     pass
@@ -156,9 +156,9 @@ def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
 
 def test_an_update_that_no_scale_can_mend_leaves_the_scale_as_it_was(scaled):
     """It would be next to nothing after forty halvings, and the gradients of what follows zero."""
-    _, optimizer, accelerator, update = scaled
+    model, optimizer, accelerator, update = scaled
     tried = 0
-    for attempt in Attempts(accelerator, optimizer).at([]):
+    for attempt in Attempts(accelerator, optimizer, model).at([]):
         with attempt:
             update(gradient=float("nan"))
         tried += 1
