@@ -23,7 +23,8 @@ class Rows:
         return len(LENGTHS)
 
     def padded(self, rows, pad_id, multiple, on_left):
-        return {"input_ids": np.zeros((len(rows), LENGTHS[rows].max()), np.int64)}
+        tokens = np.zeros((len(rows), LENGTHS[rows].max()), np.int64)
+        return {"input_ids": tokens, "attention_mask": tokens}
 
 
 def sampler_of(processes, micro_batch_size=None):
