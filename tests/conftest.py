@@ -49,8 +49,8 @@ WORDS = {
 COMMON = ["the", "a", "this", "film", "book", "phone", "was", "is", "very", "and", "it", "not", "we", "saw"]
 
 
-# The longest tests, of half a minute and more. Worksteal shares out tests by their number and not by their time:
-# one of these that comes last would be waited for by all processes but its own.
+# The longest tests, of half a minute and more. Worksteal shares out tests by their number and not by their
+# time: one of these that comes last would be waited for by all processes but its own.
 LONGEST = (
     "test_a_preempted_job_is_requeued", "test_twenty_random_kills", "test_a_config_that_keeps_the_promise",
     "test_compiling_changes_no_number", "test_the_updates_that_count_have", "test_a_command_measures_and",
