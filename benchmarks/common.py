@@ -442,11 +442,12 @@ def multiplied_parameters(model: str) -> int:
 
     config = AutoConfig.from_pretrained(model_folder(model))
     network = AutoModel.from_config(config).eval()
-    tokens = torch.ones((1, 7), dtype=torch.long)
+    tokens, has_distances = torch.ones((1, 7), dtype=torch.long), getattr(config, "relative_attention", False)
     used: list[int] = []
 
     def count(module: Any, inputs: tuple[Any, ...], _: Any) -> None:
-        if inputs[0].shape[:-1].numel() == tokens.numel():  # not DeBERTa's table of distances, an even number
+        is_of_tokens = inputs[0].shape[:-1].numel() == tokens.numel()
+        if is_of_tokens or not has_distances:  # DeBERTa's, an even number, which its matrices multiply, too
             used.append(module.weight.numel())
 
     for name, module in network.named_modules():

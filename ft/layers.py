@@ -112,6 +112,11 @@ def compile_layers(model: nn.Module) -> None:
     gradients are ready. Without a mask, a layer would need a second one."""
     for layer in repeated_layers(model) or [model]:
         layer.compile(dynamic=True)
+    always_mask(model)
+
+
+def always_mask(model: nn.Module) -> None:
+    """Give a model a mask of the padding where a batch comes without one, as nothing in it is padded."""
     model.register_forward_pre_hook(_with_mask, with_kwargs=True)
 
 

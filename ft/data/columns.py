@@ -139,7 +139,7 @@ def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return column
     if pa.types.is_floating(column.type):  # whole numbers, where one is missing: not 4.006381333931e+12
         numbers = column.cast(pa.float64())
-        known = pc.if_else(pc.is_finite(numbers), numbers, None)
+        known = pc.if_else(pc.is_nan(numbers), None, numbers)
         if pc.all(pc.and_(pc.equal(pc.floor(known), known), pc.less_equal(pc.abs(known), 2.0**53))).as_py():
             return known.cast(pa.int64())
     try:

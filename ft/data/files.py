@@ -7,6 +7,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -160,9 +161,14 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
         if twice:
             raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
         if len(header) == 1:
-            records = _with_blank_lines(records)
+            begin = [*islice(records, 4)]
+            records = chain(begin, records)
+            # Where a blank line comes before each row, it is of the line ends ("\r\r\n").
+            if [bool(fields) for _, fields in begin] != [False, True, False, True]:
+                records = _with_blank_lines(records)
         table = gather(_csv_rows(records, header, path), path, header)
-    return table.replace_schema_metadata({JOINED: f"{path.name}, {joined[0]}"}) if joined else table
+    more = f" (and {len(joined) - 1:,} more)" if len(joined) > 1 else ""
+    return table.replace_schema_metadata({JOINED: f"{path.name}, {joined[0]}{more}"}) if joined else table
 
 
 def _csv_records(
@@ -267,6 +273,8 @@ def _read_json(path: Path, errors: str) -> pa.Table:
             raise UserError(
                 f"{path}: line {error.lineno}: broken JSON: {error.msg} (column {error.colno})."
             ) from None
+        except UnicodeDecodeError:
+            raise
         except ValueError:
             raise UserError(f"{path}: {TOO_LONG}") from None
         for number, row in enumerate(rows):

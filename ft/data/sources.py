@@ -1,5 +1,6 @@
 """Find the training, validation and test data that a config names: Hub ids, files, folders and pkg: paths."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import FORMATS, ONE_FILE_A_ROW, class_labels, format_of, read_table, read_text
+from ft.data.files import FORMATS, JOINED, ONE_FILE_A_ROW, class_labels, format_of, read_table, read_text
 from ft.data.hub import is_hidden, load_by_id, load_copy
 from ft.durable import digest
 from ft.errors import UserError
@@ -180,7 +181,10 @@ def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[
     read |= {local_path(name).resolve() for name in named if name}
     there = [p for p in path.iterdir() if not is_hidden(Path(p.name))]
     folders = (p for p in there if p.is_dir() and p not in [source.root for source in found.values()])
-    of_classes = [text for folder in folders for text in _texts_in(folder) if text.resolve() not in read]
+    of_classes: list[Path] = []
+    for folder in folders:
+        with contextlib.suppress(OSError):  # one that may not be entered, such as lost+found
+            of_classes += [text for text in _texts_in(folder) if text.resolve() not in read]
     others = [p for p in there if p.is_file() and format_of(p) and p.resolve() not in read]
     # dataset_info.json, dataset_infos.json: what `datasets` knows of a Hub repository
     return [p for p in others if not p.name.startswith("dataset_info")] + of_classes
@@ -322,7 +326,9 @@ def _read_files(paths: list[Path]) -> pa.Table:
                 f"{path}: has the columns {', '.join(table.column_names)}, but {paths[0].name} has "
                 f"{', '.join(tables[0].column_names)}; expected the same in all files of a split."
             )
-    return pa.concat_tables(table.select(tables[0].column_names) for table in tables)
+    joined = [(table.schema.metadata or {}).get(JOINED) for table in tables]
+    table = pa.concat_tables(table.select(tables[0].column_names) for table in tables)
+    return table.replace_schema_metadata({JOINED: b"; ".join(filter(None, joined))} if any(joined) else None)
 
 
 def _without_missing(table: pa.Table, class_labels: Iterable[str]) -> pa.Table:

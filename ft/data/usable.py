@@ -48,8 +48,7 @@ def usable_splits(
         split = splits[0]
         read[split] = sources[split].read()
         label = _label(options, scoring, read[split])
-        twice = label is not None and read[split].column_names.count(label) > 1  # refused further down
-        if label is None or not (twice or has_labels(read[split], label, task)):
+        if label is None or not has_labels(read[split], label, task):
             return _unlabelled(options, scoring, read.pop(split), label, split)
     learns = not task.has_targets
     ids: dict[str, str] = {}

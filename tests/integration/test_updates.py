@@ -105,7 +105,7 @@ def watched(reads, after):
     "precision, data, words",
     [
         ("no", "reviews", {"per_device_train_batch_size": 8}),
-        ("no", "reviews", {"dropout_mode": "torch", "max_length": 4}),
+        ("no", "reviews", {"dropout_mode": "torch"}),
         (
             "no",
             "reviews",
@@ -131,6 +131,7 @@ def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypat
     assert {"_local_scalar_dense", "Tensor.__float__"} <= set(after)  # the log of the last update: seen
 
 
+@pytest.mark.parametrize("longest", [64, 4], ids=["padded", "not padded"])
 @pytest.mark.parametrize(
     "kind, sizes",
     [
@@ -141,7 +142,9 @@ def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypat
         ("llama", {"num_key_value_heads": 1}),
     ],
 )
-def test_nor_does_it_for_another_architecture(base_flags, tiny_model, tmp_path, monkeypatch, kind, sizes):
+def test_nor_does_it_for_another_architecture(
+    base_flags, tiny_model, tmp_path, monkeypatch, kind, sizes, longest
+):
     own = {
         "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
@@ -151,7 +154,8 @@ def test_nor_does_it_for_another_architecture(base_flags, tiny_model, tmp_path, 
     model.save_pretrained(tmp_path / "model")
     reads, whole = [], train.train
     monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, [])))
-    assert train_here(**base_flags | WORDS | {"model_name_or_path": tmp_path / "model"}) == 0
+    words = {"model_name_or_path": tmp_path / "model", "max_length": longest}
+    assert train_here(**base_flags | WORDS | words) == 0
     assert reads == []
 
 

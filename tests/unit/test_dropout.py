@@ -221,10 +221,13 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
 
 @pytest.mark.parametrize("mode", ["row_keyed", "torch"])
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])  # attention of sdpa, and of its own ("eager")
-def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode):
+def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode, monkeypatch):
     """Tensors of the meta device have no values, so that reading one is an error."""
-    from transformers.masking_utils import create_bidirectional_mask
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import create_bidirectional_mask, eager_mask, sdpa_mask
 
+    for name, theirs in (("eager", eager_mask), ("sdpa", sdpa_mask)):  # not those of an earlier model
+        monkeypatch.setitem(AttentionMaskInterface._global_mapping, name, theirs)
     model = small(kind)
     key_dropout(model, mode, 42)
     states, ones = torch.ones(2, 5, 16, device="meta"), torch.ones(2, 5, dtype=torch.long, device="meta")

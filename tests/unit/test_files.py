@@ -141,6 +141,8 @@ def test_a_blank_line_is_a_row_without_text_where_a_line_is_a_text(tmp_path):
     """Or the numbers of the rows behind it would be others than those of the lines. At the end it is none."""
     table = read_table(write(tmp_path / "a.csv", "\ntext\nfirst\n\nthird\n\n\n"))
     assert table["text"].to_pylist() == ["first", "", "third"]
+    table = read_table(write(tmp_path / "b.csv", "text\r\r\na\r\r\nb\r\r\n"))  # line ends that were doubled
+    assert table["text"].to_pylist() == ["a", "b"]
 
 
 def test_line_breaks_inside_quotes_stay_as_they_are(tmp_path):
@@ -343,6 +345,12 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", denied)
     with pytest.raises(UserError, match=r"a\.csv: cannot be read: Permission denied\."):
         read_table(path)
+
+
+def test_a_long_json_array_that_is_not_utf8(tmp_path):
+    rows = json.dumps([{"text": "a" * 100}] * 2000).encode()
+    path = write(tmp_path / "a.json", rows[:-5] + b"\xe9" + rows[-5:])
+    assert "is not UTF-8; save the file as UTF-8" in refused(path)
 
 
 def test_another_kind_of_file_lists_those_that_are_read(tmp_path):

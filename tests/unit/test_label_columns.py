@@ -427,6 +427,21 @@ def test_numbers_and_names_are_classes_together_where_told_so(made, tmp_path, to
     known.load_state(data.task.state())
     scored = made(["M", "40"], "csv", task=known)
     assert scored.splits["train"].labels.tolist() == [2, 1]
+    assert made([38, "M", 40], problem_type=SINGLE).task.label_names == ["38", "40", "M"]
+
+
+def test_a_split_may_have_those_names_alone_that_look_like_numbers(tokenizer, tmp_path):
+    for name, sizes in {"train": ["38", "38.5", "40.0", "M"], "test": ["40.0", "38.5"]}.items():
+        write_csv(tmp_path / f"{name}.csv", [{"text": f"{name} {s}", "label": s} for s in sizes])
+    data = Prepared(
+        tokenizer, task=TextClassification(problem_type=SINGLE), dataset_name=tmp_path, problem_type=SINGLE,
+        validation_split_percentage=0,
+    )  # fmt: skip
+    assert data.labels("test") == ["40.0", "38.5"]
+
+
+def test_padded_numbers_that_are_all_written_alike_are_numbers(made):
+    assert made(["01.0", "02.0", "1"], "csv").task.label_names == ["1", "2"]
 
 
 def test_a_number_with_a_leading_zero_is_no_other_beside_one_with_a_point(made):

@@ -633,6 +633,9 @@ def test_a_column_that_stands_twice_is_named_where_it_was_guessed(tokenizer, tmp
     twice = next(name for name in names if names.count(name) == 2)
     with pytest.raises(UserError, match=f"column_names?: the train data has more than one column '{twice}'"):
         Prepared(tokenizer, train_file=tmp_path / "t.parquet")
+    good = write_csv(tmp_path / "good.csv", make_rows(9))
+    with pytest.raises(UserError, match=f"column_names?: the test data has more than one column '{twice}'"):
+        Prepared(tokenizer, train_file=good, test_file=tmp_path / "t.parquet")
 
 
 def test_a_column_of_several_types_is_not_taken_for_the_text(tokenizer, tmp_path):

@@ -138,7 +138,8 @@ def names_of(
         return _class_names(values, names, rows, where)
     if is_mixed(field):
         plain = [json.loads(value) for value in values.to_pylist()]
-        if {type(value) for value in plain} in ({int}, {str}):  # beyond 64 bits; or the odd row is gone
+        types = {type(value) for value in plain}  # numbers beyond 64 bits, or the odd row is gone
+        if types in ({int}, {str}) or (may_mix and types == {int, str}):
             texts = [str(value).strip() for value in plain]
             return pa.chunked_array([pa.array(texts, pa.large_string())])
         raise _mixed(plain, rows, where, "labels of one type")
@@ -148,6 +149,8 @@ def names_of(
         return values.cast(pa.large_string())
     if pa.types.is_large_string(values.type):
         values = pc.utf8_trim_whitespace(values)
+        if may_mix and split != "train":
+            return values  # whatever of the names is there
         found = values.unique().to_pylist()
         pattern = ANY_NUMBER if all(map(ANY_NUMBER.fullmatch, found)) else NUMBER
         number = {name: bool(pattern.fullmatch(name)) for name in found}
@@ -167,11 +170,12 @@ def names_of(
             )
         if all(map(WHOLE.fullmatch, number)):
             return values  # as written: "01" is no "1"
-        if padded := [name for name in found if re.match(r"[+-]?0[0-9]", name)]:
-            other = next(name for name in found if "." in name)
+        padded = [name for name in found if re.match(r"[+-]?0[0-9]", name)]
+        pointed = [name for name in found if "." in name and name not in padded]
+        if padded and pointed:
             raise UserError(
-                f"{where} mixes {padded[0]!r} with {other!r}: beside one with a point, it would be a number, "
-                "without its 0. Expected labels of one type."
+                f"{where} mixes {padded[0]!r} with {pointed[0]!r}: beside one with a point, it would be a "
+                "number, without its 0. Expected labels of one type."
             )
         values = pc.utf8_ltrim(values, "+").cast(pa.float64())
     if is_list(values.type):
