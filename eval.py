@@ -27,7 +27,15 @@ def score(config: EvalConfig) -> int:
     from ft.data.slices import read_slice_columns
     from ft.data.sources import choose_split, find_sources
     from ft.evaluation import evaluate, load_named_metrics, prefix_of
-    from ft.evaluation_place import check_apart, check_unseen, clear_evaluation, evaluation_folder, fitted_on
+    from ft.evaluation_place import (
+        check_apart,
+        check_free,
+        check_unseen,
+        clear_evaluation,
+        evaluation_folder,
+        fitted_on,
+        held,
+    )
     from ft.hosts import HostGroup
     from ft.model import build_model, check_tokens
     from ft.output import check_place, write_whole
@@ -69,6 +77,7 @@ def score(config: EvalConfig) -> int:
     if rows.labels is None:
         return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
 
+    hosts.from_main(lambda: check_free(config, split))
     named = load_named_metrics(config.metric_names, task, accelerator)
     read_slice_columns(config, data)
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
@@ -86,13 +95,14 @@ def score(config: EvalConfig) -> int:
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         predicted = prediction_lines(rows, data.columns, task, result.scores)
-        with PredictionFile(folder, config, rows.table.schema) as file:
-            file.write(predicted)
-            file.close()
-            notes += clear_evaluation(folder)
-        results["predictions"] = file.path.name
-        write_page(folder, config, task, data, results, {split: result}, accelerator)
-        write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
+        with held(folder):
+            with PredictionFile(folder, config, rows.table.schema) as file:
+                file.write(predicted)
+                file.close()
+                notes += clear_evaluation(folder)
+            results["predictions"] = file.path.name
+            write_page(folder, config, task, data, results, {split: result}, accelerator)
+            write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
         notes = [
             *data.notes,
             *notes,

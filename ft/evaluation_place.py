@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ft.config import EvalConfig
 from ft.data.sources import Source
 from ft.errors import UserError
+from ft.output import lock_output_dir, release_output_dir
 from ft.pretrained import of_training
 
 
@@ -67,6 +69,27 @@ def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> No
             )
 
 
+def check_free(config: EvalConfig, split: str) -> None:
+    """Raise `UserError` where results or a page that no evaluation has left would be replaced."""
+    folder = _evaluation_folder(config.output_dir, split)
+    there = [name for name in EVALUATION[:2] if (folder / name).exists()]
+    if there and not any(folder.glob("predictions.*")) and not _has_results(folder):
+        raise UserError(
+            f"output_dir: {str(folder)!r} holds a {there[0]} that is of no evaluation, and would be "
+            "replaced; name another output_dir."
+        )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other evaluations out of a folder while one writes there. Raises `UserError` where one does."""
+    lock = lock_output_dir(folder)
+    try:
+        yield
+    finally:
+        release_output_dir(lock)
+
+
 def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
     """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
     has set them aside: the model may have learned most of them. Returns what to tell the user where that
@@ -88,7 +111,7 @@ def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
             "them it was trained on, so these may be rows that it has learned"
         ]
     # Runs of earlier versions say less of it.
-    differing = [name for name in now if name in known and now[name] != known[name]]
+    differing = [name for name in now if name in known and (now[name] or None) != (known[name] or None)]
     if not differing:
         return []
     name, *_ = differing

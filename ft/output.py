@@ -20,6 +20,7 @@ LEAVES = (
     "config.yaml environment.json metrics.jsonl results.json report.html training.png wandb_id "
     "checkpoints best final wandb tensorboard"
 ).split()
+INPUTS = "model_name_or_path tokenizer_name dataset_name train_file validation_file test_file".split()
 SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
@@ -51,6 +52,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
         )
     if own:
         return own, warnings
+    _check_inputs(options, held)
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
@@ -83,6 +85,21 @@ def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
     return None
 
 
+def _check_inputs(options: RunOptions, held: list[str]) -> None:
+    """Raise `UserError` where a run would be given what it takes away before its first update: of what an
+    earlier one has left in its folder, which `held` names. It could not be resumed."""
+    folder = Path(options.output_dir)
+    going = {(folder / name).resolve() for name in held}
+    for key in INPUTS:
+        name = getattr(options, key, None)
+        path = Path(os.path.expanduser(name or "")).resolve()
+        if name and {path, *path.parents} & going:
+            raise UserError(
+                f"{key}: {name!r} lies in what the run in {str(folder)!r} has left, which this one takes the "
+                "place of; name another output_dir."
+            )
+
+
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:
     """Raise `UserError` where a launcher starts a run again that would go back behind what it has `made`
     since the launch: manifests of checkpoints and results of seeds, the newest last. (torchrun's count of
@@ -112,6 +129,8 @@ def check_seeds_dir(options: Config) -> None:
     held = held_by_seeds(options)
     for seed in seed_folders(folder):
         _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
+    if options.overwrite_output_dir:
+        _check_inputs(options, held)
     if not held or options.overwrite_output_dir:
         return
     if options.resume_from_checkpoint is None:

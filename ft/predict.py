@@ -17,7 +17,7 @@ from ft.data.loader import EvaluationSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, within_memory
-from ft.evaluation_place import clear_evaluation, evaluation_folder
+from ft.evaluation_place import clear_evaluation, evaluation_folder, held
 from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_notes, prediction_lines
@@ -61,7 +61,7 @@ def predict(
             for _ in chunks:
                 pass
             return EXIT_DONE
-        with PredictionFile(folder, config, rows.table.schema) as file:
+        with held(folder), PredictionFile(folder, config, rows.table.schema) as file:
             for part, scores in chunks:
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made

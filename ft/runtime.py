@@ -54,6 +54,9 @@ NO_FP16 = (
 
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # to a terminal of Latin-1, any name of a class can be written
+            stream.reconfigure(errors="backslashreplace")
     settle_heap()
     set_environment(config)
     launcher = os.getppid()

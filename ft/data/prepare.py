@@ -161,7 +161,10 @@ def cache_root() -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
     )
-    return Path(home).expanduser() / "ft-encoded"
+    try:
+        return Path(home).expanduser() / "ft-encoded"
+    except RuntimeError:
+        raise UserError("the encoding cache has no place, as there is no home folder; set HF_HOME.") from None
 
 
 def _key(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ft.hosts import HostGroup
     from ft.preflight.probe import Probe
 
-PLACE = ".preflight"  # in output_dir: on the disk on which the run will write, and no part of a run
+PLACE = ".preflight-"  # and more, in output_dir: on the disk on which the run will write, and no part of it
 STOPS_THE_PROBE = {"data", "labels", "not_utf8", "model"}
 
 
@@ -95,10 +95,10 @@ def _audit(config: Config) -> dict[str, Any]:
 
 def _place(config: Config) -> Path:
     """Where the probe writes."""
-    place = Path(config.output_dir) / PLACE
+    folder = Path(config.output_dir)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        return place
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=PLACE, dir=folder))  # beside that of another preflight
     except OSError:  # which is a finding
         return Path(tempfile.mkdtemp(prefix="preflight-"))
 

@@ -257,6 +257,8 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     with pytest.raises(UserError, match=r"validation_split_percentage is 30, and was 10 then.*test_file"):
         score_here(**asked, validation_split_percentage=30)
     held_out = write_csv(tmp_path / "held_out.csv", make_rows(30, seed=1))
+    # No share of them is for testing, whether there are test rows or not.
+    assert score_here(**asked, test_file=held_out, split="validation") == EXIT_DONE
     more = {"validation_file": held_out, "save_strategy": "no", "output_dir": tmp_path / "other"}
     assert train_here(**words, **more) == EXIT_DONE  # all of its rows are learned
     of_all = {**asked, "model_name_or_path": tmp_path / "other/best"}

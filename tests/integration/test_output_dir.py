@@ -10,6 +10,7 @@ import pytest
 from conftest import metrics_of, train_here
 
 from ft.checkpoint import FILES, is_own
+from ft.config import Config
 from ft.durable import write_manifest
 from ft.errors import UserError
 from ft.options import RunOptions
@@ -122,6 +123,26 @@ def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, 
     with pytest.raises(UserError, match=r"lies in what the run in .* has left"):
         check_output_dir(RunOptions(output_dir=str(tmp_path / "run"), **options))
     assert check_output_dir(RunOptions(output_dir=str(tmp_path), **options)) == (start, [])
+
+
+@pytest.mark.parametrize(
+    "key, name",
+    [
+        ("model_name_or_path", "best"), ("tokenizer_name", "best"), ("train_file", "best/rows.csv"),
+        ("dataset_name", "evaluation-test"),
+    ],
+)  # fmt: skip
+def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
+    """Its model would be gone if it ended early, and what it has made could not be resumed."""
+    run = tmp_path / "run"
+    for folder in ("best", "evaluation-test", "mine"):
+        (run / folder).mkdir(parents=True)
+    given = {"output_dir": str(run), "overwrite_output_dir": True, "train_file": "t.csv"}
+    with pytest.raises(UserError, match=rf"{key}: .*{name}' lies in what the run in .* has left"):
+        check_output_dir(Config(**given | {key: str(run / name)}))
+    assert check_output_dir(Config(**given | {key: str(run / "mine")})) == (None, [])  # it stays
+    elsewhere = given | {key: str(run / name), "output_dir": str(tmp_path / "other")}
+    assert check_output_dir(Config(**elsewhere)) == (None, [])
 
 
 def test_a_run_that_is_replaced_loses_its_links_and_not_what_they_lead_to(words, tmp_path):

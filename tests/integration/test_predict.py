@@ -15,6 +15,7 @@ import ft.predict
 import ft.prediction_files
 from ft.compare import find_predictions
 from ft.errors import EXIT_DONE, UserError
+from ft.evaluation_place import held
 
 DATA = {
     "single": ("reviews", {}),
@@ -313,6 +314,22 @@ def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
     predict(models / "single/best", file, tmp_path / "out")
     for name in ("report.html", "results.json"):
         assert (tmp_path / "out" / name).read_text() == "of the user"
+    rows = write_csv(tmp_path / "scored.csv", make_rows(6))
+    words = {"model_name_or_path": models / "single/best", "test_file": rows}
+    (tmp_path / "out/predictions.jsonl").unlink()
+    with pytest.raises(UserError, match=r"holds a results.json that is of no evaluation"):
+        score_here(**words, output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_two_evaluations_do_not_write_into_one_folder_at_once(models, tmp_path, monkeypatch, is_labelled):
+    monkeypatch.setattr("ft.output.LOCK_SECONDS", 0.1)
+    rows = make_rows(6) if is_labelled else [{"text": row["text"]} for row in make_rows(6)]
+    words = {"model_name_or_path": models / "single/best", "test_file": write_csv(tmp_path / "a.csv", rows)}
+    with held(tmp_path / "out"), pytest.raises(UserError, match="another run is writing to"):
+        score_here(**words, output_dir=tmp_path / "out")
+    assert score_here(**words, output_dir=tmp_path / "out") == EXIT_DONE
+    assert ".lock" not in {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_what_only_scores_need_is_not_asked_for_and_is_said_to_do_nothing(models, tmp_path, capsys):

@@ -253,7 +253,7 @@ def test_nothing_is_tried_where_next_to_no_memory_is_free(base_flags, tmp_path, 
     monkeypatch.setattr("ft.preflight.memory.free_host_bytes", lambda: 2**20)
     assert train_here(**base_flags, preflight=True) == EXIT_USER_ERROR
     assert blocking_of(tmp_path / "run") == ["memory"] and "too little to try" in capfd.readouterr().out
-    assert not (tmp_path / "run" / ".preflight").exists()
+    assert not list((tmp_path / "run").glob(".preflight*"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_finished_run_that_goes_on_is_said_to_have_nothing_left(base_flags, tm
     assert "warning: nothing was tried or forecast: all 6 updates" in capfd.readouterr().out
     assert "forecast" not in report_of(tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    assert not (tmp_path / "run" / ".preflight").exists()
+    assert not list((tmp_path / "run").glob(".preflight*"))
 
 
 def test_the_folder_of_several_seeds_is_judged_as_the_run_judges_it(base_flags, tmp_path):

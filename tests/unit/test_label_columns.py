@@ -287,6 +287,16 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
             Prepared(tokenizer, train_file=train, **{f"{split}_file": other})
 
 
+@pytest.mark.parametrize("known", [["LABEL_0", "LABEL_1"], ["NEGATIVE", "POSITIVE"]])
+def test_of_a_model_made_elsewhere_the_labels_may_be_renamed(made, known):
+    task = TextClassification(problem_type=SINGLE)
+    task.load_state({"problem_type": SINGLE, "label_names": known})
+    with pytest.raises(
+        UserError, match=rf"'negative'.*one of {known[0]}.*id2label and label2id in its config"
+    ):
+        made(["negative", "positive"], task=task)
+
+
 def test_a_test_row_that_is_no_number_does_not_question_the_kind(tokenizer, tmp_path):
     train = jsonl(tmp_path / "t.jsonl", [{"text": f"a {i}", "label": i / 4} for i in range(9)])
     test = jsonl(tmp_path / "v.jsonl", [{"text": "a", "label": 0.5}, {"text": "b", "label": "good"}])

@@ -650,6 +650,18 @@ def test_a_column_of_several_types_is_not_taken_for_the_text(tokenizer, tmp_path
         Prepared(tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows))
 
 
+def test_without_a_home_the_cache_asks_for_a_place(monkeypatch):
+    for name in ("HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    with pytest.raises(UserError, match="no home folder; set HF_HOME"):
+        cache_root()
+
+
 # --- bad rows and duplicates
 
 

@@ -101,14 +101,16 @@ def numbers_of(
     numbers = pc.index_in(names, value_set=pa.array(label_names, pa.large_string()))
     unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
     if len(unknown):
-        found, where = (
-            describe_values(names.take(unknown).to_pylist()),
-            describe_rows(np.unique(rows[unknown])),
-        )
+        odd, where = names.take(unknown).to_pylist(), describe_rows(np.unique(rows[unknown]))
+        # Of a model that was not trained here, or on names in another case.
+        is_foreign = all(re.fullmatch("LABEL_[0-9]+", name) for name in label_names)
+        is_near = {name.casefold() for name in odd} & {name.casefold() for name in label_names}
+        hint = " Or rename the model's labels: id2label and label2id in its config.json."
         raise UserError(
-            f"{split} data: the label column {field.name!r}: {where}: found the label {found}, which "
-            f"training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
+            f"{split} data: the label column {field.name!r}: {where}: found the label {describe_values(odd)}"
+            f", which training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
             f"{', ...' if len(label_names) > 20 else ''}. Mend the label, or add training rows that have it."
+            f"{hint if is_foreign or is_near else ''}"
         )
     return np.asarray(numbers).astype(np.int32)
 
