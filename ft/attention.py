@@ -111,7 +111,7 @@ def install_masks(model: nn.Module) -> None:
         AttentionMaskInterface.register(name, partial(_unread, function))
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            module.warn_if_padding_and_no_attention_mask = _say_nothing
+            module.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[assignment]
     if any(getattr(module, "is_causal", False) is True for module in model.modules()):
         always_mask(model)
 

@@ -47,12 +47,9 @@ def write_page(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
-    of_run = "train/total_steps" in results  # which has written it down; another's may lie here
-    about = (
-        json.loads((folder / "environment.json").read_text("utf-8"))
-        if of_run
-        else environment(config, data, accelerator)
-    )
+    written = folder / "environment.json"  # by the run; beside an evaluation, another's may lie
+    is_there = "train/total_steps" in results and written.exists()
+    about = json.loads(written.read_text("utf-8")) if is_there else environment(config, data, accelerator)
     content = page_content(folder, config, task, data, results, scored) | {"environment": about}
     page = jinja.get_template("report.html.j2").render(content).lstrip()
     write_whole(folder / NAME, NOT_HTML.sub("\N{REPLACEMENT CHARACTER}", page))
