@@ -75,8 +75,7 @@ def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
     for own in checkpoints_in(folder / "checkpoints"):
         if own.resolve() == found.resolve():
             return own
-    place = found.parent.resolve()  # of a link, too
-    if {place, *place.parents, *found.resolve().parents} & {(folder / name).resolve() for name in held}:
+    if _lies_in(found.parent, folder, held) or _lies_in(found, folder, held):  # a link, or what it leads to
         raise UserError(
             f"resume_from_checkpoint: {str(found)!r} lies in what the run in {str(folder)!r} has left, but "
             "is none of its checkpoints, and the run may have gone another way since; go on from it in "
@@ -85,15 +84,19 @@ def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
     return None
 
 
+def _lies_in(path: Path, folder: Path, held: list[str]) -> bool:
+    """Whether a path leads into what a run has left in its folder, or to it."""
+    place = path.resolve()
+    return bool({place, *place.parents} & {(folder / name).resolve() for name in held})
+
+
 def _check_inputs(options: RunOptions, held: list[str]) -> None:
     """Raise `UserError` where a run would be given what it takes away before its first update: of what an
     earlier one has left in its folder, which `held` names. It could not be resumed."""
     folder = Path(options.output_dir)
-    going = {(folder / name).resolve() for name in held}
     for key in INPUTS:
         name = getattr(options, key, None)
-        path = Path(os.path.expanduser(name or "")).resolve()
-        if name and {path, *path.parents} & going:
+        if name and _lies_in(Path(os.path.expanduser(name)), folder, held):
             raise UserError(
                 f"{key}: {name!r} lies in what the run in {str(folder)!r} has left, which this one takes the "
                 "place of; name another output_dir."

@@ -174,15 +174,16 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
 
 
 def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[Path]:
-    """The data files of a folder, and of class folders in it, that are none of the splits found, and that no
-    option names."""
+    """The data files of a folder, and those of class folders beside others, that are none of the splits
+    found, and that no option names."""
     named = [options.train_file, options.validation_file, options.test_file]
     read = {file.resolve() for source in found.values() for file in source.files}
     read |= {local_path(name).resolve() for name in named if name}
     there = [p for p in path.iterdir() if not is_hidden(Path(p.name))]
-    folders = (p for p in there if p.is_dir() and p not in [source.root for source in found.values()])
+    roots = [source.root for source in found.values() if source.root]
+    folders = [p for p in there if p.is_dir() and p not in roots]
     of_classes: list[Path] = []
-    for folder in folders:
+    for folder in folders if roots else []:  # beside class folders; any folder may lie beside files
         with contextlib.suppress(OSError):  # one that may not be entered, such as lost+found
             of_classes += [text for text in _texts_in(folder) if text.resolve() not in read]
     others = [p for p in there if p.is_file() and format_of(p) and p.resolve() not in read]
