@@ -12,8 +12,10 @@ import torch
 from conftest import FORK, FORKS, flags, launch, train_here
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModel
 
+import ft.invariance
 import ft.run
 import train
 from ft.health import LateReader
@@ -101,25 +103,44 @@ def watched(reads, after):
     return Watched
 
 
-@pytest.mark.parametrize(
-    "precision, data, words",
+OPTIONS = {
+    "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
+    "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
+}  # fmt: skip
+KINDS = [
+    pytest.param("reviews", {"per_device_train_batch_size": 8}, id="accumulation"),
+    pytest.param("reviews", {"dropout_mode": "torch"}, id="torch's dropout"),
+    pytest.param("reviews", OPTIONS, id="options"),
+    pytest.param("tags", {"pos_weight": "balanced", "focal_gamma": 1.5}, id="several labels"),
+    pytest.param(
+        "scores", {"label_column_name": "score", "lora_rank": 4, "lora_dropout": 0.1}, id="scores, LoRA"
+    ),
+]
+of_many_architectures = pytest.mark.parametrize(
+    "kind, sizes",
     [
-        ("no", "reviews", {"per_device_train_batch_size": 8}),
-        ("no", "reviews", {"dropout_mode": "torch"}),
-        (
-            "no",
-            "reviews",
-            {
-                "max_length": 12, "long_text": "windows", "ema_decay": 0.9, "layerwise_lr_decay": 0.9,
-                "class_weights": "balanced", "focal_gamma": 2.0, "gradient_checkpointing": "true",
-            },
-        ),
-        ("no", "tags", {"pos_weight": "balanced", "focal_gamma": 1.5}),
-        ("no", "scores", {"label_column_name": "score", "lora_rank": 4, "lora_dropout": 0.1}),
-        ("bf16", "reviews", {"per_device_train_batch_size": 8}),
+        ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
+        ("mpnet", {}),  # attention of its own
+        ("deberta-v2", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}),
+        ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 8}),
+        ("llama", {"num_key_value_heads": 1}),
     ],
-    ids=["accumulation", "torch's dropout", "options", "several labels", "scores, LoRA", "as on a GPU"],
-)  # fmt: skip
+)
+
+
+def another(tiny_model, tmp_path, kind, sizes):
+    """A tiny random model of another architecture."""
+    own = {
+        "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+    }  # fmt: skip
+    shutil.copytree(tiny_model, tmp_path / "model")
+    AutoModel.from_config(AutoConfig.for_model(kind, **own | sizes)).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("data, words", KINDS)
 def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypatch, precision, data, words):
     if data != "reviews":
         words = words | {"dataset_name": kinds / data}
@@ -132,31 +153,87 @@ def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypat
 
 
 @pytest.mark.parametrize("longest", [64, 4], ids=["padded", "not padded"])
-@pytest.mark.parametrize(
-    "kind, sizes",
-    [
-        ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
-        ("mpnet", {}),  # attention of its own
-        ("deberta-v2", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}),
-        ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 8}),
-        ("llama", {"num_key_value_heads": 1}),
-    ],
-)
+@of_many_architectures
 def test_nor_does_it_for_another_architecture(
     base_flags, tiny_model, tmp_path, monkeypatch, kind, sizes, longest
 ):
-    own = {
-        "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
-    }  # fmt: skip
-    shutil.copytree(tiny_model, tmp_path / "model")
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **own | sizes))
-    model.save_pretrained(tmp_path / "model")
     reads, whole = [], train.train
     monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, [])))
-    words = {"model_name_or_path": tmp_path / "model", "max_length": longest}
+    words = {"model_name_or_path": another(tiny_model, tmp_path, kind, sizes), "max_length": longest}
     assert train_here(**base_flags | WORDS | words) == 0
     assert reads == []
+
+
+class Made(Exception):
+    """The updates were made; what follows reads."""
+
+
+class OneDevice(TorchDispatchMode):
+    """An operator that takes tensors of two devices is an error: numbers and copies aside."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func.overloadpacket is torch.ops.aten._fused_adamw_:  # of which torch has none for it
+            return None
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+        assert len(devices) < 2 or func.overloadpacket is torch.ops.aten.copy_, f"{func}: {devices}"
+        return func(*args, **kwargs or {})
+
+
+class WithoutValues(Run):
+    """Ends after three updates on torch's device "meta", whose tensors have no values."""
+
+    def start(self, *args):
+        progress = super().start(*args)
+        self.health.push = lambda *args: None  # whose copy for the host is in page-locked memory
+        self.mode = OneDevice()
+        self.mode.__enter__()
+        return progress
+
+    def count(self, losses, grad_norm, slot):
+        assert {tensor.device.type for tensor in (grad_norm, *losses)} == {"meta"}
+        super().count(losses, grad_norm, slot)
+        if self.progress.step == 3:
+            self.mode.__exit__(None, None, None)
+            raise Made
+
+
+@pytest.fixture
+def on_another_device(monkeypatch):
+    """Runs train.py on a device that is not the host's, where whatever reads a value fails."""
+    key_dropout, whole = ft.invariance.key_dropout, train.train
+
+    def moved(model, *args):
+        keyed = key_dropout(model, *args)  # which tries the model where it was loaded
+        model.to("meta")  # before there is an optimizer: unlike a GPU, it makes other parameters
+        return keyed
+
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
+    monkeypatch.setattr(ft.invariance, "key_dropout", moved)
+    optimizers = sys.modules["torch.optim.optimizer"]
+    monkeypatch.setattr(optimizers, "_get_fused_kernels_supported_devices", lambda: ["meta"])
+    monkeypatch.setattr(train, "train", lambda config: whole(config, WithoutValues))
+
+    def run(**words):
+        with pytest.raises(Made):
+            train_here(**words)
+
+    return run
+
+
+@pytest.mark.parametrize("data, words", KINDS)
+def test_an_update_stays_on_its_device(base_flags, kinds, on_another_device, data, words):
+    if data != "reviews":
+        words = words | {"dataset_name": kinds / data}
+    on_another_device(**base_flags | WORDS | words)
+
+
+@of_many_architectures
+def test_so_does_that_of_another_architecture(
+    base_flags, tiny_model, tmp_path, on_another_device, kind, sizes
+):
+    model = another(tiny_model, tmp_path, kind, sizes)
+    on_another_device(**base_flags | WORDS | {"model_name_or_path": model})
 
 
 def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints(base_flags):
