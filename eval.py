@@ -30,10 +30,8 @@ def score(config: EvalConfig) -> int:
     from ft.evaluation_place import (
         check_apart,
         check_free,
-        check_unseen,
         clear_evaluation,
         evaluation_folder,
-        fitted_on,
         held,
     )
     from ft.hosts import HostGroup
@@ -47,6 +45,7 @@ def score(config: EvalConfig) -> int:
     from ft.runtime import build_accelerator
     from ft.tasks import build_task
     from ft.tracking import to_json
+    from ft.unseen import check_unseen, fitted_on
 
     mark = config.mark()  # before anything is settled in it
     accelerator = build_accelerator(config)

@@ -7,8 +7,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ft.durable import make_free
-from ft.errors import UserError
+from ft.durable import make_free, replace_folder
+from ft.errors import UserError, writing
 
 
 def kept_best(output_dir: Path, step: int) -> Path:
@@ -31,11 +31,12 @@ def weights_sample(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def recover_best(output_dir: Path, step: int, sample: str) -> bool:
+def recover_best(output_dir: Path, step: int, sample: str, origin: Path) -> bool:
     """Whether best/ is the model of update `step` with this `weights_sample` (of any weights, if it is
-    empty): a crash may have come after a later best was written, or while it was."""
+    empty): a crash may have come after a later best was written, or while it was. A run that goes on in
+    another folder than `origin`, its checkpoint's, takes a copy from there."""
     best = output_dir / "best"
-    for place in (best, kept_best(output_dir, step), output_dir / ".best.old"):
+    for place in _places(output_dir, step):
         if _is_sample(sample, place):
             if place != best:
                 if best.exists():
@@ -43,7 +44,16 @@ def recover_best(output_dir: Path, step: int, sample: str) -> bool:
                 place.rename(best)
                 make_free(output_dir / ".best.tmp")
             return True
+    for place in _places(origin, step):
+        if sample and _is_sample(sample, place):
+            with writing(best):
+                replace_folder(shutil.copytree(place, make_free(output_dir / ".best.tmp")), best)
+            return True
     return False
+
+
+def _places(folder: Path, step: int) -> tuple[Path, Path, Path]:
+    return folder / "best", kept_best(folder, step), folder / ".best.old"
 
 
 def _is_sample(sample: str, place: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Where an evaluation writes; and what it may neither replace there, nor score."""
+"""Where an evaluation writes, and what it may not replace there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ft.config import EvalConfig
 from ft.data.sources import Source
 from ft.errors import UserError
 from ft.output import lock_output_dir, release_output_dir
-from ft.pretrained import of_training
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
@@ -88,50 +86,3 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         release_output_dir(lock)
-
-
-def check_unseen(options: EvalConfig, data: Any, split: str) -> list[str]:
-    """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
-    has set them aside: the model may have learned most of them. Returns what to tell the user where that
-    cannot be known."""
-    known, now = of_training(options).get("draw"), data.draw(options)
-    if not data.was_set_aside(split):
-        learned = of_training(options).get("sources", {}).get("train")
-        if split != "train" and data.sources.get(split) == learned:
-            return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
-        if split != "validation" and fitted_on(options, data, split):
-            return [
-                f"WARNING {split}: these are the validation rows of the training: what was chosen by them "
-                "(the best model, its temperature, its thresholds) fits them better than other rows"
-            ]
-        return []
-    if not known:
-        return [
-            f"the {split} rows are set aside from the training rows; nothing beside the model says which of "
-            "them it was trained on, so these may be rows that it has learned"
-        ]
-    # Runs of earlier versions say less of it.
-    differing = [name for name in now if name in known and (now[name] or None) != (known[name] or None)]
-    if not differing:
-        return []
-    name, *_ = differing
-    what = {
-        "train": "the training data is not what it was then",
-        "dropped": "other rows are dropped from the training data than then",
-    }.get(name, f"{name} is {_used(now[name])}, and was {_used(known[name])} then")
-    raise UserError(
-        f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
-        "than in training, most of them rows that the model has learned. Put it back, or name the rows to "
-        "score as test_file."
-    )
-
-
-def fitted_on(options: EvalConfig, data: Any, split: str) -> bool:
-    """Whether the rows of a split, whatever it is called here, are the validation rows of the training, on
-    which it fitted the temperature."""
-    known = of_training(options).get("sources", {}).get("validation")
-    return known is not None and data.sources.get(split) == known
-
-
-def _used(value: Any) -> str:
-    return "not used" if value is None else f"{value:g}" if isinstance(value, float | int) else repr(value)

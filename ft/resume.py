@@ -148,8 +148,10 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         held = run.hosts.from_main(lambda: held_in(run.output_dir))
         if held := [name for name in held if name != "checkpoints"]:
             notes.append(f"what another run has left in {run.output_dir} is replaced: {', '.join(held)}")
-    best = progress.best_step
-    if best and not run.hosts.from_main(lambda: recover_best(run.output_dir, best, progress.best_weights)):
+    best, origin = progress.best_step, path.resolve().parent.parent
+    if best and not run.hosts.from_main(
+        lambda: recover_best(run.output_dir, best, progress.best_weights, origin)
+    ):
         notes.append(f"best/ of update {best} is not in {run.output_dir}: chosen anew")
         progress.best_step, progress.best_metric, progress.best_weights = 0, None, ""
         progress.best_values = {}

@@ -41,6 +41,7 @@ from ft.tasks.base import Task
 from ft.throughput import Clock, Throughput
 from ft.tracking import Tracker, scalars, to_json
 from ft.train_loss import TrainLoss
+from ft.unseen import learned_before
 from ft.watchdog import Watchdog
 from ft.words import with_all_words
 
@@ -126,7 +127,7 @@ class Run:
         self.hosts.from_main(lambda: read_slice_columns(config, data))
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group["name"] for group in optimizer.param_groups]
-        notes += self._load_metrics()
+        notes += [*self._load_metrics(), *learned_before(config, data)]
         if "validation" not in data.splits and config.eval_strategy != "no":
             none = "no validation rows (validation_split_percentage: 0)"
             config.check_validated(f"there are {none}")

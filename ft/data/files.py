@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -148,11 +149,7 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
             raise UserError(f"{path}: is empty; expected a header line with the names of the columns.")
         other = next((mark for mark in ";\t|," if mark in header[0]), None) if len(header) == 1 else None
         if other:
-            raise UserError(
-                f"{path}: line {line}: found one column, {header[0]!r}, expected several, separated by "
-                f"{delimiter!r} and not by {other!r}; save it again"
-                + (", or name it .tsv." if other == "\t" else ".")
-            )
+            raise _separated_otherwise(path, line, header[0], delimiter, other)
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice[:1] == [""]:
             raise UserError(
@@ -171,6 +168,13 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
     return table.replace_schema_metadata({JOINED: f"{path.name}, {joined[0]}{more}"}) if joined else table
 
 
+def _separated_otherwise(path: Path, line: int, header: str, delimiter: str, other: str) -> UserError:
+    return UserError(
+        f"{path}: line {line}: found one column, {header!r}, expected several, separated by {delimiter!r} "
+        f"and not by {other!r}; save it again" + (", or name it .tsv." if other == "\t" else ".")
+    )
+
+
 def _csv_records(
     reader: Any, path: Path, taken: list[str], joined: list[str]
 ) -> Iterator[tuple[int, list[str]]]:
@@ -183,6 +187,10 @@ def _csv_records(
         try:
             fields = next(reader, None)
         except csv.Error as error:
+            # A header of quoted names. (The strict reader wants a separator behind each.)
+            other = re.match(r'\s*"[^"]*"\s*([;\t|,])', taken[0]) if start == 1 else None
+            if other and other[1] != delimiter:
+                raise _separated_otherwise(path, 1, taken[0].strip(), delimiter, other[1]) from None
             lines = f"line {start}" if reader.line_num <= start else f"lines {start} to {reader.line_num}"
             why = str(error).replace("unexpected end of data", "a quoted field is not closed")
             why = why.replace("field larger than", "a quoted field is not closed, or longer than")

@@ -237,7 +237,8 @@ def _build(
     if is_pair and cut.long_text != "truncate":
         raise UserError(
             f"long_text: found {cut.long_text}, but a row has two texts ({', '.join(columns.texts)}), of "
-            "which the longer one is truncated; leave it out, or name one column in text_column_names."
+            "which the longer one is truncated; set long_text: truncate (a model that was trained with "
+            "another brings it along), or name one column in text_column_names."
         )
     if is_pair and _is_glued(tokenizer):
         notes.append(

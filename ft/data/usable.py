@@ -71,6 +71,7 @@ def usable_splits(
             label = columns.label
         else:
             label = _label(options, scoring, raw) if scoring else options.label_column_name
+            notes += _guess_notes(options, scoring, label) if scoring else []
         # Of the split that is scored, or the one that it is set aside from.
         if scoring and split == (splits[0] if splits[0] in sources else "train"):
             used = [*texts, *filter(None, [label])]
@@ -195,6 +196,16 @@ def _label(options: DataOptions, scoring: Scoring, raw: pa.Table) -> str | None:
     seems to be, if anything."""
     known = scoring.label if scoring.label in raw.column_names else None
     return options.label_column_name or known or guess_label(raw)
+
+
+def _guess_notes(options: DataOptions, scoring: Scoring, label: str | None) -> list[str]:
+    """What to tell the user of a label column that nobody named."""
+    if not scoring.label or label in (scoring.label, options.label_column_name):
+        return []
+    return [
+        f"WARNING label_column_name: the model was trained on the column {scoring.label!r}, which the data "
+        f"lacks, and is scored by {label!r}; name the column, or {scoring.label!r} to predict only"
+    ]
 
 
 def _unused_note(columns: Columns, others: list[str]) -> str:

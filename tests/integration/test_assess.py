@@ -306,6 +306,32 @@ def test_test_rows_that_the_model_was_trained_on_are_said(tiny_model, tmp_path, 
         assert (said in capsys.readouterr().out) == (name == "copy.csv")
 
 
+def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_has_learned(
+    tiny_model, tmp_path, capsys
+):
+    rows = make_rows(80)
+    path = write_csv(tmp_path / "all.csv", rows)
+    words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(model_name_or_path=tiny_model, **words, output_dir=tmp_path / "run") == EXIT_DONE
+    words["model_name_or_path"] = tmp_path / "run/best"
+
+    def warned(name, **more):
+        capsys.readouterr()
+        assert train_here(**words | more, output_dir=tmp_path / name) == EXIT_DONE
+        said = capsys.readouterr().out.splitlines()
+        return [line for line in said if "note: WARNING" in line and "the model in" in line]
+
+    assert warned("same") == []  # the same rows are set aside
+    (line,) = warned("otherwise", validation_split_percentage=30, test_split_percentage=10)
+    assert "validation and test: set aside" in line and "percentage is 30, and was 10 then" in line
+    (line,) = warned("mended", train_file=write_csv(tmp_path / "mended.csv", rows[1:]))
+    assert "training data is not what it was then" in line and "as validation_file" in line
+    (line,) = warned("backward", train_file=write_csv(tmp_path / "new.csv", rows[:40]), validation_file=path)
+    assert "validation: these are the rows of the data that the model in" in line
+    renamed = [{"review": row["text"], "label": row["label"]} for row in rows]  # of something else, it seems
+    assert warned("other", train_file=write_csv(tmp_path / "other.csv", renamed)) == []
+
+
 def test_test_rows_that_the_model_was_chosen_by_are_said_and_its_temperature_is_no_news(
     tiny_model, tmp_path, capsys
 ):

@@ -82,6 +82,11 @@ FILES = {
     "text behind a quote": ("t.csv", (HEADER + '"well" said,good\n' + ROWS).encode(), ["line 2", "quote"]),
     "NUL bytes": ("t.csv", (HEADER + ROWS).encode() + b"a\0b,good\n", ["line 22", "NUL"]),
     "another delimiter": ("t.csv", ROWS.replace(",", ";").encode(), ["line 1", "one column", "','", "';'"]),
+    "another delimiter, quoted": (
+        "t.csv",
+        b'"text";"label"\n"a; b";"good"\n',
+        ["line 1", "one column", "separated by ','", "not by ';'"],
+    ),
     "tabs in a csv": (
         "t.csv",
         (HEADER + ROWS).replace(",", "\t").encode(),

@@ -188,16 +188,36 @@ def test_stopped_while_the_best_model_scores_the_test_rows_a_run_saves_the_last_
     assert same_bits(whole / "final", tmp_path / "other/final")
 
 
-def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(config, whole, tmp_path, capsys):
+@pytest.fixture
+def without_best(whole, tmp_path):
+    """A copy of its checkpoints alone."""
+    shutil.copytree(whole / "checkpoints", tmp_path / "copied/checkpoints")
+    return tmp_path / "copied"
+
+
+def test_a_checkpoint_that_is_taken_up_elsewhere_takes_the_best_model_along(config, whole, tmp_path, capsys):
     words = {**config, "output_dir": tmp_path / "other"}
     assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000028") == 0
+    assert "chosen anew" not in capsys.readouterr().out
+    assert same_bits(whole / "best", tmp_path / "other/best")
+    results = json.loads((tmp_path / "other/results.json").read_text())
+    assert results["best/step"] == 20 and not list((tmp_path / "other").glob(".best*"))
+
+
+def test_a_best_model_that_did_not_come_along_is_chosen_anew_and_it_is_said(
+    config, without_best, tmp_path, capsys
+):
+    words = {**config, "output_dir": tmp_path / "other"}
+    assert train_here(**words, resume_from_checkpoint=without_best / "checkpoints/step-00000028") == 0
     assert "best/ of update 20 is not in" in capsys.readouterr().out
     results = json.loads((tmp_path / "other/results.json").read_text())
     assert results["best/step"] == 30 and same_bits(tmp_path / "other/best", tmp_path / "other/final")
 
 
-def test_a_finished_run_whose_best_did_not_come_along_is_weighed_as_it_ends(config, whole, tmp_path, capsys):
-    assert train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=whole) == 0
+def test_a_finished_run_whose_best_did_not_come_along_is_weighed_as_it_ends(
+    config, without_best, tmp_path, capsys
+):
+    assert train_here(**{**config, "output_dir": tmp_path / "new"}, resume_from_checkpoint=without_best) == 0
     assert "the best model was not found again, so best/ is the model of the last" in capsys.readouterr().out
     results = json.loads((tmp_path / "new/results.json").read_text())
     assert results["best/step"] == 30 and results["best/accuracy"] == results["eval/accuracy"]

@@ -34,7 +34,7 @@ FLOORS = [
         "ft.tasks.text_classification.single_label ft.data.usable ft.pretrained ft.words",
         "ft.tasks.text_classification",
         "ft.data.loader ft.data.prepare ft.tasks ft.attempts",
-        "ft.evaluation ft.evaluation_place ft.model ft.report ft.data.slices",
+        "ft.evaluation ft.evaluation_place ft.model ft.report ft.data.slices ft.unseen",
         "ft.resume ft.saver ft.assess ft.dashboard ft.predict ft.page.audit ft.card ft.push",
         "ft.page",
         "ft.finish",

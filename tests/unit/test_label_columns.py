@@ -287,13 +287,19 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
             Prepared(tokenizer, train_file=train, **{f"{split}_file": other})
 
 
+def test_labels_that_differ_in_case_alone_are_said(made):
+    said = "WARNING labels: 'Good' and 'good' differ in case alone, and are different labels"
+    for labels, options in ((["Good", "good", "bad"], {}), ([["Good"], ["good", "bad"], ["bad"]], {})):
+        prepared = made(labels * 2, "csv" if isinstance(labels[0], str) else "jsonl", **options)
+        assert said in prepared.notes
+    assert not any("in case alone" in note for note in made(["Good", "bad"] * 2, "csv").notes)
+
+
 @pytest.mark.parametrize("known", [["LABEL_0", "LABEL_1"], ["NEGATIVE", "POSITIVE"]])
 def test_of_a_model_made_elsewhere_the_labels_may_be_renamed(made, known):
     task = TextClassification(problem_type=SINGLE)
     task.load_state({"problem_type": SINGLE, "label_names": known})
-    with pytest.raises(
-        UserError, match=rf"'negative'.*one of {known[0]}.*id2label and label2id in its config"
-    ):
+    with pytest.raises(UserError, match=rf"'negative'.*one of {known[0]}.*id2label and label2id"):
         made(["negative", "positive"], task=task)
 
 

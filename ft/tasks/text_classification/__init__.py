@@ -167,11 +167,11 @@ class TextClassification(Task):
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             path, config=model_config, output_loading_info=True, **options
         )
+        missing = {*loaded["missing_keys"]}
         mismatched = {name for name, *_ in loaded["mismatched_keys"]}
-        new = {*loaded["missing_keys"], *mismatched}
-        self.kind.head_loaded(model, new)
+        self.kind.head_loaded(model, missing | mismatched)
         if self.kind.problem_type != REGRESSION:
-            notes += settle_head(model, trained_for, self.label_names, new)
+            notes += settle_head(model, trained_for, self.label_names, missing, mismatched)
         return model, loaded
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:

@@ -102,17 +102,30 @@ def numbers_of(
     unknown = np.flatnonzero(np.asarray(pc.is_null(numbers)))
     if len(unknown):
         odd, where = names.take(unknown).to_pylist(), describe_rows(np.unique(rows[unknown]))
-        # Of a model that was not trained here, or on names in another case.
-        is_foreign = all(re.fullmatch("LABEL_[0-9]+", name) for name in label_names)
-        is_near = {name.casefold() for name in odd} & {name.casefold() for name in label_names}
-        hint = " Or rename the model's labels: id2label and label2id in its config.json."
+        hint = ""
+        if all(re.fullmatch("LABEL_[0-9]+", name) for name in label_names):  # a model that has no names
+            hint = " Or rename the model's labels: id2label and label2id in its config.json."
+        elif {name.casefold() for name in odd} & {name.casefold() for name in label_names}:
+            hint = " (Case counts. A model's own names are in its config.json: id2label and label2id.)"
         raise UserError(
             f"{split} data: the label column {field.name!r}: {where}: found the label {describe_values(odd)}"
             f", which training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
             f"{', ...' if len(label_names) > 20 else ''}. Mend the label, or add training rows that have it."
-            f"{hint if is_foreign or is_near else ''}"
+            f"{hint}"
         )
     return np.asarray(numbers).astype(np.int32)
+
+
+def case_twins(names: Sequence[str]) -> list[str]:
+    """What to tell the user of labels that differ in case alone, as a slip of the hand would have it."""
+    twins: dict[str, list[str]] = {}
+    for name in names:
+        twins.setdefault(name.casefold(), []).append(name)
+    found = [" and ".join(map(repr, some)) for some in twins.values() if len(some) > 1]
+    if not found:
+        return []
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return [f"WARNING labels: {', '.join(found[:3])}{more} differ in case alone, and are different labels"]
 
 
 def joined_by(names: Sequence[str]) -> str | None:

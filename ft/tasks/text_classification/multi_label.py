@@ -9,7 +9,7 @@ import numpy as np
 from ft.errors import UserError
 from ft.metrics import AT_HALF, MULTILABEL_METRICS, multilabel_metrics, sigmoid
 from ft.tasks.text_classification.kind import Kind, output_layer
-from ft.tasks.text_classification.labels import MULTI, in_order, name_lists_of, numbers_of
+from ft.tasks.text_classification.labels import MULTI, case_twins, in_order, name_lists_of, numbers_of
 from ft.tasks.text_classification.losses import binary_cross_entropy
 from ft.tasks.text_classification.thresholds import DEFAULT, choose_thresholds
 from ft.tasks.text_classification.weights import Weights, described, label_weights
@@ -71,7 +71,10 @@ class MultiLabel(Kind):
                 f"label_column_name: every row of the training column {field.name!r} has {what}; there is "
                 "nothing to tell apart."
             )
-        return [f"{repeated:,} labels stand twice in their row, and count once"] if repeated else []
+        notes = case_twins(self.label_names)
+        return (
+            [*notes, f"{repeated:,} labels stand twice in their row, and count once"] if repeated else notes
+        )
 
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None

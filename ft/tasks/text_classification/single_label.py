@@ -9,7 +9,15 @@ import numpy as np
 from ft.errors import UserError
 from ft.metrics import CLASSIFICATION_METRICS, classification_metrics, softmax
 from ft.tasks.text_classification.kind import Kind
-from ft.tasks.text_classification.labels import SINGLE, WHOLE, in_order, joined_by, names_of, numbers_of
+from ft.tasks.text_classification.labels import (
+    SINGLE,
+    WHOLE,
+    case_twins,
+    in_order,
+    joined_by,
+    names_of,
+    numbers_of,
+)
 from ft.tasks.text_classification.losses import cross_entropy
 from ft.tasks.text_classification.weights import Weights, described, label_weights
 
@@ -56,12 +64,14 @@ class SingleLabel(Kind):
                 f"({found[0]!r}); there is nothing to tell apart. Expected at least two."
             )
         self.label_names = in_order(found, names)
+        notes = case_twins(self.label_names)
         delimiter = None if names else joined_by(found)
         if delimiter is None:
-            return []
+            return notes
         return [
+            *notes,
             f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
-            f"{delimiter!r} would learn them one by one"
+            f"{delimiter!r} would learn them one by one",
         ]
 
     def encode(

@@ -1,0 +1,94 @@
+"""Rows that a model has learned or was chosen by: what an evaluation may not score, and a second training is
+to know of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ft.config import Config, EvalConfig
+from ft.errors import UserError
+from ft.pretrained import of_training, training_columns
+
+if TYPE_CHECKING:
+    from ft.data.prepare import Data
+
+
+def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
+    """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
+    has set them aside: the model may have learned most of them. Returns what to tell the user where that
+    cannot be known."""
+    if not data.was_set_aside(split):
+        if split != "train" and _is_learned(options, data, split):
+            return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
+        if split != "validation" and fitted_on(options, data, split):
+            return [
+                f"WARNING {split}: these are the validation rows of the training: what was chosen by them "
+                "(the best model, its temperature, its thresholds) fits them better than other rows"
+            ]
+        return []
+    if not of_training(options).get("draw"):
+        return [
+            f"the {split} rows are set aside from the training rows; nothing beside the model says which of "
+            "them it was trained on, so these may be rows that it has learned"
+        ]
+    if what := _drawn_otherwise(options, data):
+        raise UserError(
+            f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
+            "than in training, most of them rows that the model has learned. Put it back, or name the rows "
+            "to score as test_file."
+        )
+    return []
+
+
+def learned_before(config: Config, data: Data) -> list[str]:
+    """What to tell the user whose training begins with a model of an earlier one, in best/ or final/ of its
+    run, where the validation or test rows may be rows that this has learned: their results would be too
+    good, and so would be what is chosen by them."""
+    splits = [split for split in data.splits if split != "train"]
+    drawn = [split for split in splits if data.was_set_aside(split)]
+    notes = [
+        f"WARNING {split}: these are the rows of the data that the model in {config.model_name_or_path} was "
+        "trained on"
+        for split in splits
+        if split not in drawn and _is_learned(config, data, split)
+    ]
+    is_alike = training_columns(config) == (data.columns.texts, data.columns.label)
+    if drawn and is_alike and (what := _drawn_otherwise(config, data)):
+        notes.append(
+            f"WARNING {' and '.join(drawn)}: set aside from the training rows, but {what}, when the model in "
+            f"{config.model_name_or_path} was trained: where that was on rows of these, most of those that "
+            "are set aside now are rows that it has learned, and the results too good. Name the rows that "
+            f"were set aside then as {' and '.join(f'{split}_file' for split in drawn)}"
+        )
+    return notes
+
+
+def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:
+    """Whether the rows of a split, whatever it is called here, are the validation rows of the training, on
+    which it fitted the temperature."""
+    known = of_training(options).get("sources", {}).get("validation")
+    return known is not None and data.sources.get(split) == known
+
+
+def _is_learned(options: Config | EvalConfig, data: Data, split: str) -> bool:
+    known = of_training(options).get("sources", {}).get("train")
+    return known is not None and data.sources.get(split) == known
+
+
+def _drawn_otherwise(options: Config | EvalConfig, data: Data) -> str | None:
+    """Why other rows are set aside from the training rows than those that the model's training has set
+    aside; None where they are the same, or nothing is known of them."""
+    known, now = of_training(options).get("draw", {}), data.draw(options)
+    # Runs of earlier versions say less of it.
+    differing = [name for name in now if name in known and (now[name] or None) != (known[name] or None)]
+    if not differing:
+        return None
+    name, *_ = differing
+    return {
+        "train": "the training data is not what it was then",
+        "dropped": "other rows are dropped from the training data than then",
+    }.get(name, f"{name} is {_used(now[name])}, and was {_used(known[name])} then")
+
+
+def _used(value: Any) -> str:
+    return "not used" if value is None else f"{value:g}" if isinstance(value, float | int) else repr(value)
