@@ -4,6 +4,7 @@
 Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
 results.json, report.html and the predictions to output_dir; where no row has a label, predictions alone."""
 
+from functools import partial
 from pathlib import Path
 
 from ft.cli import parse
@@ -64,11 +65,9 @@ def score(config: EvalConfig) -> int:
     if config.suspected_label_errors:
         check_cleanlab()
 
-    def bar(**options):  # noqa: ANN003, ANN202
-        return progress_bar(accelerator.is_local_main_process, leave=False, **options)
-
+    bar = partial(progress_bar, accelerator.is_local_main_process, leave=False)
     scoring = Scoring(*training_columns(config), config.id_column_name)
-    data = prepare_data(config, task, tokenizer, max_length, bar, (split,), scoring, sources)
+    data = prepare_data(config, task, tokenizer, max_length, bar, split, scoring, sources)
     hosts.check_same({"data": data.fingerprint})
     notes += check_unseen(config, data, split)
     check_tokens(model, tokenizer, data.splits)
@@ -90,7 +89,7 @@ def score(config: EvalConfig) -> int:
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
         results["sources"] = data.sources
-        found = assess(config, task, data, split, result, fitted_on=fitted_on(config, data, split))
+        found = assess(task, data, split, result, fitted_on=fitted_on(config, data, split))
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         predicted = prediction_lines(rows, data.columns, task, result.scores)

@@ -85,7 +85,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     attempts = Attempts(accelerator, optimizer, model)
     model.train()
     for _epoch in run.epochs():
-        for micro_batches in run.waited(updates(loader)):
+        for micro_batches in run.throughput.waited(updates(loader)):
             for attempt in attempts.at(micro_batches):
                 with attempt:
                     reseed(config.seed, progress.step, accelerator.process_index)

@@ -12,7 +12,6 @@ import numpy as np
 from ft.analysis.errors import confused_pairs, surest_errors
 from ft.analysis.resampling import RESAMPLES
 from ft.analysis.summary import calibration_summary, interval_numbers, slice_tables
-from ft.config import Config
 from ft.data.prepare import Data
 from ft.data.slices import slice_values
 from ft.evaluation import Evaluation
@@ -26,7 +25,7 @@ LONGEST = 500  # characters of a text there
 
 
 def assess(
-    config: Config, task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES,
+    task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES,
     fitted_on: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -64,6 +65,7 @@ class Run:
         self.folder = OutputDir(config)
         self.hosts = HostGroup(accelerator)
         self.say = self.hosts.say
+        self.bar = partial(progress_bar, accelerator.is_local_main_process, leave=False)
         self.hosts.check_same(of_launch(config, accelerator))
         self.checkpoint, warnings = self.hosts.from_main(self.folder.look)
         for warning in warnings:
@@ -100,10 +102,6 @@ class Run:
         best, known = self.config.best_metric, [*self.task.metric_names(), "loss", *named]
         if best and best not in known:
             raise UserError(f"metric_for_best_model: found {best!r}, expected one of {', '.join(known)}.")
-
-    def bar(self, **options: Any) -> Any:
-        """A progress bar, shown by the main process on a terminal."""
-        return progress_bar(self.accelerator.is_local_main_process, leave=False, **options)
 
     def compare_hosts(self, data: Data, model: Any) -> None:
         """Raise `UserError` on all processes where one has read other data or another model, before any of it
@@ -219,10 +217,6 @@ class Run:
 
     # --- an update
 
-    def waited(self, updates: Iterable[list[Any]]) -> Iterator[list[Any]]:
-        """The updates, as they come; what is known of them before they are made is noted."""
-        return self.throughput.waited(updates)
-
     def count(self, losses: list[torch.Tensor], grad_norm: torch.Tensor, slot: Any) -> None:
         """Note a finished update: the summed losses of its micro-batches on this process, and its true
         weight."""
@@ -234,16 +228,13 @@ class Run:
 
     def due(self, strategy: str, every: int | None) -> bool:
         """Whether it is time to evaluate or to save: at the end of the run, and as the strategy says."""
-        step = self.progress.step
         if strategy == "no":
             return False
         if self.finished():
             return True
-        return (
-            step
-            % (self.sampler.updates_per_epoch if strategy == "epoch" else every or self.config.logging_steps)
-            == 0
-        )
+        if strategy == "epoch":
+            every = self.sampler.updates_per_epoch
+        return self.progress.step % (every or self.config.logging_steps) == 0
 
     def train_seconds(self) -> float:
         """Seconds of all updates, of the starts before this one, too; without evaluations and saves."""
@@ -424,7 +415,7 @@ class Run:
     def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
         """All that results.json has of a scored split. To be called on the main process, which has the
         scores."""
-        return assess(self.config, self.task, self.data, split, result, resamples)
+        return assess(self.task, self.data, split, result, resamples)
 
     def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
         """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the

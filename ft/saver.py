@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,14 @@ class Saver:
         state = copy()
         if not self.hosts.is_main:
             return
-        about = asdict(progress), identity(), total_updates, limit
-        write = partial(_write, flush, self.output_dir, state, *about)
+        known, ours = asdict(progress), identity()  # now: the loop goes on while it is written
+
+        def write() -> None:
+            flush()
+            write_checkpoint(self.output_dir / "checkpoints", state, known, ours, total_updates, limit)
+            # The best models of before the one that it knows are needed no more.
+            forget_bests(self.output_dir, before=known["best_step"])
+
         self._writer.submit(f"output_dir: the checkpoint of update {self.step}", write)
 
     def wait(self) -> None:
@@ -80,12 +85,3 @@ class Saver:
     def _why(self) -> str:
         """What the disk said to the main process, which alone writes: all processes raise the same error."""
         return self.hosts.from_main(lambda: self._writer.last_error)
-
-
-def _write(
-    flush: Callable[[], object], output_dir: Path, state: Any, progress: dict[str, Any], *rest: Any
-) -> None:
-    """Write a checkpoint; the best models of before the one that it knows are needed no more."""
-    flush()
-    write_checkpoint(output_dir / "checkpoints", state, progress, *rest)
-    forget_bests(output_dir, before=progress["best_step"])

@@ -11,14 +11,14 @@ from ft.tasks.text_classification import TextClassification
 class Prepared:
     """The data of some options; `encoded` counts the rows that were encoded for it."""
 
-    def __init__(self, tokenizer, max_length=64, splits=(), task=None, **options):
+    def __init__(self, tokenizer, max_length=64, only=None, task=None, **options):
         self.task = task or TextClassification()
         self.encoded = 0
         options = {
             key: str(value) if key.endswith(("file", "name")) else value for key, value in options.items()
         }
         self.data = prepare_data(
-            DataOptions(**options), self.task, tokenizer, max_length, self.progress, splits
+            DataOptions(**options), self.task, tokenizer, max_length, self.progress, only
         )
         self.notes, self.facts, self.splits = self.data.notes, self.data.facts, self.data.splits
         self.names = self.task.label_names

@@ -71,30 +71,30 @@ def prepare_data(
     tokenizer: Any,
     max_length: int,
     progress: Callable,
-    splits: tuple[str, ...] = (),
+    only: str | None = None,
     scoring: Scoring | None = None,
     sources: dict[str, Source] | None = None,
 ) -> Data:
     """Read, audit and encode the data that the options name, or map what an earlier run has encoded.
 
-    `splits` limits the work to some of them (all: train, validation, test). Without "train" the task must
-    know its targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need
-    no labels. `sources` are what the options name, where they were found already. One process of a machine
-    does the work while the others wait for its lock, not in a collective that could time out. Raises
-    `UserError` for whatever is wrong with the data."""
+    `only` limits the work to one of train, validation and test; where that is not train, the task must know
+    its targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need no
+    labels. `sources` are what the options name, where they were found already. One process of a machine does
+    the work while the others wait for its lock, not in a collective that could time out. Raises `UserError`
+    for whatever is wrong with the data."""
     sources = sources or find_sources(options)
-    if not splits and "train" not in sources:
+    if only is None and "train" not in sources:
         raise UserError(
             f"no training data: found {' and '.join(sources)} only; set train_file or train_split_name."
         )
     prints = fingerprints(sources)
-    folder = cache_root() / _key(options, task, tokenizer, max_length, prints, splits, scoring)
+    folder = cache_root() / _key(options, task, tokenizer, max_length, prints, only, scoring)
     old = _stamp(folder) if options.overwrite_cache else None
     data = None if options.overwrite_cache else _open(folder, task)
     if data is None:
-        about = options, task, tokenizer, max_length, sources, prints, splits, scoring, progress
+        about = options, task, tokenizer, max_length, sources, prints, only, scoring, progress
         data = _built_once(folder, task, old, partial(_build, folder, *about))
-    read = [source for name, source in sources.items() if not splits or name in splits]
+    read = [source for name, source in sources.items() if only in (None, name)]
     data.notes[:0] = [note for source in read for note in source.notes]
     return data
 
@@ -168,13 +168,13 @@ def cache_root() -> Path:
 
 
 def _key(
-    options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, splits: tuple,
+    options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, only: str | None,
     scoring: Scoring | None,
 ) -> str:  # fmt: skip
     """A hash over all that decides the encoding: bytes of the data, tokenizer, options, targets known
     beforehand."""
     chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
-    parts = [CACHE_VERSION, *_identity(tokenizer), max_length, chosen, prints, splits]
+    parts = [CACHE_VERSION, *_identity(tokenizer), max_length, chosen, prints, [only] if only else []]
     parts += [type(task).__name__, task.state(), *([vars(scoring)] if scoring else [])]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:32]
 
@@ -221,11 +221,11 @@ def _build(
     max_length: int,
     sources: dict[str, Source],
     prints: dict[str, str],
-    splits: tuple[str, ...],
+    only: str | None,
     scoring: Scoring | None,
     progress: Callable,
 ) -> None:
-    tables, columns, facts, notes = usable_splits(options, task, sources, splits, scoring)
+    tables, columns, facts, notes = usable_splits(options, task, sources, only, scoring)
     is_pair = len(columns.texts) == 2
     least = tokenizer.num_special_tokens_to_add(pair=is_pair) + len(columns.texts)
     if max_length < least:

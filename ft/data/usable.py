@@ -37,19 +37,17 @@ from ft.tasks.base import Task
 
 
 def usable_splits(
-    options: DataOptions, task: Task, sources: dict[str, Source], splits: tuple[str, ...],
-    scoring: Scoring | None,
-) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:  # fmt: skip
+    options: DataOptions, task: Task, sources: dict[str, Source], only: str | None, scoring: Scoring | None
+) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
     """The usable rows of every split, with the columns row, label (as numbers), the texts and the id; which
     columns those are; what is known of each split; and the notes for the user. A task that does not know its
     targets yet learns them here."""
     read: dict[str, pa.Table] = {}
-    if scoring and splits[0] in sources:
-        split = splits[0]
-        read[split] = sources[split].read()
-        label = _label(options, scoring, read[split])
-        if label is None or not has_labels(read[split], label, task):
-            return _unlabelled(options, scoring, read.pop(split), label, split)
+    if scoring and only in sources:
+        read[only] = sources[only].read()
+        label = _label(options, scoring, read[only])
+        if label is None or not has_labels(read[only], label, task):
+            return _unlabelled(options, scoring, read.pop(only), label, only)
     learns = not task.has_targets
     ids: dict[str, str] = {}
     notes: list[str] = []
@@ -57,11 +55,11 @@ def usable_splits(
     tables: dict[str, pa.Table] = {}
     columns: Columns | None = None
     for split, source in sources.items():
-        if splits == ("test",) and split != "test" and "test" in sources:
+        if only == "test" and split != "test" and "test" in sources:
             continue  # nothing changes a test split that was given; the others may depend on one another
         raw = read.pop(split) if split in read else source.read()
-        if split == "test" and split not in splits and columns and not has_labels(raw, columns.label, task):
-            if not splits:
+        if split == "test" and only != "test" and columns and not has_labels(raw, columns.label, task):
+            if only is None:
                 notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
         notes += joined_rows(raw, split)
@@ -73,7 +71,7 @@ def usable_splits(
             label = _label(options, scoring, raw) if scoring else options.label_column_name
             notes += _guess_notes(options, scoring, label) if scoring else []
         # Of the split that is scored, or the one that it is set aside from.
-        if scoring and split == (splits[0] if splits[0] in sources else "train"):
+        if scoring and split == (only if only in sources else "train"):
             used = [*texts, *filter(None, [label])]
             ids[split] = choose_id(raw, scoring.id, used, split)
         columns = choose_columns(raw, texts, label, split, id_column=ids.get(split, ""))
@@ -102,11 +100,10 @@ def usable_splits(
     _set_aside(options, task, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
     _drop_shared(options, tables, columns, facts, notes)
-    for split in splits:
-        if split not in tables:
-            raise UserError(f"split: the data holds no {split} rows; it has {', '.join(tables)}.")
+    if only is not None and only not in tables:
+        raise UserError(f"split: the data holds no {only} rows; it has {', '.join(tables)}.")
     for split in list(tables):
-        if splits and split not in splits:
+        if only not in (None, split):
             del tables[split]
             continue
         drawn = _sampled(options, split, tables[split].num_rows, notes)

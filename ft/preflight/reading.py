@@ -113,11 +113,10 @@ def _split(
     config: Config, task: Task, source: Source, raw: pa.Table, columns: Columns, findings: Findings
 ) -> ReadSplit:
     name, column, field = source.name, raw[columns.label], raw.schema.field(columns.label)
-    names, known = source.class_names.get(columns.label), name != "train"
+    names = source.class_names.get(columns.label)
     try:
         if name == "train":
             task.choose_kind(column, field, names)
-            known = True
     except UserError as error:
         findings.block("labels", str(error))
     has_kind = bool(task.state())
@@ -126,7 +125,7 @@ def _split(
     labels, unknown = None, []
     targets = column.take(pa.array(keep))
     try:
-        if name == "train" and known and len(keep):
+        if name == "train" and has_kind and len(keep):
             task.learn_targets(targets, field, keep, names)
         if task.has_targets and len(keep):
             encoded = task.encode_targets(targets, field, keep, name, names)

@@ -361,11 +361,11 @@ def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_
     """Where few rows are scored, and few resamples drawn."""
     seen, measured, waited, found = [], [], [], {}
 
-    def slow(config, task, data, split, result, resamples):
+    def slow(task, data, split, result, resamples):
         seen.append((split, len(result.scores), len(data.splits[split])))
         waited.append(resamples / 1000)  # seconds
         if split not in found:  # what the machine takes for it would count as of all resamples, too
-            found[split] = assess(config, task, data, split, result, resamples)
+            found[split] = assess(task, data, split, result, resamples)
         return found[split]
 
     def kept(config, found, *rest):

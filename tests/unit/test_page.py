@@ -86,7 +86,7 @@ def write(folder, tiny_model, label, rows=60, **more):
         if split == "validation":
             task.calibration = task.calibrate(scores, labels)
         scored[split] = Evaluation({"rows": rows, "loss": 0.5, **task.metrics(scores, labels)}, scores)
-        found = assess(config, task, data, split, scored[split])
+        found = assess(task, data, split, scored[split])
         results |= {f"{prefix_of(split)}/{k}": v for k, v in found.items()}
     log = [{"step": n, "train/loss": 1 / n, "train/learning_rate": 1e-5} for n in (1, 2, 3, 4)]
     jsonl(folder / "metrics.jsonl", [*log, {"step": 4, "eval/loss": "NaN"}])

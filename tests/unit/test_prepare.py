@@ -65,7 +65,7 @@ from ft.tasks import build_task
 pool = pa.proxy_memory_pool(pa.default_memory_pool())
 pa.set_memory_pool(pool)
 config = Config(model_name_or_path="-", train_file=sys.argv[1])
-tables, *_ = usable_splits(config, build_task(config), find_sources(config), (), None)
+tables, *_ = usable_splits(config, build_task(config), find_sources(config), None, None)
 print(pool.max_memory() / sum(table["text"].nbytes for table in tables.values()), flush=True)
 os._exit(0)  # the arrays end after their pool
 """
@@ -586,7 +586,7 @@ def test_another_split_can_be_evaluated_where_the_test_split_has_no_labels(
     write_csv(folder / "test.csv", tests)
     task = TextClassification()
     task.load_state({"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]})
-    made = Prepared(tokenizer, dataset_name=folder, splits=(split,), task=task)
+    made = Prepared(tokenizer, dataset_name=folder, only=split, task=task)
     assert set(made.splits) == {split}
 
 
@@ -621,7 +621,7 @@ def test_minus_one_is_known_in_every_type_of_number(kind):
 def test_a_split_can_be_encoded_alone_for_a_model_that_knows_its_labels(tokenizer, reviews):
     task = TextClassification()
     task.load_state({"problem_type": "single_label_classification", "label_names": ["good", "fine", "bad"]})
-    made = Prepared(tokenizer, dataset_name=reviews, splits=("test",), task=task)
+    made = Prepared(tokenizer, dataset_name=reviews, only="test", task=task)
     assert set(made.splits) == {"test"} and made.names == ["good", "fine", "bad"]
     assert made.labels("test") == [row["label"] for row in make_rows(47, seed=2)]
 
