@@ -10,7 +10,7 @@ from pathlib import Path
 from ft.config import EvalConfig
 from ft.data.sources import Source
 from ft.errors import UserError
-from ft.output import lock_output_dir, release_output_dir
+from ft.output import SEEDS, lock_output_dir, release_output_dir
 
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
@@ -26,7 +26,7 @@ def evaluation_folder(output_dir: str, split: str) -> Path:
 
 def _evaluation_folder(output_dir: str, split: str) -> Path:
     folder = Path(output_dir)
-    is_run = any((folder / name).exists() for name in ("metrics.jsonl", "seeds.json"))
+    is_run = any((folder / name).exists() for name in ("metrics.jsonl", SEEDS))
     return folder / f"evaluation-{split}" if is_run else folder
 
 

@@ -17,7 +17,9 @@ import pyarrow as pa
 from ft.data.tables import gather
 from ft.errors import UserError
 
-FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow")
+SEPARATORS = {"csv": ",", "tsv": "\t"}
+TEXT_FORMATS = (*SEPARATORS, "json", "jsonl")
+FORMATS = (*TEXT_FORMATS, "parquet", "arrow")
 LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 TOO_LONG = "holds a whole number of thousands of digits; put it in quotes, as a text."  # Python's limit
@@ -30,7 +32,7 @@ def format_of(path: Path) -> str | None:
     """The format that a file name stands for, with .gz taken off where that makes sense; None for any
     other."""
     parts = path.name.lower().split(".")
-    if len(parts) > 2 and parts[-1] == "gz" and parts[-2] in FORMATS[:4]:
+    if len(parts) > 2 and parts[-1] == "gz" and parts[-2] in TEXT_FORMATS:
         return parts[-2]
     return parts[-1] if len(parts) > 1 and parts[-1] in FORMATS else None
 
@@ -49,9 +51,9 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
             raise UserError(
                 f"{path}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull`."
             )
-        if kind in ("csv", "tsv"):
-            table = _read_csv(path, "\t" if kind == "tsv" else ",", errors)
-        elif kind in ("json", "jsonl"):
+        if kind in SEPARATORS:
+            table = _read_csv(path, SEPARATORS[kind], errors)
+        elif kind in TEXT_FORMATS:
             table = _read_json(path, errors)
         elif kind == "parquet":
             import pyarrow.parquet
@@ -59,12 +61,8 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
             # Not read_table, which takes columns from the names of the folders, as in "lr=1/train.parquet".
             with pyarrow.parquet.ParquetFile(path) as file:
                 table = file.read()
-        elif kind == "arrow":
-            table = _read_arrow(path)
         else:
-            raise UserError(
-                f"{path}: expected a file that ends in {', '.join(FORMATS)} (text formats also in .gz)."
-            )
+            table = _read_arrow(path)
     except UnicodeDecodeError:
         raise UserError(f"{path}: {_not_utf8(path)}; save the file as UTF-8.") from None
     except RecursionError:
@@ -323,19 +321,17 @@ def _read_arrow(path: Path) -> pa.Table:
 
 def _not_utf8(path: Path) -> str:
     """Where the first bytes that are not UTF-8 stand; runs only after a read has failed."""
-    number, line = next(lines_not_utf8(path), (0, b""))
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"line {number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-    return "is not UTF-8"
+    number, error = next(lines_not_utf8(path), (0, None))
+    if error is None:
+        return "is not UTF-8"
+    return f"line {number}: byte {error.start + 1} (0x{error.object[error.start]:02x}) is not UTF-8"
 
 
-def lines_not_utf8(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a text file that are not UTF-8, with their numbers from 1."""
+def lines_not_utf8(path: Path) -> Iterator[tuple[int, UnicodeDecodeError]]:
+    """The numbers, from 1, of the lines of a text file that are not UTF-8, with what is wrong in each."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
-            except UnicodeDecodeError:
-                yield number, line
+            except UnicodeDecodeError as error:
+                yield number, error

@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from ft.data.files import format_of, is_pointer
+from ft.data.files import SEPARATORS, format_of, is_pointer
 from ft.errors import UserError
 from ft.options import DataOptions
 
-SEPARATORS = {"csv": ",", "tsv": "\t"}
 EVALS, TESTS = ("eval", "evaluation"), ("test", "testing")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\..+")  # for years, with a hash behind it
 

@@ -286,15 +286,11 @@ def _load_saved(option: str, path: Path) -> Any:
 
 
 def _from_splits(splits: dict, options: DataOptions, where: str) -> dict[str, Source]:
-    found, used = {}, set()
-    for split, names in _wanted(options).items():
-        name = next((name for name in names if name in splits), None)
-        if name is None:
-            continue
-        used.add(name)
-        found[split] = _from_rows(split, splits[name])
+    there = {split: [n for n in names if n in splits] for split, names in _wanted(options).items()}
+    used = {split: names[0] for split, names in there.items() if names}
+    found = {split: _from_rows(split, splits[name]) for split, name in used.items()}
     _require(found, options, list(splits), where)
-    if left := [name for name in splits if name not in used]:
+    if left := [name for name in splits if name not in used.values()]:
         next(iter(found.values())).notes.append(
             f"dataset_name: splits that are left out: {', '.join(left)} (validation_split_name and "
             "test_split_name choose others)"

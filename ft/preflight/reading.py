@@ -14,7 +14,7 @@ from ft.config import Config, EvalConfig
 from ft.data.audit import chosen, find_bad_rows, has_labels, joined_text
 from ft.data.columns import Columns, choose_columns, plain
 from ft.data.encode import labels_of
-from ft.data.files import format_of, lines_not_utf8, read_table
+from ft.data.files import TEXT_FORMATS, format_of, lines_not_utf8, read_table
 from ft.data.sources import Source, find_sources
 from ft.data.usable import usable_rows
 from ft.errors import UserError
@@ -22,7 +22,6 @@ from ft.preflight.findings import Findings
 from ft.preflight.rows import EXAMPLES, Rows
 from ft.tasks.base import Task
 
-TEXT_FORMATS = ("csv", "tsv", "json", "jsonl")
 MOST_VALUES = 1000  # different labels that are tried one by one
 
 

@@ -353,10 +353,6 @@ def test_a_long_json_array_that_is_not_utf8(tmp_path):
     assert "is not UTF-8; save the file as UTF-8" in refused(path)
 
 
-def test_another_kind_of_file_lists_those_that_are_read(tmp_path):
-    assert "csv, tsv, json, jsonl, parquet, arrow" in refused(write(tmp_path / "a.xlsx", "x"))
-
-
 # --- size
 
 

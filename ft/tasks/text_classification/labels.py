@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ft.data.audit import describe_rows, describe_values
-from ft.data.columns import is_list
+from ft.data.columns import is_list, is_string
 from ft.data.tables import is_mixed
 from ft.errors import UserError
 
@@ -276,11 +276,7 @@ def _flat_names(flat: pa.Array, rows: np.ndarray, where: str, names: list[str] |
         return _class_names(flat, names, rows, where).combine_chunks()
     if pa.types.is_boolean(flat.type):
         return pc.if_else(flat, "true", "false").cast(pa.large_string())
-    if (
-        pa.types.is_string(flat.type)
-        or pa.types.is_large_string(flat.type)
-        or pa.types.is_string_view(flat.type)
-    ):
+    if is_string(flat.type):
         return pc.utf8_trim_whitespace(flat.cast(pa.large_string()))
     if pa.types.is_integer(flat.type):
         return flat.cast(pa.large_string())
