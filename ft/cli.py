@@ -23,7 +23,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from ft.config import Config
-from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, printable
+from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError, print_error
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 YAML = (".yaml", ".yml")
@@ -69,8 +69,7 @@ def parse(
             sys.exit(EXIT_DONE)
         config.check()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(printable(f"error: {error}"), file=sys.stderr)
+        print_error(str(error))
         sys.exit(EXIT_USER_ERROR)
     return config
 

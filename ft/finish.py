@@ -17,7 +17,8 @@ from ft.output import write_whole
 from ft.page import write_page
 from ft.push import check_hub, push
 from ft.report import draw_training, end_summary
-from ft.tracking import scalars, to_json
+from ft.tracking import to_json
+from ft.values import scalars
 from ft.words import count_parameters
 
 if TYPE_CHECKING:

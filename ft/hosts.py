@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ft.errors import UserError, tell
+from ft.errors import UserError, first_line, tell
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,5 +87,5 @@ def _host_group() -> Any:
     except RuntimeError as error:
         raise UserError(
             "the hosts cannot reach each other by the network that gloo chose: set GLOO_SOCKET_IFNAME to the "
-            f"interface that joins them (eth0, ib0). It said: {str(error).splitlines()[0]}"
+            f"interface that joins them (eth0, ib0). It said: {first_line(error)}"
         ) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ft.durable import flush
-from ft.errors import UserError
+from ft.errors import UserError, first_line
 from ft.layers import head_names
 from ft.values import is_installed
 
@@ -60,7 +60,7 @@ def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set
         found = f"found {', '.join(targets)}" if targets else f"peft has none for a {type(model).__name__}"
         raise UserError(
             f"lora_target_modules: {found}; expected {ALL_LINEAR}, or some of {known} "
-            f"({str(error).splitlines()[0][:200]})"
+            f"({first_line(error)[:200]})"
         ) from None
     for name, parameter in model.named_parameters():
         if name in trained:

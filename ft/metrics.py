@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ft.errors import UserError
+from ft.analysis.statistics import ratio
+from ft.errors import UserError, first_line
+from ft.values import scalars
 
 # The numbers; greater is better for each of them.
 CLASSIFICATION_METRICS = (
@@ -115,7 +117,7 @@ def _at(predicted: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], li
 
     def scores(axis: int | None) -> list[np.ndarray]:
         right, said, true = (part.sum(axis=axis) for part in (hits, predicted, labels))
-        return [_share(right, said), _share(right, true), _share(2 * right, said + true)]
+        return [ratio(right, said), ratio(right, true), ratio(2 * right, said + true)]
 
     micro, each = scores(None), scores(0)
     seen = labels.any(axis=0) | predicted.any(axis=0)
@@ -128,11 +130,6 @@ def _at(predicted: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], li
         "precision_macro": macro[0], "recall_macro": macro[1],
         "subset_accuracy": float((labels == predicted).all(axis=1).mean()),
     }, [*each, labels.sum(axis=0)]  # fmt: skip
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, and 0 where there is no whole."""
-    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 
 
 def regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
@@ -214,10 +211,7 @@ class NamedMetrics:
                     f"expected one of {', '.join(ours)}, a metric of `evaluate`, or a folder with one."
                 )
             self.metrics[key] = metric
-            given = self._of_evaluate(key, metric, *_trial(style, count))
-            self._numbers += [
-                k for k, value in given.items() if value is None or isinstance(value, int | float)
-            ]
+            self._numbers += scalars(self._of_evaluate(key, metric, *_trial(style, count)))
 
     def keys(self) -> list[str]:
         """The names of the numbers that `compute` gives; a metric of `evaluate` names its own."""
@@ -288,7 +282,4 @@ def _load(name: str, style: str) -> tuple[Any, str]:
         config = "multilabel" if style == "labels" else None
         return evaluate.load(name, config, experiment_id=f"ft-{os.getpid()}"), ""
     except Exception as error:  # the hub client raises many unrelated types
-        return (
-            None,
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error) else ''}",
-        )
+        return None, f"{type(error).__name__}: {first_line(error)[:120]}"

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from ft.best import forget_bests
 from ft.checkpoint import checkpoints_in, find_checkpoint
 from ft.config import Config
-from ft.errors import UserError, writing
+from ft.errors import UserError, unwritten, writing
 from ft.options import RunOptions
 
 LEAVES = (
@@ -242,7 +242,7 @@ def lock_output_dir(folder: Path) -> FileLock:
             "folder."
         ) from None
     except OSError as error:
-        raise UserError(f"output_dir: {str(folder)!r} cannot be written: {error.strerror}.") from None
+        raise unwritten(folder, error) from None
 
 
 class OutputDir:

@@ -19,7 +19,7 @@ from ft.best import kept_best, weights_sample
 from ft.card import model_card
 from ft.checkpoint import Progress
 from ft.cli import dump
-from ft.config import Config, parse_duration
+from ft.config import Config
 from ft.data.loader import PlanSampler, build_evaluation_loader
 from ft.data.prepare import Data
 from ft.data.slices import read_slice_columns
@@ -40,9 +40,10 @@ from ft.sharded import is_sharded, whole_state
 from ft.signals import StopSignals
 from ft.tasks.base import Task
 from ft.throughput import Clock, Throughput
-from ft.tracking import Tracker, scalars, to_json
+from ft.tracking import Tracker, to_json
 from ft.train_loss import TrainLoss
 from ft.unseen import learned_before
+from ft.values import parse_duration, scalars
 from ft.watchdog import Watchdog
 from ft.words import with_all_words
 

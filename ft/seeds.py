@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.cli import dump
-from ft.config import Config, parse_duration
+from ft.config import Config
 from ft.data.sources import find_sources, fingerprints
 from ft.errors import EXIT_DONE, Stopped, UserError
 from ft.hosts import HostGroup
@@ -36,7 +36,7 @@ from ft.resume import of_launch
 from ft.runtime import STARTED, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
-from ft.values import short
+from ft.values import parse_duration, short
 from ft.wandb_run import group_runs
 
 SUMMARISED = ("eval/", "test/", "best/")

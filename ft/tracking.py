@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from ft import wandb_run
 from ft.config import Config
+from ft.durable import write_flushed
 from ft.errors import UserError, first_line, tell, unwritten, writing
-from ft.values import is_installed
+from ft.values import is_installed, scalars
 from ft.wandb_run import PROJECT, Artifact, Chart
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
-MODULES = {"wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
 ANSWER_SECONDS = 60.0
 
 
@@ -35,18 +35,13 @@ def choose_trackers(names: list[str]) -> list[str]:
     """The trackers that report_to names: "all" stands for those that are installed, "none" for no one."""
     chosen = [name for name in dict.fromkeys(names) if name not in ("none", "all")]
     for name in chosen:
-        if name not in MODULES:
-            raise UserError(f"report_to: found {name!r}, expected {', '.join(MODULES)}, none or all.")
-        if not is_installed(MODULES[name]):
+        if name not in STARTS:
+            raise UserError(f"report_to: found {name!r}, expected {', '.join(STARTS)}, none or all.")
+        if not is_installed(name):
             raise UserError(f"report_to: {name} is not installed; pip install '.[{name}]', or leave it out.")
     if "all" in names:
-        return [name for name, module in MODULES.items() if is_installed(module)]
+        return [name for name in STARTS if is_installed(name)]
     return chosen
-
-
-def scalars(values: dict[str, Any]) -> dict[str, Any]:
-    """The numbers among some metrics; tables stay behind."""
-    return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -152,21 +147,21 @@ class Tracker:
         self._file.close()
         for tracker in list(self.accelerator.trackers):
             try:
-                if tracker.name == "wandb" and summary:
+                if tracker.name != "wandb":
+                    _in_time(tracker.finish)
+                    continue
+                if summary:
                     numbers = {**scalars(summary), **self._bests()}
                     _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
                     self._add("charts", partial(_show, tracker.tracker, numbers, charts))
                     # In its own time: of a large model, hashes and upload take long.
                     self._add("artifacts", partial(wandb_run.keep, tracker.tracker, artifacts=artifacts))
-                elif tracker.name == "wandb":
-                    _in_time(partial(wandb_run.stop, tracker.tracker), _upload_seconds())
-                if tracker.name != "wandb":
-                    _in_time(tracker.finish)
                 else:
-                    _in_time(tracker.finish, _upload_seconds())  # of what is left
-                    # Its service writes the last rows a moment later, which a process that leaves by os._exit
-                    # would cut short.
-                    _in_time(sys.modules["wandb"].teardown)
+                    _in_time(partial(wandb_run.stop, tracker.tracker), _upload_seconds())
+                _in_time(tracker.finish, _upload_seconds())  # of what is left
+                # Its service writes the last rows a moment later, which a process that leaves by os._exit
+                # would cut short.
+                _in_time(sys.modules["wandb"].teardown)
             except Exception as error:
                 self._drop(tracker, error)
         self.accelerator.trackers.clear()
@@ -226,10 +221,7 @@ class Tracker:
             kept.pop()  # a crash cut it short
         self.rows = len(kept)
         temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write("".join(kept))
-            file.flush()
-            os.fsync(file.fileno())
+        write_flushed(temporary, "".join(kept))
         temporary.replace(self.path)
 
 
@@ -291,4 +283,5 @@ def _start_trackio(output_dir: Path, start_step: int, name: str, config: dict) -
     return tracker
 
 
+# Under the names of their packages.
 STARTS = {"wandb": wandb_run.start, "tensorboard": _start_tensorboard, "trackio": _start_trackio}

@@ -1,4 +1,4 @@
-"""Values that options take as short texts: names, durations, weights by label."""
+"""Values that options take as short texts: names, durations, weights by label; and metrics as numbers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def is_installed(module: str) -> bool:
     """Whether there is such a module to import. (A folder of its name, such as W&B's, is none.)"""
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None
+
+
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """The numbers among some metrics; tables stay behind."""
+    return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
 def short(value: float, digits: int = 4, sign: str = "") -> str:

@@ -88,8 +88,8 @@ def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) 
     """Metrics of true, predicted and rightly predicted rows of each class: (resamples, classes) each."""
     rows, hits = support.sum(axis=1), right.sum(axis=1)
     seen = (support + guessed > 0).sum(axis=1)
-    precision, recall = _ratio(right, guessed), _ratio(right, support)
-    f1 = _ratio(2 * right, support + guessed)
+    precision, recall = ratio(right, guessed), ratio(right, support)
+    f1 = ratio(2 * right, support + guessed)
     above = hits * rows - (support * guessed).sum(axis=1)
     below = (rows**2 - (support**2).sum(axis=1)) * (rows**2 - (guessed**2).sum(axis=1))
     return {
@@ -98,7 +98,7 @@ def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) 
         "f1_weighted": (f1 * support).sum(axis=1) / rows,
         "precision_macro": precision.sum(axis=1) / seen,
         "recall_macro": recall.sum(axis=1) / seen,
-        "matthews_correlation": _ratio(above, np.sqrt(below)),
+        "matthews_correlation": ratio(above, np.sqrt(below)),
     }
 
 
@@ -114,7 +114,7 @@ def multi_label(predicted: np.ndarray, truth: np.ndarray) -> Sums:
     true, guess = (csr_array(part, dtype=np.float64) for part in np.split(both[first], 2, axis=1))
     right = true * guess
     given, wrong = true.sum(axis=1) + guess.sum(axis=1), (true != guess).sum(axis=1)
-    sample = np.where(given > 0, _ratio(2 * right.sum(axis=1), given), 1.0)
+    sample = np.where(given > 0, ratio(2 * right.sum(axis=1), given), 1.0)
     extra = csr_array(np.stack([np.ones(len(first)), sample, wrong == 0], axis=1))
     return _sums(hstack([true, guess, right, extra]).tocsr(), kind, _label_metrics)
 
@@ -125,13 +125,13 @@ def _label_metrics(sums: np.ndarray) -> Values:
     supports, guesses, hits = (part.sum(axis=1) for part in (support, guessed, right))
     seen = (support + guessed > 0).sum(axis=1)
     return {
-        "f1_micro": _ratio(2 * hits, supports + guesses),
-        "f1_macro": _ratio(_ratio(2 * right, support + guessed).sum(axis=1), seen),
+        "f1_micro": ratio(2 * hits, supports + guesses),
+        "f1_macro": ratio(ratio(2 * right, support + guessed).sum(axis=1), seen),
         "f1_samples": samples / rows,
-        "precision_micro": _ratio(hits, guesses),
-        "recall_micro": _ratio(hits, supports),
-        "precision_macro": _ratio(_ratio(right, guessed).sum(axis=1), seen),
-        "recall_macro": _ratio(_ratio(right, support).sum(axis=1), seen),
+        "precision_micro": ratio(hits, guesses),
+        "recall_micro": ratio(hits, supports),
+        "precision_macro": ratio(ratio(right, guessed).sum(axis=1), seen),
+        "recall_macro": ratio(ratio(right, support).sum(axis=1), seen),
         "subset_accuracy": exact / rows,
     }
 
@@ -157,7 +157,7 @@ def regression(predicted: np.ndarray, truth: np.ndarray) -> Sums:
 # --- arithmetic
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, and 0 where below is 0."""
     return np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=below != 0)
 

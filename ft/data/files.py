@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from ft.data.tables import gather
-from ft.errors import UserError
+from ft.errors import UserError, first_line
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 TEXT_FORMATS = (*SEPARATORS, "json", "jsonl")
@@ -70,7 +70,7 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
     except NOT_GZIP as error:
         raise _broken_gzip(path, error) from None
     except (pa.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         if kind in ("parquet", "arrow") and not getattr(error, "errno", None):
             raise UserError(f"{path}: is not a whole {kind} file: {reason}; make or copy it again.") from None
         raise UserError(f"{path}: cannot be read: {reason}.") from None

@@ -33,12 +33,8 @@ def batch_costs(batches: list[np.ndarray], lengths: np.ndarray, num_processes: i
     """(rounds, 3): the same of an evaluation, in which every process scores one batch at a time; they are
     sorted from long to short, so that the first of a round is the slowest."""
     rounds = batches[::num_processes]
-    longest = np.array([lengths[rows].max() for rows in rounds])
-    return _costs(np.array([len(rows) for rows in rounds]), longest)
-
-
-def _costs(rows: np.ndarray | int, longest: np.ndarray) -> np.ndarray:
-    tokens = np.asarray(rows, np.float64) * longest
+    longest = np.array([lengths[batch].max() for batch in rounds])
+    tokens = np.array([len(batch) for batch in rounds], np.float64) * longest  # in int32 they would overflow
     return np.stack([np.ones_like(tokens), tokens, tokens * longest], axis=-1)
 
 
@@ -62,4 +58,9 @@ def fit(costs: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 def spread(costs: np.ndarray, count: int) -> np.ndarray:
     """The places of `count` of the `costs` (all, 3), from few to many tokens, at even distances of rank."""
     order = np.argsort(costs[:, 1], kind="stable")
-    return order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
+    return order[evenly(len(order), count)]
+
+
+def evenly(length: int, count: int) -> np.ndarray:
+    """`count` of so many places (all, if there are fewer), at even distances from the first to the last."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))

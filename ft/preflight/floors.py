@@ -11,6 +11,7 @@ import numpy as np
 from ft.data.split import sample
 from ft.metrics import classification_metrics, multilabel_metrics, regression_metrics
 from ft.tasks.text_classification.thresholds import choose_thresholds
+from ft.values import scalars
 
 MOST_ROWS = 50_000  # to fit on, and to score; of more, a sample is given
 MOST_TERMS = 50_000
@@ -106,4 +107,4 @@ def _numbers(
         found = multilabel_metrics(predicted, labels, names, choose_thresholds(predicted, labels, False))
     else:
         found = classification_metrics(predicted, labels, names)
-    return {key: value for key, value in found.items() if value is None or isinstance(value, int | float)}
+    return scalars(found)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ft.checkpoint import checkpoints_in
-from ft.config import Config, parse_duration
+from ft.config import Config
 from ft.preflight.costs import fit
 from ft.preflight.findings import Findings
 from ft.preflight.memory import device_bytes, processes_here
 from ft.runtime import STARTED
+from ft.values import parse_duration
 
 if TYPE_CHECKING:
     from ft.preflight.probe import Measured, Probe

@@ -20,7 +20,7 @@ from ft.analysis.resampling import RESAMPLES
 from ft.data.encode import EncodedRows
 from ft.data.plan import Plan, evaluation_batches
 from ft.evaluation import Evaluation
-from ft.preflight.costs import batch_costs, spread, update_costs
+from ft.preflight.costs import batch_costs, evenly, spread, update_costs
 from ft.preflight.memory import peak_device_bytes, peak_host_bytes
 from ft.run import Run
 from ft.sharded import shard
@@ -131,7 +131,7 @@ class Probe(Run):
         batches = evaluation_batches(rows.lengths, most, rows.pieces)
         costs = batch_costs(batches, rows.lengths, processes)
         self.measured.planned_rounds[split] = costs.sum(axis=0)
-        chosen = np.unique(np.linspace(0, len(costs) - 1, min(ROUNDS, len(costs))).round().astype(int))
+        chosen = evenly(len(costs), ROUNDS)
         kept = [batch for place in chosen for batch in batches[place * processes : (place + 1) * processes]]
         rows = self._kept[split] = rows.take(np.concatenate(kept))
         # Of windows, the rows that were kept may fall into other batches than before.

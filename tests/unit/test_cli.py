@@ -10,7 +10,8 @@ import yaml
 from conftest import ROOT, flags
 
 from ft.cli import dump, parse
-from ft.config import Config, EvalConfig, parse_duration
+from ft.config import Config, EvalConfig
+from ft.values import parse_duration
 
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.csv"]
 

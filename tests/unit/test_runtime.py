@@ -94,7 +94,7 @@ def test_the_hugging_face_libraries_count_nothing_and_are_offline_together(offli
 def test_an_evaluation_needs_no_tracker_of_its_run(monkeypatch):
     from accelerate.state import AcceleratorState, GradientState
 
-    monkeypatch.setitem(tracking.MODULES, "wandb", "not_installed_here")
+    monkeypatch.setattr(tracking, "is_installed", lambda name: False)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     assert build_accelerator(EvalConfig(report_to="wandb")).log_with == []
