@@ -73,7 +73,7 @@ def score(config: EvalConfig) -> int:
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:
-        return predict(config, accelerator, task, model, tokenizer, data, split, notes, bar)
+        return predict(config, accelerator, hosts, task, model, tokenizer, data, split, notes, bar)
 
     hosts.from_main(lambda: check_free(config, split))
     named = load_named_metrics(config.metric_names, task, accelerator)

@@ -244,8 +244,8 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
         if saved.get(key) != value:
             raise UserError(
                 f"resume_from_checkpoint: {checkpoint} was made with another {key}: found "
-                f"{saved.get(key)!r}, "
-                f"this run has {value!r}. Resume with the same, or train anew in another output_dir."
+                f"{saved.get(key)!r}, this run has {value!r}. Resume with the same, or train anew in another "
+                "output_dir."
             )
 
 

@@ -13,7 +13,7 @@ from ft.analysis.curves import precision_recall, roc
 from ft.config import Config
 from ft.data.prepare import Data
 from ft.durable import digest
-from ft.evaluation import Evaluation, prefix_of
+from ft.evaluation import Evaluation, found_of, prefix_of
 from ft.metrics import sigmoid, softmax
 from ft.wandb_run import Artifact, Chart
 
@@ -28,8 +28,7 @@ def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Eval
     without `log_texts`."""
     found: dict[str, Chart] = {}
     for split, evaluation in scored.items():
-        prefix, scores, labels = prefix_of(split), evaluation.scores, evaluation.labels
-        of = {key[len(prefix) + 1 :]: v for key, v in results.items() if key.startswith(f"{prefix}/")}
+        of, scores, labels = found_of(results, split), evaluation.scores, evaluation.labels
         drawn: dict[str, Chart] = {}
         if "confusion_matrix" in of:
             drawn["confusion_matrix"] = _confusion(of["confusion_matrix"], list(of["per_class"]), split)
@@ -41,7 +40,7 @@ def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Eval
             drawn["calibration"] = _calibration(of["reliability"], split)
         if config.log_texts and of.get("worst_errors"):
             drawn["worst_errors"] = _errors(of["worst_errors"], split)
-        found |= {f"{prefix}/{name}": chart for name, chart in drawn.items()}
+        found |= {f"{prefix_of(split)}/{name}": chart for name, chart in drawn.items()}
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -153,6 +153,12 @@ def gather_rows(
 def prefix_of(split: str) -> str:
     """What stands before the names of a split's metrics, in results.json and the trackers."""
     return "eval" if split == "validation" else split
+
+
+def found_of(results: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What results.json has of a scored split."""
+    prefix = f"{prefix_of(split)}/"
+    return {key[len(prefix) :]: value for key, value in results.items() if key.startswith(prefix)}
 
 
 def load_named_metrics(names: list[str], task: Task, accelerator: Accelerator) -> NamedMetrics | None:

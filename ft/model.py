@@ -62,10 +62,8 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         raise UserError(f"model_name_or_path: {path!r} cannot be loaded: {why}") from error
     _check_loaded(model, loaded, path, options, notes)
     for part in model.modules():  # T5's decoder has a config of its own
-        if getattr(
-            getattr(part, "config", None), "use_cache", False
-        ):  # for the next token: there is none here
-            part.config.use_cache = False
+        if getattr(getattr(part, "config", None), "use_cache", False):
+            part.config.use_cache = False  # it is for the next token: there is none here
     if options.PURPOSE == "training":
         freeze(model, options.frozen)
         if options.lora_rank is not None:
@@ -100,9 +98,8 @@ def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> 
     holds the token by which BART, T5 and their kin find its end: they refuse any batch that it is in."""
     there = embedded_tokens(model)
     end = model.config.eos_token_id if model.config.is_encoder_decoder else None
-    if not isinstance(end, int) or model.config.model_type.startswith(
-        "t5gemma"
-    ):  # which takes the last token
+    # (T5Gemma takes the last token.)
+    if not isinstance(end, int) or model.config.model_type.startswith("t5gemma"):
         end = None
     for split, rows in splits.items():
         if end is not None:

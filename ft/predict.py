@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, within_memory
 from ft.evaluation_place import clear_evaluation, evaluation_folder, held
-from ft.hosts import HostGroup
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_notes, prediction_lines
 from ft.tasks.base import Task
@@ -26,14 +24,16 @@ from ft.tasks.base import Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ft.hosts import HostGroup
+
 # Enough for batches of rows of like length, few enough to hold the scores of. Not a function of the launch:
 # the same rows make up the same batches, and so get the same scores, on any number of processes.
 CHUNK_ROWS = 16_384
 
 
 def predict(
-    config: EvalConfig, accelerator: Accelerator, task: Task, model: Any, tokenizer: Any, data: Data,
-    split: str, notes: list[str], bar: Callable,
+    config: EvalConfig, accelerator: Accelerator, hosts: HostGroup, task: Task, model: Any, tokenizer: Any,
+    data: Data, split: str, notes: list[str], bar: Callable,
 ) -> int:  # fmt: skip
     """Write the predictions of a split without labels, in the order of its rows; returns the exit code.
 
@@ -48,7 +48,7 @@ def predict(
     if unused:
         notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
     rows = data.splits[split]
-    folder = Path(HostGroup(accelerator).from_main(lambda: str(evaluation_folder(config.output_dir, split))))
+    folder = hosts.from_main(lambda: evaluation_folder(config.output_dir, split))
     dataset = RowDataset(rows, tokenizer)
     sampler = EvaluationSampler(
         dataset, config.per_device_eval_batch_size, accelerator.num_processes, CHUNK_ROWS

@@ -75,9 +75,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
     except Exception as error:
         code = EXIT_CRASH
-        if (
-            type(error).__name__ == "OutOfMemoryError"
-        ):  # torch's; not in an update, which has a message of its own
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; an update has a message of its own
             code = EXIT_USER_ERROR
             print_error(
                 f"out of memory on the device: {first_line(error)} Another process may hold it; a model too "
@@ -225,9 +223,7 @@ def build_accelerator(config: Config) -> Accelerator:
         log_with=None if isinstance(config, EvalConfig) else choose_trackers(config.tracker_names) or None,
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,  # one scheduler step a call, not one for each process
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=1
-        ),  # the loop scales its losses itself
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop scales its losses
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         kwargs_handlers=handlers,
         fsdp_plugin=sharding,
@@ -243,9 +239,8 @@ def build_accelerator(config: Config) -> Accelerator:
     if accelerator.num_processes < asked:
         raise UserError(
             f"the launch asked for {asked} processes, but this one stands alone. On CPUs, use "
-            "accelerate_configs/multi_cpu.yaml (MULTI_GPU with use_cpu, which starts gloo "
-            "processes); on GPUs, "
-            "distributed_type: MULTI_GPU."
+            "accelerate_configs/multi_cpu.yaml (MULTI_GPU with use_cpu, which starts gloo processes); on "
+            "GPUs, distributed_type: MULTI_GPU."
         )
     return accelerator
 
@@ -260,10 +255,8 @@ def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
         config.global_batch_size = bound * steps * num_processes
         note = (
             f"global batch {config.global_batch_size} = {bound} rows x {steps} accumulation steps x "
-            f"{num_processes} "
-            "processes, as per_device_train_batch_size and gradient_accumulation_steps ask; set "
-            "global_batch_size: "
-            f"{config.global_batch_size} to keep it on any launch"
+            f"{num_processes} processes, as per_device_train_batch_size and gradient_accumulation_steps ask; "
+            f"set global_batch_size: {config.global_batch_size} to keep it on any launch"
         )
     elif config.global_batch_size is None:
         config.global_batch_size = DEFAULT_GLOBAL_BATCH_SIZE
@@ -272,11 +265,9 @@ def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
     share = -(-config.global_batch_size // num_processes)
     if bound and steps and -(-share // bound) != steps:
         raise UserError(
-            f"global_batch_size: {config.global_batch_size} on {num_processes} processes in "
-            "micro-batches of at most "
-            f"{bound} rows takes {-(-share // bound)} accumulation steps, but "
-            f"gradient_accumulation_steps is {steps}; "
-            "leave it out: it is derived."
+            f"global_batch_size: {config.global_batch_size} on {num_processes} processes in micro-batches of "
+            f"at most {bound} rows takes {-(-share // bound)} accumulation steps, but "
+            f"gradient_accumulation_steps is {steps}; leave it out: it is derived."
         )
     if steps and not bound:
         config.per_device_train_batch_size = -(-share // steps)

@@ -19,9 +19,7 @@ def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
     """The splits of a repository on the Hub, downloaded or from the cache."""
     try:
         return _load(name, options.dataset_config_name)
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen unrelated types for "not there" and "no network"
+    except Exception as error:  # the hub client has a dozen unrelated types for "not there" and "no network"
         why = " ".join(str(error).split())[:400] or "no reason given"
         raise UserError(
             f"dataset_name: {name!r} is no local folder, and cannot be loaded from the Hub: "

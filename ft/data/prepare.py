@@ -245,9 +245,8 @@ def _build(
             f"WARNING text_column_names: the tokenizer puts nothing between {' and '.join(columns.texts)}: "
             "the model cannot see where the second begins; give both in one column, with words between them"
         )
-    tokenizer = copy.deepcopy(
-        tokenizer
-    )  # encoding sets its truncation, which would be exported with the model
+    # Encoding sets its truncation, which would be exported with the model.
+    tokenizer = copy.deepcopy(tokenizer)
     host = platform.node()
     for left in folder.parent.glob(f"{folder.name}.{host}.*.tmp"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)

@@ -31,9 +31,7 @@ class Source:
     name: str
     files: list[Path]
     read: Callable[[], pa.Table]
-    class_names: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # of ClassLabel columns, lists of them too
+    class_names: dict[str, list[str]] = field(default_factory=dict)  # of ClassLabel columns, or lists of them
     root: Path | None = None  # of a folder of texts, where the names below it are part of the data
     notes: list[str] = field(default_factory=list)  # what the user should know of the files
     identity: str = ""  # stands for the bytes where there are no files

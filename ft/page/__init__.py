@@ -17,7 +17,7 @@ from ft.analysis.calibration import decisions, threshold_curve
 from ft.cli import dump
 from ft.config import Config
 from ft.data.prepare import Data
-from ft.evaluation import Evaluation, prefix_of
+from ft.evaluation import Evaluation, found_of
 from ft.metrics import softmax
 from ft.output import write_whole
 from ft.page import audit
@@ -62,7 +62,7 @@ def page_content(
     """What the template shows, but for the environment. A table or plot that this kind of label lacks is
     empty or not there."""
     plots = Plots()
-    found = {split: _found(results, split) for split in scored}
+    found = {split: found_of(results, split) for split in scored}
     trained = "train/total_steps" in results
     return {
         "name": config.run_name or Path(config.output_dir).resolve().name,
@@ -95,12 +95,6 @@ def _source(config: Config, split: str) -> str:
     """The file or data set that the rows of a split come from: one that was not given is set aside from the
     training rows."""
     return str(getattr(config, f"{split}_file") or config.dataset_name or config.train_file)
-
-
-def _found(results: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """What results.json has of a scored split."""
-    prefix = f"{prefix_of(split)}/"
-    return {key[len(prefix) :]: value for key, value in results.items() if key.startswith(prefix)}
 
 
 def _metrics(found: Mapping[str, dict[str, Any]], headline: list[str]) -> list[dict[str, Any]]:

@@ -41,9 +41,8 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
         resolve_batch_size(resolved, accelerator.num_processes)
     hosts.check_same(of_launch(resolved, accelerator))  # as a run begins, which another host may have
     begun = time.monotonic()
-    report = hosts.from_main(lambda: _audit(config))
+    report, findings = hosts.from_main(lambda: _audit(config))
     waited = time.monotonic() - begun
-    findings = Findings(report.pop("findings"))
     failed = False
     if STOPS_THE_PROBE & findings.blocking_topics():
         findings.warn("not_tried", "nothing was tried or forecast: mend the data or the model first")
@@ -67,13 +66,12 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     return _conclude(config, report, findings)
 
 
-def _audit(config: Config) -> dict[str, Any]:
+def _audit(config: Config) -> tuple[dict[str, Any], Findings]:
     from ft.output import check_output_dir, check_seeds_dir
     from ft.preflight.audit import audit_apart
     from ft.push import check_hub
 
-    report = audit_apart(config)
-    findings = Findings(report["findings"])
+    report, findings = audit_apart(config)
     try:
         if config.num_seeds > 1:
             check_seeds_dir(config)
@@ -90,7 +88,7 @@ def _audit(config: Config) -> dict[str, Any]:
         check_hub(config, create=False)
     except UserError as error:
         findings.block("push_to_hub", str(error))
-    return {**report, "findings": findings.as_json()}
+    return report, findings
 
 
 def _place(config: Config) -> Path:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CUT_SHARE = 0.01  # of the training rows; more is worth a warning
 
 
-def audit_apart(config: Config) -> dict[str, Any]:
+def audit_apart(config: Config) -> tuple[dict[str, Any], Findings]:
     """`audit`, in a process that ends with it. Raises `UserError` where that is killed."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
@@ -42,9 +42,9 @@ def audit_apart(config: Config) -> dict[str, Any]:
             ) from None
 
 
-def audit(config: Config) -> dict[str, Any]:
-    """What is known of the data, as JSON: rows, labels, copies, near_copies, conflicts, tokens, floors, notes
-    and findings. What a fault keeps from being known is left out, and the fault is among the findings."""
+def audit(config: Config) -> tuple[dict[str, Any], Findings]:
+    """What is known of the data, as JSON: rows, labels, copies, near_copies, conflicts, tokens, floors and
+    notes; and what was found wrong. What a fault keeps from being known is left out of the first."""
     from ft.preflight.duplicates import exact_copies, label_conflicts
     from ft.preflight.floors import floors
     from ft.preflight.labels import label_facts
@@ -86,7 +86,7 @@ def audit(config: Config) -> dict[str, Any]:
     is_pair = any(len(split.columns.texts) == 2 for split in read.values())
     _warn(report, findings)
     _warn_of_cuts(report, config, is_pair, findings)
-    return {**report, "findings": findings.as_json()}
+    return report, findings
 
 
 def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:

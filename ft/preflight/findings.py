@@ -23,8 +23,8 @@ class Finding:
 class Findings:
     """The list; the same message stands in it once."""
 
-    def __init__(self, found: list[dict[str, str]] | None = None) -> None:
-        self.all = [Finding(**finding) for finding in found or []]
+    def __init__(self) -> None:
+        self.all: list[Finding] = []
 
     def block(self, topic: str, message: str) -> None:
         """Add what the run cannot start or end with."""
@@ -47,5 +47,5 @@ class Findings:
         return {finding.topic for finding in self.all if finding.level == BLOCKING}
 
     def as_json(self) -> list[dict[str, Any]]:
-        """What the constructor takes."""
+        """For preflight.json."""
         return [asdict(finding) for finding in self.all]

@@ -41,10 +41,10 @@ def audited(data, base_flags):
     """What the audit says of the spoilt copy: its report, and its findings as {topic: messages}."""
 
     def run(**values):
-        report = audit(parse(Config, flags(**{**base_flags, "dataset_name": data, **values})))
+        report, findings = audit(parse(Config, flags(**{**base_flags, "dataset_name": data, **values})))
         topics = {}
-        for finding in report["findings"]:
-            topics.setdefault((finding["level"], finding["topic"]), []).append(finding["message"])
+        for finding in findings.all:
+            topics.setdefault((finding.level, finding.topic), []).append(finding.message)
         return report, topics
 
     return run
