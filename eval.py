@@ -41,7 +41,13 @@ def score(config: EvalConfig) -> int:
     from ft.page import write_page
     from ft.predict import predict
     from ft.prediction_files import PredictionFile
-    from ft.pretrained import load_model_config, load_tokenizer, longest_text, training_columns
+    from ft.pretrained import (
+        load_model_config,
+        load_tokenizer,
+        longest_text,
+        precision_note,
+        training_columns,
+    )
     from ft.report import evaluation_notes, prediction_lines, progress_bar, result_line
     from ft.runtime import build_accelerator
     from ft.tasks import build_task
@@ -69,7 +75,7 @@ def score(config: EvalConfig) -> int:
     scoring = Scoring(*training_columns(config), config.id_column_name)
     data = prepare_data(config, task, tokenizer, max_length, bar, split, scoring, sources)
     hosts.check_same({"data": data.fingerprint})
-    notes += check_unseen(config, data, split)
+    notes += [*check_unseen(config, data, split), *precision_note(config, accelerator.mixed_precision)]
     check_tokens(model, tokenizer, data.splits)
     rows = data.splits[split]
     if rows.labels is None:

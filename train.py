@@ -64,7 +64,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     run.compare_hosts(data, model)
     train_met_words(model, tokenizer, data.tokens, run.hosts)
     exchange_gradients = prepare_for_ddp(model, accelerator, run.hosts)
-    compiled_length = max_length if config.torch_compile else None
+    compiled_length = data.splits["train"].longest if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)
     if config.torch_compile:
         compile_layers(model)

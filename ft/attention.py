@@ -98,17 +98,18 @@ def attend(
     return torch.matmul(probabilities, value).transpose(1, 2).contiguous(), None
 
 
-def install_masks(model: nn.Module) -> None:
+def install_masks(model: nn.Module, is_compiled: bool = False) -> None:
     """Have Transformers read no padding while a model trains. Its mask functions do, to leave out a mask that
     masks nothing, and the host would wait for the device in every update. The loader knows: its batches
     without padding come without a mask, which is left out then (1.06 times at 256 tokens, on a CPU).
 
-    Without one, some models look for padding, to warn of it, and decoders for texts that were packed."""
+    Without one, some models look for padding, to warn of it, and decoders for texts that were packed. A
+    compiled model has a mask in evaluations, too: without one, it would need another program."""
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
 
     for name, function in (("eager", eager_mask), ("sdpa", sdpa_mask), (ATTENTION_NAME, sdpa_mask)):
-        AttentionMaskInterface.register(name, partial(_unread, function))
+        AttentionMaskInterface.register(name, partial(_unread, function, is_compiled))
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             module.warn_if_padding_and_no_attention_mask = _say_nothing  # type: ignore[assignment]
@@ -120,8 +121,10 @@ def _say_nothing(*_: Any) -> None:
     pass
 
 
-def _unread(function: Callable[..., torch.Tensor | None], **options: Any) -> torch.Tensor | None:
-    if torch.is_grad_enabled() and options.get("attention_mask") is not None:
+def _unread(
+    function: Callable[..., torch.Tensor | None], is_compiled: bool, **options: Any
+) -> torch.Tensor | None:
+    if (is_compiled or torch.is_grad_enabled()) and options.get("attention_mask") is not None:
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return function(**options)
 

@@ -306,6 +306,9 @@ class EvalConfig(EvalOptions, Config):
         values = {name: value for name, value in asdict(self).items() if name not in free}
         path = Path(self.model_name_or_path)
         values["model_name_or_path"] = str(path.resolve() if path.exists() else path)
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # of the launch
+        if precision != "no":
+            values["mixed precision"] = precision
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -28,7 +28,7 @@ def key_dropout(
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
     with torch's own dropout the keys are there, but nothing reads them. Raises `UserError` for a dropout that
     keeps nothing."""
-    install_masks(model)
+    install_masks(model, is_compiled=compiled_length is not None)
     if mode == "torch":
         return RowKeys(seed), ["all dropout is torch's (dropout_mode: torch)"]
     rows = RowKeys(seed)

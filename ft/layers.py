@@ -109,7 +109,9 @@ def compile_layers(model: nn.Module) -> None:
     model where no layer is repeated.
 
     A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
-    gradients are ready. Without a mask, a layer would need a second one."""
+    gradients are ready, so that torch need not cut programs into DDP's buckets. Without a mask, a layer would
+    need a second one."""
+    torch._dynamo.config.optimize_ddp = False
     for layer in repeated_layers(model) or [model]:
         layer.compile(dynamic=True)
     always_mask(model)

@@ -59,6 +59,18 @@ def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None
         return (), None
 
 
+def precision_note(options: ModelOptions, precision: str) -> list[str]:
+    """What to tell the user who scores a model of a run in another mixed precision than the run has."""
+    known = of_training(options).get("mixed_precision", precision)
+    if known == precision:
+        return []
+    then, now = ("fp32" if name == "no" else name for name in (known, precision))
+    return [
+        f"WARNING mixed precision: training scored in {then}, this launch scores in {now}; accelerate launch "
+        f"--mixed_precision {known} gives the numbers of training"
+    ]
+
+
 def of_training(options: ModelOptions) -> dict[str, Any]:
     """The environment.json of the run that a model in best/ or final/ is of; empty where there is none."""
     path = local_path(options.model_name_or_path).resolve().parent / "environment.json"

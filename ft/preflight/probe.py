@@ -271,9 +271,12 @@ class Probe(Run):
     def _reload(self) -> bool:
         """Whether the weights that the checkpoint gives are those that it was made of, bit for bit."""
         plain = self.accelerator.unwrap_model(self.model)
-        made_of = {name: shard(tensor).clone() for name, tensor in plain.state_dict().items()}
+        made_of = {name: shard(tensor).to("cpu", copy=True) for name, tensor in plain.state_dict().items()}
+        self.optimizer.state.clear()  # as in a run that is taken up: the device need not hold it twice
         checkpoint.restore(self._checkpoint, self.accelerator, self.model, self.optimizer, self.scheduler)
-        return all(torch.equal(shard(tensor), made_of[name]) for name, tensor in plain.state_dict().items())
+        return all(
+            torch.equal(shard(tensor).cpu(), made_of[name]) for name, tensor in plain.state_dict().items()
+        )
 
     def _of_all(self, value: float) -> list[float]:
         """One number of every process."""

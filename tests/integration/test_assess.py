@@ -332,6 +332,23 @@ def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_
     assert warned("other", train_file=write_csv(tmp_path / "other.csv", renamed)) == []
 
 
+def test_another_precision_than_that_of_training_is_said_and_told_apart(
+    tiny_model, tmp_path, capsys, monkeypatch
+):
+    path = write_csv(tmp_path / "all.csv", make_rows(80))
+    words = {"train_file": path, "max_train_steps": 2, "save_strategy": "no", "output_dir": tmp_path / "run"}
+    assert train_here(model_name_or_path=tiny_model, **words) == EXIT_DONE
+    asked = {"model_name_or_path": tmp_path / "run/best", "train_file": path, "output_dir": tmp_path / "out"}
+    said, marks = "WARNING mixed precision: training scored in fp32, this launch scores in bf16", set()
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        capsys.readouterr()
+        assert score_here(**asked) == EXIT_DONE
+        assert (said in capsys.readouterr().out) == (precision == "bf16")
+        marks.add(results_of(tmp_path / "out")["options"])
+    assert len(marks) == 2  # --compare takes neither for the other
+
+
 def test_test_rows_that_the_model_was_chosen_by_are_said_and_its_temperature_is_no_news(
     tiny_model, tmp_path, capsys
 ):

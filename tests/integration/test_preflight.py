@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import FORK, FORKS, flags, launch, make_rows, train_here, write_csv
 
+import ft.checkpoint
 from ft.assess import assess
 from ft.cli import parse
 from ft.config import Config
@@ -197,6 +198,21 @@ def test_a_fit_config_ends_with_0_and_leaves_a_report_that_no_run_minds(base_fla
     assert len(said.splitlines()) <= 40 and "FORECAST time:" in said and "\nfit (written: " in said
     assert train_here(**base_flags) == EXIT_DONE  # the same output_dir
     assert (out / "results.json").exists() and (out / "preflight.json").exists()
+
+
+def test_a_checkpoint_is_read_back_as_a_run_reads_it_with_one_state_of_the_optimizer(base_flags, monkeypatch):
+    """With two, a run that a device holds would be said not to fit."""
+    states, restore = [], ft.checkpoint.restore
+
+    def restored(path, accelerator, model, optimizer, scheduler):
+        states.append(len(optimizer.state))
+        return restore(path, accelerator, model, optimizer, scheduler)
+
+    monkeypatch.setattr(ft.checkpoint, "restore", restored)
+    assert train_here(**base_flags, preflight="true") == 0
+    assert states == [0]
+    report = json.loads((base_flags["output_dir"] / "preflight.json").read_text())
+    assert report["checkpoint"]["same"]
 
 
 def test_the_preflight_changes_nothing_of_the_run(base_flags, tmp_path):

@@ -1,5 +1,6 @@
 """A whole run: what it leaves, what can be loaded from it, when it evaluates, saves and stops."""
 
+import csv
 import json
 import shutil
 import sysconfig
@@ -27,6 +28,7 @@ from conftest import (
 )
 from safetensors.torch import load_file, save_file
 
+import ft.invariance
 from ft.cli import parse
 from ft.config import Config
 from ft.errors import UserError
@@ -497,8 +499,27 @@ def test_compiling_changes_no_number(base_flags, tmp_path, monkeypatch):
     words = {**base_flags, "max_train_steps": 3, "eval_strategy": "no"}
     assert train_here(**words) == 0 and not used
     assert train_here(**{**words, "output_dir": tmp_path / "compiled"}, torch_compile="true") == 0 and used
+    assert not torch._dynamo.config.optimize_ddp  # which would cut the layers' programs in pieces
     one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / "compiled", "train/loss")
     assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_compiled_model_is_made_for_the_longest_text_of_the_data_and_not_of_the_model(
+    base_flags, tokenizer, monkeypatch
+):
+    """Tables of dropout for 8,192 tokens would take gigabytes, on texts of twenty, too."""
+    asked = []
+
+    def key_dropout(model, mode, seed, compiled_length):
+        asked.append(compiled_length)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ft.invariance, "key_dropout", key_dropout)
+    for compiles in ("true", "false"):
+        with pytest.raises(KeyboardInterrupt):
+            train_here(**base_flags, torch_compile=compiles, overwrite_output_dir="true")
+    texts = [row["text"] for row in csv.DictReader((base_flags["dataset_name"] / "train.csv").open())]
+    assert asked == [max(map(len, tokenizer(texts)["input_ids"])), None]
 
 
 def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):

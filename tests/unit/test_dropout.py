@@ -235,6 +235,10 @@ def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode, m
     assert create_bidirectional_mask(model.config, states, None) is None  # nothing is padded
     with torch.no_grad(), pytest.raises(RuntimeError):  # an evaluation may read, for a faster kernel
         create_bidirectional_mask(model.config, states, ones)
+    if mode == "row_keyed":
+        key_dropout(model, mode, 42, compiled_length=8)
+        with torch.no_grad():  # a compiled one has a mask there, too: without, it would be compiled again
+            assert create_bidirectional_mask(model.config, states, ones).shape == (2, 1, 5, 5)
 
 
 class Small(nn.Module):
