@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from ft.analysis.summary import metric_intervals
@@ -20,6 +19,7 @@ from ft.values import short
 
 RESAMPLES = 1000  # ten times as many stand behind results.json; this is done whenever a model is the best
 ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "weight_decay")
+OF_A_RUN = ("best", "final")  # names of folders that say nothing of the model
 # Said elsewhere in the card, or no matter of the model.
 LEFT_OUT = (
     "model_name_or_path dataset_name train_file validation_file test_file task "
@@ -37,8 +37,8 @@ def model_card(
     them, `chosen` whether they chose it among those of other updates."""
     base, source = config.model_name_or_path, config.dataset_name or config.train_file or ""
     head = [f"pipeline_tag: {task.pipeline_tag}", "library_name: transformers"]
-    if not _is_local(base):
-        head.append(f"base_model: {json.dumps(base)}")
+    if base_model := _earlier_base(base) if _is_local(base) else json.dumps(base):
+        head.append(f"base_model: {base_model}")
     if config.dataset_name and not _is_local(source):
         head.append(f"datasets: [{json.dumps(source)}]")
     header, newline = "\n".join(head), "\n"
@@ -86,7 +86,21 @@ def _name(source: str, local: str | None = None) -> str:
     """What a source is called where its path means nothing: `local`, or the last part of its path."""
     if source.startswith("pkg:"):
         return source.removeprefix("pkg:")
-    return (local or Path(source).resolve().name) if _is_local(source) else source
+    if not _is_local(source):
+        return source
+    path = local_path(source).resolve()
+    return local or (path.parent if path.name in OF_A_RUN else path).name
+
+
+def _earlier_base(folder: str) -> str | None:
+    """What the model of an earlier run was trained from, as its card says."""
+    card = local_path(folder).resolve() / "README.md"
+    if card.parent.name not in OF_A_RUN or not card.exists():
+        return None
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next(
+        (line.removeprefix("base_model: ") for line in lines if line.startswith("base_model: ")), None
+    )
 
 
 def _data(data: Data) -> list[str]:

@@ -398,6 +398,19 @@ def test_the_card_says_that_validation_rows_chose_the_best_model_and_not_the_las
     assert "chose this model" not in final and "The validation rows chose its temperature" in final
 
 
+def test_the_card_of_a_second_training_names_what_the_first_began_with(base_flags, tmp_path):
+    words = base_flags | {"max_train_steps": 1}
+    assert train_here(**words) == 0
+    card = tmp_path / "run/best/README.md"
+    assert "base_model" not in card.read_text()  # a path of this machine
+    card.write_text(card.read_text().replace("---\n", '---\nbase_model: "our-team/encoder"\n', 1))
+    assert (
+        train_here(**words | {"model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "b"}) == 0
+    )
+    second = (tmp_path / "b/best/README.md").read_text()
+    assert second.count('base_model: "our-team/encoder"\n') == 1 and "# run, fine-tuned\n" in second
+
+
 def test_a_config_whose_evaluations_fell_away_is_read_back(base_flags, reviews, tmp_path):
     words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
     words |= {"train_file": reviews / "train.csv", "validation_split_percentage": 0, "max_train_steps": 1}

@@ -1,8 +1,11 @@
 """The watchdog of the tests' launches ends all that hangs, below a launcher, too."""
 
+import os
+import subprocess
+
 import psutil
 import pytest
-from conftest import ONE, launch
+from conftest import ONE, ROOT, launch
 
 LAUNCHER = """
 import subprocess, sys, time
@@ -18,3 +21,14 @@ def test_a_launch_that_hangs_is_killed_with_all_that_it_started(tmp_path):
         launch(ONE, [], script=str(tmp_path / "launcher.py"), timeout=10)
     started = int(str(caught.value).split("started ")[1].split()[0])
     assert not psutil.pid_exists(started)
+
+
+@pytest.mark.parametrize(
+    "words", ["--resume_from_checkpoint run/checkpoints/step-1", "--resume-from-checkpoint=x"]
+)
+def test_the_batch_script_of_slurm_refuses_another_checkpoint_than_the_latest(tmp_path, words):
+    """It would be passed over: the script asks for the latest behind it, and has to, after a requeue."""
+    asked = ["bash", str(ROOT / "slurm/train.sbatch"), "my.yaml", *words.split()]
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2 and "resume_from_checkpoint: leave it out" in done.stderr
