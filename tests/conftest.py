@@ -9,10 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from forks import Fork  # noqa: E402
+from spared import spared  # noqa: E402
 
 from ft.launch import kill_launch  # noqa: E402
 
@@ -193,20 +192,20 @@ def flags(**values: Any) -> list[str]:
 @pytest.fixture
 def base_flags(tiny_model: Path, reviews: Path, tmp_path: Path) -> dict[str, Any]:
     """A run of a few seconds: tiny model, reviews, output in this test's own folder."""
+    return short_run(tiny_model, reviews, tmp_path / "run")
+
+
+def short_run(model: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """The same for a fixture that several tests share."""
     return {
-        "model_name_or_path": tiny_model,
-        "dataset_name": reviews,
-        "output_dir": tmp_path / "run",
-        "learning_rate": 1e-3,
-        "num_train_epochs": 2,
-        "logging_steps": 1,
-    }
+        "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "learning_rate": 1e-3,
+        "num_train_epochs": 2, "logging_steps": 1,
+    }  # fmt: skip
 
 
-def train_here(*, drawn: bool = False, **values: Any) -> int:
-    """Run train.py's own function in this process, on the flags given; returns the exit code. `drawn`: with
-    training.png and report.html, which take half of the time of such a run."""
-    import ft.finish
+def train_here(*, drawn: bool = False, resampled: bool = False, **values: Any) -> int:
+    """Run train.py's own function in this process, on the flags given; returns the exit code. See `spared`
+    for `drawn` and `resampled`."""
     import train
     from ft.cli import parse
     from ft.config import Config
@@ -215,9 +214,8 @@ def train_here(*, drawn: bool = False, **values: Any) -> int:
 
     _forget_accelerator()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, LAUNCHER_DIED)}
-    nothing = {} if drawn else {"write_page": Mock(), "draw_training": Mock()}
     try:
-        with patch.multiple(ft.finish, **nothing) if nothing else nullcontext():
+        with spared(drawn, resampled):
             return train.train(parse(Config, flags(**values)))
     except Stopped:
         return EXIT_STOPPED
@@ -227,13 +225,14 @@ def train_here(*, drawn: bool = False, **values: Any) -> int:
 
 
 def score_here(**values: Any) -> int:
-    """The same for eval.py."""
+    """The same for eval.py, which always writes its page."""
     import eval as script
     from ft.cli import parse
     from ft.config import EvalConfig
 
     _forget_accelerator()
-    return script.score(parse(EvalConfig, flags(**values)))
+    with spared():
+        return script.score(parse(EvalConfig, flags(**values)))
 
 
 def _forget_accelerator() -> None:
@@ -278,10 +277,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def launch(
-    command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **environment: str
+    command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **more: Any
 ) -> subprocess.CompletedProcess:
-    """Run a script for real; after `timeout` seconds all its processes are killed and the test fails."""
-    process = start(command, words, script, **environment)
+    """Run a script for real; after `timeout` seconds all its processes are killed and the test fails. See
+    `start` for `more`."""
+    process = start(command, words, script, **more)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -294,12 +294,14 @@ def launch(
 
 
 def start(
-    command: list[str], words: list[str], script: str = "train.py", **environment: str
-) -> subprocess.Popen[str] | Fork:
-    """Begin to run a script for real; who calls this has to end it, see `started`."""
+    command: list[str], words: list[str], script: str = "train.py", *, drawn: bool = False,
+    resampled: bool = False, **environment: str,
+) -> subprocess.Popen[str] | Fork:  # fmt: skip
+    """Begin to run a script for real; who calls this has to end it, see `started`. A fork is spared what it
+    neither has to be `drawn` nor `resampled` for; a process of its own is spared nothing."""
     if command[0] == "fork":
         assert not environment, "what a library reads when it is imported cannot be changed for a fork"
-        return Fork(script, words, int(command[1]))
+        return Fork(script, words, int(command[1]), drawn, resampled)
     return subprocess.Popen(
         [*command, str(ROOT / script), *words], env={**os.environ, **environment}, cwd=ROOT, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
@@ -319,8 +321,8 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
     """`start` for a test, however that ends: what still runs then is killed."""
     processes: list[subprocess.Popen[str] | Fork] = []
 
-    def start_and_note(*args: Any, **environment: Any) -> subprocess.Popen[str] | Fork:
-        processes.append(start(*args, **environment))
+    def start_and_note(*args: Any, **more: Any) -> subprocess.Popen[str] | Fork:
+        processes.append(start(*args, **more))
         return processes[-1]
 
     yield start_and_note

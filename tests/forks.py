@@ -13,10 +13,12 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import partial
 from multiprocessing import forkserver, get_context, set_start_method
 from pathlib import Path
 
 import psutil
+from spared import spared
 
 ROOT = Path(__file__).parent.parent
 _context = get_context("forkserver")
@@ -25,16 +27,15 @@ _context.set_forkserver_preload(["warm"])
 
 class Fork:
     """A script in a process group of its own, with that part of Popen's interface that tests use. What it
-    writes goes to files, so that nobody has to read it meanwhile."""
+    writes goes to files, so that nobody has to read it meanwhile. `drawn` and `resampled` are of `spared`."""
 
-    def __init__(self, script, words, processes=1):
+    def __init__(self, script, words, processes=1, drawn=False, resampled=False):
         self._said = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]
         names = [file.name for file in self._said]
-        _ensure_server()
+        ensure_server()
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._process = _context.Process(
-            target=_lead, args=(str(ROOT / script), list(map(str, words)), processes, names, environment)
-        )
+        run = partial(_run, str(ROOT / script), list(map(str, words)), drawn, resampled)
+        self._process = _context.Process(target=_lead, args=(run, processes, names, environment))
         self._process.start()
         self.pid = self._process.pid
 
@@ -75,8 +76,9 @@ class Fork:
         self._process.kill()
 
 
-def _ensure_server():
-    """Python 3.11's server does not have the import path of those that start it."""
+def ensure_server():
+    """Start the process of which the others are forks, if it is not there. What its libraries read when they
+    are imported, they read now; Python 3.11's does not have the import path of those that start it."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), before]))
     forkserver.ensure_running()
@@ -94,7 +96,7 @@ def hold_port():
     return held, str(held.getsockname()[1])
 
 
-def _lead(script, words, processes, said, environment):
+def _lead(run, processes, said, environment):
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
@@ -104,7 +106,7 @@ def _lead(script, words, processes, said, environment):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(ROOT)
     if processes == 1:
-        _run(script, words)
+        run()
     held, port = hold_port()
     ranks = set()
     for rank in range(processes):
@@ -116,16 +118,17 @@ def _lead(script, words, processes, said, environment):
             "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
-        _run(script, words)
+        run()
     with held:
         os._exit(_wait(ranks))
 
 
-def _run(script, words):
-    """The script as `python SCRIPT WORDS` runs it."""
+def _run(script, words, drawn, resampled):
+    """The script as `python SCRIPT WORDS` runs it, but for what is spared."""
     sys.argv, sys.path[0:0], code = [script, *words], [str(Path(script).parent)], 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        with spared(drawn, resampled):
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:

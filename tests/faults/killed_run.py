@@ -99,7 +99,7 @@ def at_step(number, fault, setattr=setattr, step=8):
 
 
 def main(request) -> int:
-    """One run; the exit code."""
+    """One run; the exit code. Whether it draws its page is for the fork to say."""
     from conftest import train_here
 
     os.environ |= request["environment"]

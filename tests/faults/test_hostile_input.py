@@ -129,7 +129,7 @@ def test_texts_and_labels_give_nobody_orders(base_flags, tmp_path):
     path = write_csv(inside / "train.csv", rows)
     words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
     words |= {**SHORT, "output_dir": inside / "run", "train_file": path}
-    done = launch(FORK, flags(**words))
+    done = launch(FORK, flags(**words), drawn=True)
     assert done.returncode == 0, done.stderr
     scored = ["--model_name_or_path", str(inside / "run/best"), "--test_file", str(path)]
     again = launch(FORK, [*scored, "--output_dir", str(inside / "scored")], script="eval.py")
@@ -227,8 +227,7 @@ run_script(train.train, parse(Config))
 def test_a_dead_worker_ends_the_run(base_flags, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(KILL_WORKER.format(root=str(ROOT)))
-    done = launch(
-        ONE, [*flags(**base_flags), "--dataloader_num_workers", "1"], script=str(script), timeout=60
-    )
+    words = [*flags(**base_flags), "--dataloader_num_workers", "1"]
+    done = launch(FORK, words, script=str(script), timeout=60)
     assert done.returncode == 1
     assert "worker" in done.stderr and "killed" in done.stderr

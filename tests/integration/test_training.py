@@ -13,7 +13,9 @@ import torch
 import yaml
 from compare import assert_same, same_bits
 from conftest import (
+    FORK,
     FORKS,
+    ONE,
     ROOT,
     flags,
     launch,
@@ -228,13 +230,12 @@ def test_the_model_in_memory_and_the_exported_one_give_the_same_logits(base_flag
 
 
 def test_eval_gives_the_numbers_that_training_gave_on_one_process_and_on_two(base_flags, tmp_path):
-    assert train_here(**base_flags) == 0
+    assert train_here(**base_flags, resampled=True) == 0
     trained = json.loads((tmp_path / "run/results.json").read_text())
     words = [str(tmp_path / "run/config.yaml"), *flags(model_name_or_path=tmp_path / "run/final")]
-    for command, name in ((["python"], "one"), (two_processes(), "two")):
-        done = launch(
-            command, [*words, *flags(output_dir=tmp_path / name, split="validation")], script="eval.py"
-        )
+    for command, name in ((FORK, "one"), (two_processes(), "two")):
+        place = flags(output_dir=tmp_path / name, split="validation")
+        done = launch(command, [*words, *place], script="eval.py", resampled=True)
         assert done.returncode == 0, done.stderr
         scored = json.loads((tmp_path / name / "results.json").read_text())
         assert {k: v for k, v in scored.items() if k.startswith("eval/")} == {
@@ -429,7 +430,7 @@ def test_without_evaluation_best_is_final_and_it_is_said(base_flags, tmp_path, c
 
 def test_max_time_saves_a_checkpoint_and_exits_with_75(base_flags, tmp_path):
     words = flags(**{**base_flags, "num_train_epochs": 1000, "max_time": "1s", "save_strategy": "no"})
-    done = launch(["python"], words)
+    done = launch(FORK, words)
     assert done.returncode == 75, done.stderr
     assert (tmp_path / "run/checkpoints/latest").exists() and "resume" in done.stdout
 
@@ -536,7 +537,7 @@ def test_a_compiled_model_is_made_for_the_longest_text_of_the_data_and_not_of_th
 
 
 def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):
-    done = launch(["python"], flags(**base_flags))
+    done = launch(ONE, flags(**base_flags))
     assert done.returncode == 0
     assert done.stderr == "" and "\r" not in done.stdout
 

@@ -1,0 +1,36 @@
+"""What the end of every run costs, and what few tests look at: spared where nobody does."""
+
+import functools
+from contextlib import ExitStack, contextmanager
+from unittest.mock import Mock, patch
+
+FEW = 1_000  # resamples of an interval, in the place of 10,000
+
+
+@contextmanager
+def spared(drawn=False, resampled=False):
+    """Runs in this process draw no training.png and no report.html, half of the time of a short one, unless
+    `drawn`; their intervals are from a tenth of the resamples, unless `resampled`; and git is asked once."""
+    import ft.assess
+    import ft.finish
+    import ft.report
+    from ft.analysis.resampling import RESAMPLES
+    from ft.run import Run
+
+    with ExitStack() as stack:
+        if not drawn:
+            for name in ("write_page", "draw_training"):
+                stack.enter_context(patch.object(ft.finish, name, Mock()))
+        if not resampled:
+            for function in (ft.assess.assess, Run.assess):
+                fewer = tuple(FEW if value == RESAMPLES else value for value in function.__defaults__)
+                stack.enter_context(patch.object(function, "__defaults__", fewer))
+        stack.enter_context(patch.object(ft.report, "_git_commit", _git_commit()))
+        yield
+
+
+@functools.cache
+def _git_commit():
+    import ft.report
+
+    return functools.cache(ft.report._git_commit)
