@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from compare import same_bits, without_timing
-from conftest import ACCELERATE, FORK, ROOT, flags, launch, wait_for
+from conftest import ACCELERATE, FORK, FORKS, ROOT, flags, launch, wait_for
 from safetensors.torch import load_file, save_file
 
 from ft.launch import kill_launch
@@ -100,11 +100,29 @@ def launched_on(hosts, tmp_path, words, *own, behind=()):
     ]  # fmt: skip
 
 
-OWN = "config_overrides", "pretrained model", "choice of word embeddings", "data", "num_seeds", "preflight"
+OPTIONS = {
+    "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
+    "num_seeds": ({}, {"num_seeds": 2}),
+    "preflight": ({"preflight": True}, {}),
+}
 
 
-@pytest.mark.parametrize("what", OWN)
-def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, tmp_path, hosts, what):
+@pytest.mark.parametrize("what", OPTIONS)
+def test_a_process_with_another_option_is_refused(base_flags, tmp_path, what):
+    """Each host is launched by a command of its own. What was typed is compared before anything is read, for
+    which two processes of one host do."""
+    (tmp_path / "own.json").write_text(json.dumps([flags(**mine) for mine in OPTIONS[what]]))
+    words = [str(tmp_path / "own.json"), *flags(**config(base_flags, tmp_path / "two"))]
+    done = launch(FORKS, words, script="tests/own.py")
+    assert done.returncode
+    assert f"{what}: process 1 of 2 has another than process 0" in done.stderr
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("what", ["pretrained model", "choice of word embeddings", "data"])
+def test_a_host_with_another_model_or_other_data_is_refused(
+    base_flags, tiny_model, reviews, tmp_path, hosts, what
+):
     if what == "pretrained model":  # of the same shapes
         other = shutil.copytree(tiny_model, tmp_path / "other")
         weights = load_file(other / "model.safetensors")
@@ -116,14 +134,8 @@ def test_a_host_with_another_config_is_refused(base_flags, tiny_model, reviews, 
     else:
         other = shutil.copytree(reviews, tmp_path / "other")
         shutil.copy(other / "validation.csv", other / "test.csv")
-    own = {
-        "config_overrides": ({}, {"config_overrides": "hidden_dropout_prob=0"}),
-        "pretrained model": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
-        "choice of word embeddings": ({"model_name_or_path": tiny_model}, {"model_name_or_path": other}),
-        "data": ({"dataset_name": reviews}, {"dataset_name": other}),
-        "num_seeds": ({}, {"num_seeds": 2}),
-        "preflight": ({"preflight": True}, {}),
-    }[what]
+    name, mine = ("dataset_name", reviews) if what == "data" else ("model_name_or_path", tiny_model)
+    own = {name: mine}, {name: other}
     processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"), *own)
     said = end(processes)
     assert all(process.returncode for process in processes)
@@ -179,9 +191,8 @@ def elastic(hosts, words):
     "all start again by themselves from the last checkpoint; the end is bit-identical",
 )
 def test_a_lost_process_comes_back_from_the_last_checkpoint(base_flags, tmp_path, hosts):
-    whole = elastic(hosts, flags(**config(base_flags, tmp_path / "whole")))
-    said = end(whole)
-    assert [process.returncode for process in whole] == [0, 0], said
+    done = launch(FORKS, flags(**config(base_flags, tmp_path / "whole")), script=APART)
+    assert done.returncode == 0, done.stderr
     processes = elastic(hosts, flags(**config(base_flags, tmp_path / "run")))
     wait_for(tmp_path / "run/checkpoints/latest", processes[0])
     (lost,) = psutil.Process(processes[1].pid).children()

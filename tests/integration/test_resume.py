@@ -4,14 +4,13 @@ import gc
 import json
 import os
 import shutil
-import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from compare import KEYS_BIAS, assert_same, same_bits, without_timing
-from conftest import FORKS, ROOT, TORCHRUN, flags, launch, series, train_here, two_processes, wait_for
+from conftest import FORK, FORKS, ROOT, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
 from ft import checkpoint, durable
@@ -61,17 +60,14 @@ def test_processes_may_spell_the_folder_of_the_run_in_their_own_ways(config, tmp
     """As hosts do that have it in different places; which checkpoint is the run's own is for one to say."""
     words = {**config, "max_train_steps": 4}
     del words["output_dir"]
-    spelled = f"$([ $RANK = 0 ] && echo {tmp_path}/run || echo {os.path.relpath(tmp_path, ROOT)}/run)"
-    command = [
-        *TORCHRUN,
-        "2",
-        "--no-python",
-        "bash",
-        "-c",
-        f'exec {sys.executable} "$0" "$@" --output_dir {spelled}',
-    ]
-    assert launch(command, flags(**words)).returncode == 0
-    done = launch(command, flags(**words | {"max_train_steps": 6}, resume_from_checkpoint="latest"))
+    own = [flags(output_dir=f"{folder}/run") for folder in (tmp_path, os.path.relpath(tmp_path, ROOT))]
+    (tmp_path / "own.json").write_text(json.dumps(own))
+
+    def launched(**more):
+        return launch(FORKS, [str(tmp_path / "own.json"), *flags(**words | more)], script="tests/own.py")
+
+    assert launched().returncode == 0
+    done = launched(max_train_steps=6, resume_from_checkpoint="latest")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from" in done.stdout
     assert {"step-00000004", "step-00000006"} <= {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
@@ -121,16 +117,16 @@ def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp
 def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(
     config, whole, started, tmp_path, processes
 ):
-    command, unbroken = [sys.executable], whole
+    first, again, unbroken = FORK, FORK, whole
     if processes == 2:
-        command, unbroken = two_processes(), tmp_path / "unbroken"
+        first, again, unbroken = two_processes(), FORKS, tmp_path / "unbroken"
         assert launch(FORKS, flags(**{**config, "output_dir": unbroken})).returncode == 0
     words = flags(**config, resume_from_checkpoint="latest")
-    process = started(command, words)
+    process = started(first, words)
     wait_for(tmp_path / "run/checkpoints/step-00000008/manifest.json", process)
     kill_launch(process)
     assert "a checkpoint follows" not in process.communicate(timeout=10)[1]
-    done = launch(command, words)
+    done = launch(again, words)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stdout
     assert same_bits(unbroken / "final", tmp_path / "run/final")
