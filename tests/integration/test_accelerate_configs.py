@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ACCELERATE, ONE, ROOT, TORCHRUN, flags, launch, series, train_here
+from conftest import ACCELERATE, FORK, ONE, ROOT, TORCHRUN, flags, launch, series, train_here
 from forks import hold_port
 
 from ft.errors import UserError
@@ -190,7 +190,7 @@ def test_bfloat16_runs_on_a_cpu_and_learns(base_flags, tmp_path):
     losses = list(series(tmp_path / "run", "train/loss").values())
     assert all(map(math.isfinite, losses)) and losses[-1] < 0.95 * losses[0]
     full = {**words, "output_dir": tmp_path / "fp32", "max_train_steps": 1}
-    assert launch(ONE, flags(**full)).returncode == 0
+    assert launch(FORK, flags(**full)).returncode == 0
     reference = series(tmp_path / "fp32", "train/loss")[1]
     assert losses[0] != reference and losses[0] == pytest.approx(reference, rel=1e-2)  # autocast was on
 

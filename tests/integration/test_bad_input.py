@@ -8,7 +8,7 @@ import shutil
 import time
 
 import pytest
-from conftest import ONE, flags, launch, make_rows, train_here, write_csv
+from conftest import FORK, ONE, flags, launch, make_rows, train_here, write_csv
 
 HEADER = "text,label\n"
 ROWS = "the film was great,good\nthe book was awful,bad\n" * 10  # lines 2 to 21, rows 0 to 19
@@ -508,7 +508,7 @@ def test_the_script_prints_one_line_and_exits_with_2(base_flags, tiny_model, tmp
     else:
         values["model_name_or_path"] = copy_without(tiny_model, tmp_path, "model.safetensors")
         said = "no weights"
-    done = launch(ONE, flags(**values))
+    done = launch(ONE if case in ("typing error", "no weights") else FORK, flags(**values))
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and said in done.stderr
     assert not values["output_dir"].exists()

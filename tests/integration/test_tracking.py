@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import FORKS, ONE, ROOT, flags, launch, metrics_of, train_here
+from conftest import FORK, FORKS, ONE, ROOT, flags, launch, metrics_of, train_here
 from stand_in import StandIn
 
 from ft.errors import UserError
@@ -773,16 +773,16 @@ def test_all_are_those_that_are_installed(base_flags, tmp_path, wandb_here, monk
     assert all((tmp_path / "run" / name).is_dir() for name in there)
 
 
-def test_no_tracker_is_imported_where_none_is_asked_for(base_flags):
-    script = (
+def test_no_tracker_is_imported_where_none_is_asked_for(base_flags, tmp_path):
+    """Nor by the process that a fork is of, which has imported all that a run does."""
+    (tmp_path / "script.py").write_text(
         "import runpy, sys\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        f"try:\n    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    print('imported', sorted({'wandb', 'tensorboard', 'trackio'} & set(sys.modules)))\n"
         "    raise\n"
     )
     words = flags(**{**base_flags, "max_train_steps": 1})
-    program = f"import sys; sys.argv.pop(0); sys.path.insert(0, {str(ROOT)!r})\n{script}"
-    done = launch([sys.executable, "-c", program], words)
+    done = launch(FORK, words, script=str(tmp_path / "script.py"))
     assert done.returncode == 0, done.stderr
     assert "imported []" in done.stdout
