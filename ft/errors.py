@@ -51,7 +51,7 @@ def unwritten(path: Path, error: OSError) -> UserError:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, an error of the disk is `unwritten`."""
+    """An `OSError` inside becomes the `UserError` of `unwritten`."""
     try:
         yield
     except OSError as error:

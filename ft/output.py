@@ -126,7 +126,8 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def check_seeds_dir(options: Config) -> None:
-    """The same for the folder of the runs of several seeds, each of which looks at its own folder later."""
+    """Raise `UserError` where the runs of several seeds may not begin in a folder, as `check_output_dir` does
+    for one. Each of them looks at its own folder later."""
     folder = Path(options.output_dir)
     check_place(folder)
     held = held_by_seeds(options)

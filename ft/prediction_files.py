@@ -14,7 +14,7 @@ from ft.errors import UserError
 from ft.tracking import to_json
 
 GROUP_ROWS = 16_384  # of a parquet file, which are in memory at once
-JOINED = "|"  # stands between the labels of a row in csv, where the user has no other delimiter
+DELIMITER = "|"  # stands between the labels of a row in csv, where the user has no other
 
 
 class PredictionFile(AbstractContextManager):
@@ -28,7 +28,7 @@ class PredictionFile(AbstractContextManager):
     `UserError` where nothing can be written, or a name or a label stands in the way."""
 
     def __init__(self, folder: Path, config: EvalConfig, schema: Any) -> None:
-        self.kind, self.delimiter = config.predictions_format, config.label_delimiter or JOINED
+        self.kind, self.delimiter = config.predictions_format, config.label_delimiter or DELIMITER
         self.path = folder / f"predictions.{self.kind}"
         made = ("label", "prediction")
         self.types = {field.name: field.type for field in schema if field.name not in made}

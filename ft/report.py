@@ -1,4 +1,5 @@
-"""What a person looks at: the summary in the terminal, and the picture of the training."""
+"""What a person looks at: the summary in the terminal, the picture of the training, what the run ran on, and
+the lines of its predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run's output folder and everything that happens beside the loop: log, evaluate, save, finish."""
+"""One run's output folder and everything that happens beside the loop: log, evaluate, save, stop."""
 
 from __future__ import annotations
 

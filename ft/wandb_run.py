@@ -1,5 +1,5 @@
-"""The one file that knows W&B: a run of it under the id of its output_dir, offline where its server cannot be
-used; its series, summary, alerts, charts and artifacts."""
+"""The one file that imports W&B: a run of it under the id of its output_dir, offline where its server cannot
+be used; its series, summary, alerts, charts and artifacts."""
 
 from __future__ import annotations
 

@@ -49,9 +49,9 @@ def has_labels(table: pa.Table, label: str, task: Task) -> bool:
     return not pc.all(hidden).as_py()
 
 
-def _is_missing(label: pa.ChunkedArray, blank_is_a_label: bool = False) -> pa.ChunkedArray:
+def _is_missing(label: pa.ChunkedArray, blank_is_a_target: bool = False) -> pa.ChunkedArray:
     missing = pc.is_null(label, nan_is_null=True)
-    return pc.or_(missing, _is_blank(label)) if is_string(label.type) and not blank_is_a_label else missing
+    return pc.or_(missing, _is_blank(label)) if is_string(label.type) and not blank_is_a_target else missing
 
 
 def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -61,7 +61,7 @@ def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)).fill_null(False)
 
 
-def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = False) -> dict[str, np.ndarray]:
+def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_target: bool) -> dict[str, np.ndarray]:
     """Row numbers (from 0) of the rows that cannot be used, under the reason."""
     bad = {}
     for name in columns.texts:
@@ -75,8 +75,8 @@ def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_label: bool = Fa
         bad[f"{name} is longer than {LONGEST_TEXT:,} characters"] = _rows(long)
     if columns.label:
         label = table[columns.label]
-        missing = _is_missing(label, blank_is_a_label)
-        if is_mixed(table.schema.field(columns.label)) and not blank_is_a_label:  # JSON texts
+        missing = _is_missing(label, blank_is_a_target)
+        if is_mixed(table.schema.field(columns.label)) and not blank_is_a_target:  # JSON texts
             blank = pc.match_substring_regex(label, r'^"(\s|\\[nrt])*"$').fill_null(False)
             missing = pc.or_(missing, blank)
         if pa.types.is_floating(label.type):

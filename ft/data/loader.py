@@ -140,7 +140,7 @@ class MicroBatch:
         return replace(self, inputs=inputs, labels=labels, row_ids=row_ids, weights=weights, pieces=pieces)
 
 
-# In float32, seconds since 1970 would be of two minutes each.
+# Numbers as float64: in float32, targets such as seconds since 1970 are two minutes apart.
 LABEL_TYPES = {"i": np.int64, "u": np.uint8, "f": np.float64}
 
 

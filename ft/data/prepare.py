@@ -34,9 +34,10 @@ class Data:
     """The encoded splits ("train", "validation", "test"; those that there are), and what is known of them.
     One that an evaluation asked for has no labels where no row of its source has one.
 
-    `facts` has, for each split, rows, rows dropped by reason and labels; `notes` are the lines to tell the
-    user; `tokens` (tokens,) has the number of each token that is in any row, in order; `fingerprint` stands
-    for all that decided the encoding, `sources` for the bytes of each source.
+    `facts` has, for each split, rows, rows dropped by reason, and rows with a text that stands elsewhere,
+    too; `notes` are the lines to tell the user; `tokens` (tokens,) has the number of each token that is in
+    any row, in order; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each
+    source.
     `slices` has, for each split that is scored, the columns by which results are sliced, of all rows of its
     source, and their classes where they are numbers of some."""
 

@@ -75,7 +75,7 @@ def fingerprints(sources: dict[str, Source]) -> dict[str, str]:
 
 
 def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
-    """The split to score where none is named: test where there is one, else validation."""
+    """The split to score where none is named: test where there is one, else validation, else train."""
     for split in ("test", "validation"):
         if split in sources or ("train" in sources and getattr(options, f"{split}_split_percentage")):
             return split

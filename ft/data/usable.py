@@ -153,7 +153,7 @@ def _unlabelled(
         notes.append(_unused_note(columns, others))
     ids = ids_of(raw, columns) if columns.id else None
     raw = plain(raw, columns)
-    keep, facts = usable_rows(options, raw, columns, split, notes, blank_is_a_label=False)
+    keep, facts = usable_rows(options, raw, columns, split, notes, blank_is_a_target=False)
     raw = raw.select(list(columns.texts))
     keep = keep[np.sort(_sampled(options, split, len(keep), notes))]
     if len(keep) < raw.num_rows:
@@ -218,11 +218,11 @@ def usable_rows(
     columns: Columns,
     split: str,
     notes: list[str],
-    blank_is_a_label: bool,
+    blank_is_a_target: bool,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Numbers of the rows that can be used, and how many cannot for which reason. Raises `UserError` for bad
     rows, unless they are to be dropped."""
-    bad = find_bad_rows(raw, columns, blank_is_a_label)
+    bad = find_bad_rows(raw, columns, blank_is_a_target)
     rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
     if len(rows) and options.on_bad_rows == "error":
         files = raw["file"] if raw.schema.metadata == ONE_FILE_A_ROW else None

@@ -68,4 +68,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _others(counts: dict[str, np.ndarray], split: str) -> np.ndarray:
-    return np.sum([count for other, count in counts.items() if other != split], axis=0) + 0 * counts[split]
+    return sum((count for other, count in counts.items() if other != split), np.zeros_like(counts[split]))

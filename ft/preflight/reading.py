@@ -138,14 +138,14 @@ def _split(
 
 
 def _keep(
-    config: Config, raw: pa.Table, columns: Columns, split: str, blank_is_a_label: bool, findings: Findings
+    config: Config, raw: pa.Table, columns: Columns, split: str, blank_is_a_target: bool, findings: Findings
 ) -> np.ndarray:
     """The numbers of the rows that can be used; that others cannot is a finding, as on_bad_rows says."""
     for mode in dict.fromkeys((config.on_bad_rows, "drop")):
         notes: list[str] = []
         options = replace(config, on_bad_rows=mode)
         try:
-            keep, _ = usable_rows(options, raw, columns, split, notes, blank_is_a_label)
+            keep, _ = usable_rows(options, raw, columns, split, notes, blank_is_a_target)
         except UserError as error:
             findings.block("bad_rows" if mode == "error" else "data", str(error))
             continue

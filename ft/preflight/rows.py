@@ -19,8 +19,8 @@ class Rows:
     """The rows of one split. `texts` (rows,) has one string a row, both texts of a pair joined; `row` (rows,)
     the row numbers in the source, from 0; `labels` (rows,) or (rows, labels) what the task made of them, None
     where it could not; `tokens` (rows,) their lengths before they are cut, None where no tokenizer could be
-    loaded; `cut` (rows,) whether the model does not see all of a text, None for those longer than
-    max_length."""
+    loaded; `cut` (rows,) whether the model does not see all of a text: where it is None, of those that are
+    longer than max_length."""
 
     texts: pa.ChunkedArray
     row: np.ndarray

@@ -59,8 +59,8 @@ class Task(ABC):
         return labels
 
     def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-        """Of encoded targets, those of a kind that is not among the ones to be `learned`: what they are
-        called, and in how many rows they are. Nothing, here."""
+        """Of `labels`, the targets that are not among those that are `learned`, all of them encoded: what
+        each is called, and in how many rows it is. Nothing, here."""
         return {}
 
     @property
@@ -159,7 +159,8 @@ class Task(ABC):
 
     @abstractmethod
     def metric_names(self) -> list[str]:
-        """The numbers that `metrics` gives; `metric_for_best_model` is one of them, or loss."""
+        """The numbers that `metrics` gives. `metric_for_best_model` is one of them, or loss, or one that the
+        option `metrics` names."""
 
     @abstractmethod
     def predictions(self, scores: np.ndarray) -> np.ndarray:
