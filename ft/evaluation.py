@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,21 +50,12 @@ def evaluate(
     that came together are not the rows of the split, each once."""
     was_training = model.training
     model.eval()
-    parts: list[Any] = []
-    most_rows, left = None, len(rows)
     try:
         # Not inference_mode: what a model keeps of a pass, such as tables of positions, and the whole
         # parameters that FSDP2 makes at its first, have to be of use in training, too.
         with torch.no_grad():
-            for batch in loader:
-                (scores, losses), most_rows = within_memory(
-                    accelerator, model, partial(task.predict, model), batch, most_rows
-                )
-                real = batch.slot.rows.size  # a filler slot has none
-                parts.append((batch.row_ids[:real], scores[:real].float(), losses[:real].float()))
-                count = min(accelerator.num_processes * real, left)
-                left -= count
-                after_batch(count)
+            score = partial(task.predict, model)
+            parts = list(scored_batches(accelerator, model, score, loader, len(rows), after_batch))
     finally:
         model.train(was_training)
     scores_all, losses_all = gather_rows(accelerator, parts, 0, len(rows))
@@ -92,6 +83,24 @@ def evaluate(
         if accelerator.is_main_process
         else Evaluation(metrics, None)
     )
+
+
+def scored_batches(
+    accelerator: Accelerator, model: Any, score: Callable[[Any], tuple[torch.Tensor, ...]], loader: Any,
+    count: int, after_batch: Callable[[int], object],
+) -> Iterator[tuple[torch.Tensor, ...]]:  # fmt: skip
+    """Of one batch after another, the numbers of its rows, (rows,), and what `score` gives for them in
+    float32, (rows, ...).
+
+    `loader` and `after_batch` are as for `evaluate`, `count` are the rows of the split."""
+    most_rows, left = None, count
+    for batch in loader:
+        found, most_rows = within_memory(accelerator, model, score, batch, most_rows)
+        real = batch.slot.rows.size  # a filler slot has none
+        done = min(accelerator.num_processes * real, left)
+        left -= done
+        after_batch(done)
+        yield batch.row_ids[:real], *(tensor[:real].float() for tensor in found)
 
 
 def within_memory(

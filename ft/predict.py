@@ -15,7 +15,7 @@ from ft.data.encode import EncodedRows
 from ft.data.loader import EvaluationSampler, RowDataset, build_loader
 from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
-from ft.evaluation import gather_rows, within_memory
+from ft.evaluation import gather_rows, scored_batches
 from ft.evaluation_place import clear_evaluation, evaluation_folder, held
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_notes, prediction_lines
@@ -82,25 +82,17 @@ def predicted_chunks(
     process.
 
     `loader` is the prepared loader of the split's `EvaluationSampler`, and `chunks` are the sampler's.
-    Nothing is kept of a chunk when the next is asked for, nor done for the next before it is. Raises
-    `UserError` for scores that are not finite."""
+    Of a chunk no more than its last batch is kept when the next is asked for, and nothing is done for the
+    next before it is. Raises `UserError` for scores that are not finite."""
     model.eval()
-    batches = iter(loader)
-    most_rows, left = None, len(rows)
+    batches = scored_batches(
+        accelerator, model, lambda part: (task.score(model, part),), loader, len(rows), after_batch
+    )
     for begin, end, batches_here in chunks:
-        parts = []
         with torch.inference_mode():
-            for batch in islice(batches, batches_here):
-                (scores,), most_rows = within_memory(
-                    accelerator, model, lambda part: (task.score(model, part),), batch, most_rows
-                )
-                real = batch.slot.rows.size  # a filler slot has none
-                parts.append((batch.row_ids[:real], scores[:real].float()))
-                count = min(accelerator.num_processes * real, left)
-                left -= count
-                after_batch(count)
+            parts = list(islice(batches, batches_here))
         part, (gathered,) = rows.part(begin, end), gather_rows(accelerator, parts, begin, end)
-        del parts, scores, batch
+        del parts
         broken = part.row[~np.isfinite(gathered).all(axis=1)]
         if len(broken):
             raise UserError(
