@@ -23,7 +23,7 @@ from benchmarks import (
     throughput,
     tutorial,
 )
-from benchmarks.common import check_results, commit, device, one_device, own_cache
+from benchmarks.common import check_results, commit, device, one_device, one_precision, own_cache
 from ft.errors import UserError
 from ft.heap import start_again
 
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> None:
         options = parse(argv)
         check_results()
         one_device()
+        one_precision()
         if options.command in IN_THIS_PROCESS and device().type == "cpu":
             start_again()
         commit()  # what is measured, whatever the clone has at the end

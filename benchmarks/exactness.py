@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ LAUNCHES = {
     "2 processes x 16": (2, 16, 1, False),
     "1 x 32, stopped and resumed": (1, 32, 1, True),
 }
-VARIABLES = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}  # as the peers are told
+VARIABLES = {"PYTHONPATH": str(ROOT)}
 MODES = {"with": True, "without": False}
 QUICK = {"updates": 8, "max_length": 32, "dropout": ["with"]}
 
@@ -58,9 +59,10 @@ def run(options: argparse.Namespace) -> None:
     # One thread in every process, so that sums differ with the launch alone; in this one, too, before torch
     # comes, which makes what is said of threads and of the GEMM peak right.
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # of all arms, and of that peak
     train = class_file(options.data, "train")
     _command(options, train, Path(), BATCH, dropout=False)  # a flag that it refuses is said at once
-    check_updates(options.updates, len(read_csv(train)[1]), BATCH)
+    check_updates(options.updates, len(read_csv(train)[1]), BATCH, options.data)
     measured: dict[str, Any] = {}
     gemm = [gemm_peak()]
     for dropout in (MODES[word] for word in options.dropout):
@@ -168,7 +170,12 @@ def _stop_half_way(command: list[Any], place: Path, step: int) -> None:
         while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) >= step):
             time.sleep(0.01)
         process.terminate()
-        if process.wait() != 75:
+        if process.wait() in (0, -signal.SIGTERM):  # the latter on Python's way out, which has no handlers
+            sys.exit(
+                f"error: --updates: the run was over before it could be stopped after update {step}; "
+                "ask for more updates"
+            )
+        if process.returncode != 75:
             err.seek(0)
             sys.exit(f"error: train.py ended with {process.returncode}, expected 75:\n{err.read()}")
 

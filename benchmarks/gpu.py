@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import (
+    PRECISION,
     add_model_option,
     at_least,
     gemm_peak,
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
     if not torch.cuda.is_available():
         raise SystemExit("error: there is no GPU here")
-    os.environ["ACCELERATE_MIXED_PRECISION"] = options.precision = "bf16"
+    os.environ[PRECISION] = options.precision = "bf16"
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder) / "bert", model_folder(options.tokenizer), max(options.lengths))
         measured: dict[str, list[float]] = {}

@@ -112,7 +112,7 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, d
     and rows of its own."""
     train, seed = class_file(options.data, "train"), 42 + number
     in_all = len(read_csv(train)[1])
-    check_updates(options.updates, in_all, GLOBAL_BATCH)
+    check_updates(options.updates, in_all, GLOBAL_BATCH, options.data)
     with tempfile.TemporaryDirectory() as folder:
         drawn = draw_rows(train, options.updates * GLOBAL_BATCH, seed, Path(folder))
         texts, labels = read_csv(train)[0], read_csv(drawn)[1]

@@ -13,8 +13,8 @@ import torch
 import yaml
 from transformers import AlbertConfig, BertConfig, DebertaV2Config, DistilBertConfig
 
-from benchmarks import accuracy, common, memory, start, throughput
-from benchmarks.__main__ import COMMANDS, parse
+from benchmarks import accuracy, common, encode, exactness, gpu, memory, start, throughput
+from benchmarks.__main__ import COMMANDS, main, parse
 from benchmarks.common import (
     Killed,
     check_updates,
@@ -58,7 +58,7 @@ def test_quick_changes_defaults_alone(model):
         ["throughput", "--updates", "0"],
         ["exactness", "--updates", "1"],
         ["memory", "--rounds", "0"],
-        ["encode", "--rows", "0"],
+        ["encode", "--rows", "1"],
         ["encode", "--", "--seed", "3"],
         ["throughput", "--model", "nosuch/model"],
         ["throughput", "--model", "/nonexistent"],
@@ -77,10 +77,13 @@ def test_a_relative_model_folder_is_resolved(tmp_path, monkeypatch):
     assert parse(["memory", "--data", ".", "--model", "model"]).model == str(tmp_path / "model")
 
 
-def test_more_updates_than_full_batches_are_refused():
-    check_updates(3, 100, 32)
+def test_more_updates_than_full_batches_are_refused(tmp_path):
+    check_updates(3, 100, 32, tmp_path)
     with pytest.raises(SystemExit, match="at most 3 with 100 rows"):
-        check_updates(4, 100, 32)
+        check_updates(4, 100, 32, tmp_path)
+    few = f"{tmp_path.name}/train.csv: found 20 training rows, expected at least 32, a batch"
+    with pytest.raises(SystemExit, match=few):
+        check_updates(1, 20, 32, tmp_path)
 
 
 def test_scores_become_classes_of_pairs(tmp_path):
@@ -132,17 +135,41 @@ def test_a_text_may_be_a_book(tmp_path):
     assert len(read_csv(tmp_path / "train.csv")[0][0]) == 200_000
 
 
+def write_texts(folder, names, text="words"):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def test_class_folders_are_read_where_there_is_no_csv(tmp_path, monkeypatch):
-    for name in ("data/good/a.txt", "data/bad/b.txt", "data/.git/c.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("words")
+    """The second of each five of a class is for testing, so that a class of one text is in train.csv."""
+    write_texts(tmp_path / "data", [f"good/{number}.txt" for number in range(7)])
+    write_texts(tmp_path / "data", ["bad/0.txt", "rare/0.txt", "bad/1.txt", ".git/0.txt"])
     monkeypatch.chdir(tmp_path)
     made = common.data_folder("data")
     assert made.name == tmp_path.name
-    assert sorted(read_csv(made / "train.csv")[1] + read_csv(made / "test.csv")[1]) == ["bad", "good"]
+    assert read_csv(made / "train.csv")[1] == ["bad", *["good"] * 5, "rare"]
+    assert read_csv(made / "test.csv")[1] == ["bad", "good", "good"]
     (tmp_path / "data/train.csv").write_text("text,label\na,x\n")
     common.data_folder.cache_clear()
     assert common.data_folder("data") == tmp_path / "data"
+
+
+def test_blank_texts_of_class_folders_are_left_out_and_counted(tmp_path, capsys):
+    write_texts(tmp_path, ["good/0.txt", "good/1.txt", "bad/1.txt"])
+    write_texts(tmp_path, ["bad/0.txt", "good/2.txt"], text=" \n")
+    made = common.data_folder(str(tmp_path))
+    assert read_csv(made / "train.csv")[1] == ["bad", "good"] and read_csv(made / "test.csv")[1] == ["good"]
+    assert f"{tmp_path}: 2 blank .txt file(s) left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [["a/0.txt", "a/1.txt"], ["a/readme.txt", "b/readme.txt"]])
+def test_a_folder_with_texts_of_one_class_or_a_note_in_each_of_its_folders_holds_no_train_csv(
+    names, tmp_path
+):
+    write_texts(tmp_path, names)
+    with pytest.raises(SystemExit, match=f"{tmp_path} holds no train.csv"):
+        class_file(common.data_folder(str(tmp_path)), "train")
 
 
 def test_a_flag_that_the_command_sets_is_refused():
@@ -200,6 +227,55 @@ def test_all_arms_take_one_device(monkeypatch):
     common.one_device()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert common.device().type == "cpu" and os.environ["ACCELERATE_USE_CPU"] == "true"
+
+
+@pytest.mark.parametrize(
+    "command, module, step, left", [("memory", memory, "run", None), ("gpu", gpu, "gemm_peak", "bf16")]
+)
+def test_a_command_has_no_precision_but_its_own(command, module, step, left, model, monkeypatch, capsys):
+    def told(*_, **__):
+        sys.exit(f"precision {os.environ.get('ACCELERATE_MIXED_PRECISION')}")
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "make_model", lambda *_: "")
+    monkeypatch.setattr(module, step, told)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    folders = model if command == "memory" else ["--tokenizer", model[1]]
+    with pytest.raises(SystemExit, match=f"precision {left}"):
+        main([command, *folders])
+    assert "ACCELERATE_MIXED_PRECISION=fp16 is left out" in capsys.readouterr().err
+
+
+def test_exactness_is_of_the_cpu_alone_whatever_there_is(tiny_model, reviews, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "the GPU")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    assert common.machine()["accelerator"] == "the GPU"
+    monkeypatch.setattr(exactness, "gemm_peak", lambda: sys.exit(f"peak of the {common.device()}"))
+    options = parse(["exactness", "--data", str(reviews), "--model", str(tiny_model), "--updates", "2"])
+    with pytest.raises(SystemExit, match="peak of the cpu"):
+        exactness.run(options)
+    assert common.machine()["accelerator"] is None
+
+
+@pytest.mark.parametrize("program", ["pass", "import os; os.kill(os.getpid(), 15)"])
+def test_a_run_that_was_over_before_it_could_be_stopped_asks_for_more_updates(program, tmp_path):
+    with pytest.raises(SystemExit, match="--updates: the run was over before it could be stopped after upd"):
+        exactness._stop_half_way(["-c", program], tmp_path, 4)
+
+
+def test_rows_to_encode_are_of_two_classes_though_a_file_begins_with_one(tmp_path, monkeypatch):
+    def told(*words):
+        sys.exit(" ".join(read_csv(json.loads(words[-1])["path"])[1]))
+
+    write_csv(tmp_path / "train.csv", ["one", "two", "three", "four"], ["x", "x", "x", "y"])
+    monkeypatch.setattr(encode, "gemm_peak", lambda: 100.0)
+    monkeypatch.setattr(encode, "launch_and_weigh", told)
+    with pytest.raises(SystemExit, match=r"^a b a$"):
+        encode.run(parse(["encode", "--data", str(tmp_path), "--model", str(tmp_path), "--rows", "3"]))
 
 
 def test_peers_take_what_train_py_takes(tiny_model, tmp_path):
