@@ -64,7 +64,7 @@ def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
     "both print their stacks and end",
 )
 def test_every_process_shows_its_stacks(run_faulty):
-    done, _ = run_faulty([*TORCHRUN, "2"], "time.sleep(600)", rank="1", hang_timeout=PATIENCE)
+    done, _ = run_faulty(FORKS, "time.sleep(600)", rank="1", hang_timeout=PATIENCE)
     assert done.returncode == 1
     assert "hang_timeout: process 0" in done.stderr and "hang_timeout: process 1" in done.stderr
 

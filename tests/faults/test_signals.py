@@ -18,6 +18,7 @@ from compare import same_bits, without_timing
 from conftest import (
     ACCELERATE,
     FORK,
+    FORKS,
     ONE,
     ROOT,
     TORCHRUN,
@@ -88,7 +89,7 @@ def ends_as_if_never_stopped(command, run_words, folder, whole):
     "saved after the running update, exit 75; resumed, the end is bit-identical to a run that nobody stopped",
 )
 def test_a_signal_saves_and_exits_with_75(started, run_words, tmp_path, whole, number):
-    process = started(ONE, run_words)
+    process = started(ONE if number in (signal.SIGTERM, signal.SIGHUP) else FORK, run_words)
     wait_for_updates(tmp_path / "run", 20)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -182,9 +183,10 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
 )
 def test_two_processes_save_together_whoever_got_the_signal(started, run_words, tmp_path, told):
     # The launcher and Slurm send theirs to the workers of the loader, too.
-    process = started([*TORCHRUN, "2"], [*run_words, "--dataloader_num_workers", "1"])
+    command = FORKS if told == "one process" else [*TORCHRUN, "2"]
+    process = started(command, [*run_words, "--dataloader_num_workers", "1"])
     wait_for_updates(tmp_path / "run", 20)
-    both = [p for p in trainers(process) if p.ppid() == process.pid]
+    both = psutil.Process(process.pid).children()
     assert len(both) == 2
     if told == "one process":
         both[1].send_signal(signal.SIGUSR1)

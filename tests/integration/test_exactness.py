@@ -4,7 +4,7 @@ import json
 
 import pytest
 from compare import assert_same, largest_difference
-from conftest import FORKS, flags, launch, series, train_here, two_processes
+from conftest import FORKS, flags, launch, series, train_here
 
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
 # Early stopping comes after 52 updates, its best is at 26. 203 rows: 6 updates of 32 and one of 11 an epoch.
@@ -74,8 +74,7 @@ def test_a_launch_gives_what_one_process_with_whole_updates_gives(
         assert train_here(**words) == 0
         out = capfd.readouterr().out
     else:
-        real = (data, processes, micro) == ("batch 32", 2, 16)
-        done = launch(two_processes() if real else ["fork", str(processes)], flags(**words))
+        done = launch(["fork", str(processes)], flags(**words))
         assert done.returncode == 0, done.stderr
         out = done.stdout
     assert said in out
