@@ -8,12 +8,13 @@ from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
 import yaml
 from transformers import AlbertConfig, BertConfig, DebertaV2Config, DistilBertConfig
 
-from benchmarks import accuracy, common, encode, exactness, gpu, memory, start, throughput
+from benchmarks import accuracy, common, encode, exactness, gpu, growth, memory, start, throughput
 from benchmarks.__main__ import COMMANDS, main, parse
 from benchmarks.common import (
     Killed,
@@ -474,6 +475,18 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     assert "MB, median" in whole
 
 
+def once(function):
+    """The function's first answer to the same words again and again."""
+    answers = {}
+
+    def call(*words):
+        if str(words) not in answers:
+            answers[str(words)] = function(*words)
+        return answers[str(words)]
+
+    return call
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -482,7 +495,7 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
         "evaluation --rounds 1 --repeats 2",
         "save --rounds 1",
         "accuracy --epochs 1 --seeds 1 --max_length 64",
-        "growth --updates 1200 --evaluated 20 --planned 5000",
+        "growth --updates 300 --evaluated 20 --planned 5000",
     ],
 )
 def test_a_command_measures_and_leaves_its_table(words, tiny_model, reviews, tmp_path, monkeypatch):
@@ -494,6 +507,9 @@ def test_a_command_measures_and_leaves_its_table(words, tiny_model, reviews, tmp
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(start, "RECIPE", str(tmp_path / "recipe.yaml"))
     monkeypatch.setattr("transformers.BertConfig", partial(BertConfig, hidden_size=48, num_hidden_layers=2))
+    for name in ("_ours", "_bare", "_whole"):  # in two rounds
+        monkeypatch.setattr(start, name, once(getattr(start, name)))
+    monkeypatch.setattr(growth, "WARM_UP", 100)  # two logs come after it
     monkeypatch.setattr(COMMANDS[command], "gemm_peak", lambda: 100.0)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     with common.own_cache(tmp_path / "cache"):
@@ -501,3 +517,28 @@ def test_a_command_measures_and_leaves_its_table(words, tiny_model, reviews, tmp
     text = (tmp_path / "table.md").read_text()
     assert text.startswith(f"# {command}\n") and "100 GFLOP/s" in text and "nan" not in text
     assert json.loads((tmp_path / "table.json").read_text())["measured"]
+
+
+def test_exactness_finds_no_difference_between_launches_of_train_py(
+    tiny_model, reviews, tmp_path, monkeypatch
+):
+    """Of its launches two, as forks; the whole of it takes minutes."""
+
+    def forked(script, *words, variables):
+        done = conftest.launch(conftest.FORK, words, script=script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    one, micro = "1 x 32", "1 x 8, accumulation 4"
+    monkeypatch.setattr(exactness, "ARMS", {"ours": exactness.ARMS["ours"]})
+    monkeypatch.setattr(exactness, "LAUNCHES", {name: exactness.LAUNCHES[name] for name in (one, micro)})
+    monkeypatch.setattr(exactness, "launch", forked)
+    monkeypatch.setattr(exactness, "gemm_peak", lambda: 100.0)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    words = f"exactness --data {reviews} --model {tiny_model} --updates 6 --max_length 64 --dropout with"
+    exactness.run(parse([*words.split(), "--name", "table"]))
+    measured = json.loads((tmp_path / "table.json").read_text())["measured"]
+    assert [len(measured[f"ours, True, {name}"]["steps"]) for name in (one, micro)] == [6, 6]
+    found = measured[f"ours, True, {micro}"]
+    assert found["loss_difference"] < 1e-5 and 0 < found["weights_difference"] < 1e-4
+    assert f"| train.py | {micro} | 1.000 x | 1.000 x |" in (tmp_path / "table.md").read_text()
