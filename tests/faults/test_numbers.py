@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from compare import largest_difference, same_bits
-from conftest import FORKS, ROOT, flags, launch, series, train_here
+from conftest import FORKS, ROOT, flags, launch, series, short_run, train_here
 from safetensors.torch import load_file
 from test_hangs import FAULTY
 
@@ -14,10 +14,12 @@ from ft.errors import UserError
 from ft.health import SPIKE_AFTER, Health
 from ft.tasks.text_classification import TextClassification
 
+SAVED = {"max_train_steps": 10, "save_strategy": "steps", "save_steps": 2}
+
 
 @pytest.fixture
 def config(base_flags):
-    return {**base_flags, "max_train_steps": 10, "save_strategy": "steps", "save_steps": 2}
+    return {**base_flags, **SAVED}
 
 
 def break_updates(monkeypatch, steps, value):
@@ -216,22 +218,37 @@ run_script(train.train, parse(Config))
 """
 
 
-@pytest.mark.parametrize("by", ["shared memory", "DDP"])
+def out_in_forward(config, folder, ranks, by):
+    """A run on two processes, of which those of `ranks` run out of memory, and what it said."""
+    script = folder / "small.py"
+    script.write_text(OUT_IN_FORWARD.format(root=str(ROOT), ranks=ranks, by=by))
+    done = launch(FORKS, flags(**config), script=str(script))
+    assert done.returncode == 0, done.stderr
+    return config["output_dir"], done.stdout
+
+
+@pytest.fixture(scope="module", params=["shared memory", "DDP"])
+def exchanged(request, tmp_path_factory, tiny_model, reviews):
+    """How two processes exchange gradients, and the run of those for which the memory suffices."""
+    folder = tmp_path_factory.mktemp("whole")
+    words = {**short_run(tiny_model, reviews, folder / "run"), **SAVED}
+    whole, said = out_in_forward(words, folder, "", request.param)
+    assert "out of memory" not in said
+    return request.param, whole
+
+
 @pytest.mark.parametrize("ranks", ["1", "01"])
 @pytest.mark.case(
     "the same in the forward pass of one of two processes or of both, at one micro-batch an update",
     "halved there, the update repeated, the same trajectory within 1e-5",
 )
-def test_out_of_memory_in_a_forward_pass_is_mended_on_several_processes(config, tmp_path, ranks, by):
+def test_out_of_memory_in_a_forward_pass_is_mended_on_several_processes(config, tmp_path, exchanged, ranks):
     """The other waits in the exchange of the gradients meanwhile, which happens once an update."""
-    script = tmp_path / "small.py"
-    for name, out in {"whole": "", "run": ranks}.items():
-        script.write_text(OUT_IN_FORWARD.format(root=str(ROOT), ranks=out, by=by))
-        done = launch(FORKS, flags(**{**config, "output_dir": tmp_path / name}), script=str(script))
-        assert done.returncode == 0, done.stderr
-        for rank in "01":
-            assert (f"out of memory in process {rank}; micro-batches" in done.stdout) == (rank in out)
-    worst = largest_difference(tmp_path / "whole", tmp_path / "run")
+    by, whole = exchanged
+    run, said = out_in_forward(config, tmp_path, ranks, by)
+    for rank in "01":
+        assert (f"out of memory in process {rank}; micro-batches" in said) == (rank in ranks)
+    worst = largest_difference(whole, run)
     assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
 
 

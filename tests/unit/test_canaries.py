@@ -180,30 +180,32 @@ def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_p
     assert done.returncode == 1
 
 
-def test_two_cpu_processes_find_each_other_only_with_cpu_true(tmp_path):
+AVERAGE = (
+    "import torch\n"
+    "model = a.prepare(torch.nn.Linear(1, 1, bias=False))\n"
+    "model(torch.full((1, 1), 1.0 + a.process_index)).sum().backward()\n"
+    "os.write(1, f'gradient {next(model.parameters()).grad.item()}\\n'.encode())\n"
+)
+LEAVE = "import torch\ntorch.distributed.is_initialized() and torch.distributed.barrier()\nos._exit(0)\n"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two processes with cpu=True: each says who it is and, of one weight, the gradient that it holds."""
+    text = TELL % "cpu=True" + AVERAGE + LEAVE
+    return run_script(tmp_path_factory.mktemp("pair"), [*TORCHRUN, "2"], text)
+
+
+def test_two_cpu_processes_find_each_other_only_with_cpu_true(tmp_path, pair):
     """ft/runtime.py passes cpu=True where there is no accelerator: without it each believes to be alone."""
-    command = [*TORCHRUN, "2"]
-    for argument, world in (("cpu=True", 2), ("", 1)):
-        leave = "import torch\n"
-        leave += "torch.distributed.is_initialized() and torch.distributed.barrier()\nos._exit(0)\n"
-        done = run_script(tmp_path, command, TELL % argument + leave)
-        assert done.stdout.count(f"of {world}") == 2, (argument, done.stdout, done.stderr)
+    alone = run_script(tmp_path, [*TORCHRUN, "2"], TELL % "" + LEAVE)
+    for done, world in ((pair, 2), (alone, 1)):
+        assert done.stdout.count(f"of {world}") == 2, (done.stdout, done.stderr)
 
 
-def test_ddp_averages_gradients_over_processes(tmp_path):
+def test_ddp_averages_gradients_over_processes(pair):
     """train.py multiplies by the number of processes to undo it."""
-    text = (
-        "import os, torch\n"
-        "from accelerate import Accelerator\n"
-        "accelerator = Accelerator(cpu=True)\n"
-        "model = accelerator.prepare(torch.nn.Linear(1, 1, bias=False))\n"
-        "model(torch.full((1, 1), 1.0 + accelerator.process_index)).sum().backward()\n"
-        "os.write(1, f'gradient {next(model.parameters()).grad.item()}\\n'.encode())\n"
-        "torch.distributed.barrier()\n"
-        "os._exit(0)\n"
-    )
-    done = run_script(tmp_path, [*TORCHRUN, "2"], text)
-    assert done.stdout.count("gradient 1.5") == 2, done.stderr
+    assert pair.stdout.count("gradient 1.5") == 2, pair.stderr
 
 
 # --- Transformers
