@@ -13,8 +13,9 @@ from ft.errors import EXIT_DONE, printable
 from ft.runtime import run_script
 
 
-def score(config: EvalConfig) -> int:
-    """One evaluation; returns its exit code."""
+def score(config: EvalConfig, sources: dict | None = None) -> int:
+    """One evaluation, of other `sources` than those that the config names, if given; returns its exit
+    code."""
     if config.compare is not None:
         from ft.compare import compare
 
@@ -65,7 +66,7 @@ def score(config: EvalConfig) -> int:
     max_length = longest_text(config.max_length, tokenizer, model_config)
     notes: list[str] = []
     model = build_model(config, task, model_config, tokenizer, notes)
-    sources = find_sources(config)
+    sources = sources or find_sources(config)
     split = config.split or choose_split(config, sources)
     check_apart(config, split, sources.values())
     if config.suspected_label_errors:

@@ -14,13 +14,14 @@ import yaml
 from ft.analysis.comparison import differences, right_in_one
 from ft.cli import parse
 from ft.config import EvalConfig
-from ft.data.sources import choose_split, find_sources, fingerprints
+from ft.data.sources import Source, choose_split, find_sources, fingerprints
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.hosts import HostGroup
 from ft.output import check_place, seed_folders, write_whole
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
+from ft.unseen import set_test_aside
 from ft.values import short
 
 SHOWN = {
@@ -35,7 +36,7 @@ LENGTH = ("num_train_epochs", "max_train_steps")  # the same for all seeds, unle
 OURS = "compared"  # begins the name of a folder for scores, where that of the run's evaluation has others
 
 
-def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
+def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]], int]) -> int:
     """Write comparison.json to output_dir and print the table; returns the exit code.
 
     A run that was trained but not yet evaluated is scored first, by `score`. Raises `UserError` where the two
@@ -52,7 +53,8 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig], int]) -> int:
         for run in side:
             place, missing = hosts.from_main(lambda run=run: find_predictions(run, config.split))  # type: ignore[misc]
             if missing is not None:
-                score(_scoring(run, missing, place if place.name.startswith(OURS) else run))
+                of_run = _scoring(run, missing, place if place.name.startswith(OURS) else run)
+                score(of_run, _sources(of_run))
             folders.append(place)
         sides.append(folders)
     if accelerator.is_main_process:
@@ -130,7 +132,7 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
         split = next((name for name, is_scored in scored.items() if is_scored), None)
     if split is None:
         config = _scoring(run)
-        split = choose_split(config, find_sources(config))
+        split = choose_split(config, _sources(config))
     places, config = [run / f"{name}-{split}" for name in ("evaluation", OURS)], _scoring(run, split)
     for place in places:
         if _is_its_own(place, run, config):
@@ -160,7 +162,7 @@ def _newest(folder: Path) -> str:
 def _data(config: EvalConfig) -> dict[str, str] | None:
     """The fingerprints of the data that an evaluation would read; None where it is gone."""
     try:
-        return fingerprints(find_sources(config))
+        return fingerprints(_sources(config))
     except UserError:
         return None
 
@@ -175,7 +177,19 @@ def _scoring(run: Path, split: str | None = None, place: Path | None = None) -> 
     """The evaluation of a run's best model, on the data of its own config."""
     words = {"model_name_or_path": run / "best", "output_dir": place or run, "split": split or "null"}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    return parse(EvalConfig, [str(run / "config.yaml"), *flags])
+    config = parse(EvalConfig, [str(run / "config.yaml"), *flags])
+    if set_test_aside(config):
+        config.test_file = None
+    return config
+
+
+def _sources(config: EvalConfig) -> dict[str, Source]:
+    """The data of a run; without its test split where that has no labels, as the run has scored rows that it
+    set aside in its place."""
+    sources = find_sources(config)
+    if set_test_aside(config):
+        sources.pop("test", None)
+    return sources
 
 
 def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ft.evaluation_place import clear_evaluation, evaluation_folder, held
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_notes, prediction_lines
 from ft.tasks.base import Task
+from ft.unseen import set_test_aside
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,6 +48,12 @@ def predict(
     unused = [name for name in ("metrics", "slice_columns") if getattr(config, name)]
     if unused:
         notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
+    if split == "test" and config.test_file and config.test_split_percentage and set_test_aside(config):
+        notes = [
+            *notes,
+            "test_split_percentage: the rows that training set aside are scored by --test_file null --split "
+            "test",
+        ]
     rows = data.splits[split]
     folder = hosts.from_main(lambda: evaluation_folder(config.output_dir, split))
     dataset = RowDataset(rows, tokenizer)

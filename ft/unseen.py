@@ -70,6 +70,11 @@ def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:
     return known is not None and data.sources.get(split) == known
 
 
+def set_test_aside(options: EvalConfig) -> bool:
+    """Whether the model's training has set test rows aside from its training rows."""
+    return bool(of_training(options).get("draw", {}).get("test_split_percentage"))
+
+
 def _is_learned(options: Config | EvalConfig, data: Data, split: str) -> bool:
     known = of_training(options).get("sources", {}).get("train")
     return known is not None and data.sources.get(split) == known

@@ -57,7 +57,13 @@ class Data:
     def draw(self, options: DataOptions) -> dict[str, Any]:
         """What decides which training rows are set aside: these, for which splits, and how many; the labels,
         by which they are stratified; and the bad rows among them."""
-        shares = {f"{split}_split_percentage": split not in self.sources for split in ("validation", "test")}
+        # A test split without labels has a source, but no facts; rows may be set aside in its place.
+        shares = {
+            f"{split}_split_percentage": self.was_set_aside(split)
+            if split in self.facts
+            else split not in self.sources
+            for split in ("validation", "test")
+        }
         return {
             "train": self.sources.get("train"),
             **{name: getattr(options, name) if is_drawn else None for name, is_drawn in shares.items()},

@@ -200,6 +200,31 @@ def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops
     assert results["eval/slices"]["shop"] and results["test/slices"]["shop"]
 
 
+def test_rows_set_aside_in_the_place_of_an_unlabelled_test_file_can_be_scored_again(
+    base_flags, reviews, tmp_path, capsys
+):
+    unlabelled = write_csv(tmp_path / "test.csv", [{"text": row["text"]} for row in make_rows(9, seed=7)])
+    words = {**base_flags, "dataset_name": None, "train_file": reviews / "train.csv", "save_strategy": "no"}
+    words = {key: value for key, value in words.items() if value is not None}
+    words |= {"test_file": unlabelled, "test_split_percentage": 10, "max_train_steps": 2}
+    assert train_here(**words) == EXIT_DONE
+    run = tmp_path / "run"
+    draw = json.loads((run / "environment.json").read_text())["draw"]
+    assert draw["test_split_percentage"] == draw["validation_split_percentage"] == 10
+    again = {**words, "model_name_or_path": run / "best", "output_dir": tmp_path / "again"}
+    del again["test_file"]
+    assert score_here(**again, split="test") == EXIT_DONE
+    assert results_of(tmp_path / "again")["test/loss"] == pytest.approx(results_of(run)["test/loss"])
+    capsys.readouterr()
+    assert score_here(**again | {"output_dir": tmp_path / "kept"}, test_file=unlabelled) == EXIT_DONE
+    said = capsys.readouterr().out
+    assert "9 rows predicted, none scored" in said
+    assert (
+        "note: test_split_percentage: the rows that training set aside are scored by --test_file null "
+        "--split test" in said
+    )
+
+
 def test_an_unlabelled_test_split_does_not_have_its_slice_column_looked_for_elsewhere(
     base_flags, shops, tmp_path
 ):

@@ -426,6 +426,26 @@ def test_a_test_split_without_labels_is_not_what_runs_are_compared_on(trained, t
     assert compare(*runs, tmp_path / "out")["rows"] == 61  # those of the validation split
 
 
+@pytest.mark.parametrize("place", ["in the folder", "as a file"])
+def test_rows_set_aside_in_the_place_of_an_unlabelled_test_split_are_what_runs_are_compared_on(
+    trained, tmp_path, place
+):
+    data = shutil.copytree(trained / "data", tmp_path / "data")
+    (data / "test.csv").write_text("text\nthe film was great\n")
+    words = {"dataset_name": data, "test_split_percentage": 20, "max_train_steps": 2, "save_strategy": "no"}
+    if place == "as a file":
+        words["test_file"] = (data / "test.csv").rename(tmp_path / "unlabelled.csv")
+    tiny = yaml.safe_load((trained / "short/seed-42/config.yaml").read_text())["model_name_or_path"]
+    runs = [tmp_path / "one", tmp_path / "other"]
+    for number, run in enumerate(runs):
+        assert train_here(**words, seed=number, model_name_or_path=tiny, output_dir=run) == EXIT_DONE
+    found = compare(*runs, tmp_path / "out")
+    reported = [json.loads((run / "results.json").read_text())["test/accuracy"] for run in runs]
+    accuracy = found["metrics"]["accuracy"]
+    assert found["rows"] == 41 and [accuracy["a"], accuracy["b"]] == pytest.approx(reported)
+    assert compare(*runs, tmp_path / "out") == found  # which are there now
+
+
 def test_seeds_of_which_some_go_on_for_longer_are_not_one_side(trained, tmp_path):
     seeds = shutil.copytree(trained / "short", tmp_path / "seeds")
     path = seeds / "seed-43/config.yaml"
