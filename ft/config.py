@@ -192,6 +192,9 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             raise UserError(f"no {self.PURPOSE} data: set {' or '.join(self.DATA)}.")
         if self.dataset_name and self.train_file:
             raise UserError("dataset_name and train_file are both set; keep one of them.")
+        for split in ("validation", "test") if self.PURPOSE == "training" else ():
+            if getattr(self, f"{split}_split_name") and getattr(self, f"{split}_file"):
+                raise UserError(f"{split}_split_name and {split}_file are both set; keep one of them.")
         for name in ("dataset_config_name", "validation_split_name", "test_split_name"):
             if getattr(self, name) and not self.dataset_name:
                 raise UserError(f"{name}: is about dataset_name, which is not set; leave it out.")

@@ -113,6 +113,13 @@ def load_model_config(options: Config) -> Any:
 
     path = find_model(options.model_name_or_path)
     check_model_folder(path, options.allow_pickle)
+    # An evaluation has a run's config.yaml, and the folder that was trained in the place of its model.
+    is_asked = options.PURPOSE == "training" and options.model_revision != ModelOptions.model_revision
+    if is_asked and Path(path).is_dir():
+        raise UserError(
+            f"model_revision: found {options.model_revision!r}, but {options.model_name_or_path!r} is a "
+            "folder, which has no revisions; leave it out."
+        )
     config = _from_pretrained(
         AutoConfig, "model_name_or_path", path, revision=options.model_revision,
         trust_remote_code=options.trust_remote_code,

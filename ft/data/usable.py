@@ -97,6 +97,8 @@ def usable_splits(
         del raw, kept, targets  # columns that are not used, and rows that were dropped
     assert columns is not None
     columns = replace(columns, id=next(iter(ids.values()), ""))
+    if only is None:  # an evaluation takes the share that its run was given
+        notes += _share_notes(options, tables)
     _set_aside(options, task, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
     _drop_shared(options, tables, columns, facts, notes)
@@ -238,6 +240,17 @@ def usable_rows(
         notes.append(f"{split}: dropped {len(rows):,} of {raw.num_rows:,} rows ({reasons})")
     dropped = {reason: len(where) for reason, where in bad.items()}
     return np.setdiff1d(np.arange(raw.num_rows), rows), {"dropped": dropped}
+
+
+def _share_notes(options: DataOptions, tables: dict[str, pa.Table]) -> list[str]:
+    """What to tell the user who asked for a share of the training rows as a split that the data has."""
+    splits = [split for split in ("validation", "test") if split in tables]
+    asked = {split: getattr(options, f"{split}_split_percentage") for split in splits}
+    return [
+        f"{split}_split_percentage: the data has {split} rows of its own; nothing is set aside"
+        for split, share in asked.items()
+        if share not in (0, getattr(DataOptions, f"{split}_split_percentage"))
+    ]
 
 
 def _set_aside(

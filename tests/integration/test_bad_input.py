@@ -237,6 +237,18 @@ VALUES = {
     ),
     "three text columns": ({"text_column_names": "a,b,c"}, ["text_column_names", "3", "one or two"]),
     "wrong split": ({"validation_split_name": "dev2"}, ["validation_split_name", "dev2", r"train\.csv"]),
+    "a validation split and a file": (
+        {"validation_split_name": "validation", "validation_file": "v.csv"},
+        ["validation_split_name and validation_file are both set", "keep one"],
+    ),
+    "a test split and a file": (
+        {"test_split_name": "test", "test_file": "t.csv"},
+        ["test_split_name and test_file are both set", "keep one"],
+    ),
+    "a revision of a folder": (
+        {"model_revision": "v2"},
+        ["model_revision: found 'v2'", "is a folder, which has no revisions", "leave it out"],
+    ),
     "test split as validation": (
         {"validation_split_name": "test", "test_split_name": "test"},
         ["validation_split_name", "test"],

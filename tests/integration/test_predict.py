@@ -377,6 +377,18 @@ def test_a_text_column_may_have_the_name_of_ours(models, tmp_path):
     assert row["text"] == "the film was great" and isinstance(row["prediction"], float)
 
 
+def test_the_revision_of_the_pretrained_model_is_none_of_the_folder_that_training_made_of_it(
+    models, reviews, tmp_path
+):
+    """A config.yaml that names one serves eval.py all the same."""
+    words = {
+        "model_name_or_path": models / "single/best",
+        "model_revision": "v2",
+        "output_dir": tmp_path / "out",
+    }
+    assert score_here(**words, test_file=reviews / "test.csv") == EXIT_DONE
+
+
 def test_a_test_file_is_scored_where_the_training_data_is_not(models, reviews, tmp_path):
     words = {"train_file": "gone.csv", "validation_file": tmp_path / "gone.csv"}
     predict(models / "single/best", reviews / "test.csv", tmp_path / "out", **words)

@@ -96,6 +96,18 @@ def test_labels_that_look_like_several_joined_ones_are_said(made):
     )
 
 
+def test_a_delimiter_that_stands_between_no_labels_is_said(made):
+    found = made(["a", "b", "a;b"] * 2, "csv", label_delimiter=",")
+    assert any(
+        "look like several ones with ';'" in note and "label_delimiter" in note for note in found.notes
+    )
+    found = made([["a"], ["b"], ["a|b"]], label_delimiter="|")
+    assert "label_delimiter: the label column 'label' holds lists, which '|' does not divide" in found.notes
+    assert found.names == ["a", "a|b", "b"]
+    for notes in (made(["a;b", "b"], "csv", label_delimiter=";").notes, made([["a"], ["b"]]).notes):
+        assert not any("label_delimiter:" in note for note in notes)
+
+
 def test_a_second_run_from_the_cache_knows_the_kind(made):
     one, two = (made([0.5, 1.5, 2.5]) for _ in range(2))
     assert one.encoded == 3 and two.encoded == 0

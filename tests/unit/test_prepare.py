@@ -773,6 +773,25 @@ def test_a_test_split_is_set_aside_only_on_demand(tokenizer, tmp_path):
     }
 
 
+def test_a_share_beside_a_split_that_is_there_is_said_to_set_nothing_aside(tokenizer, tmp_path):
+    files = {
+        f"{split}_file": write_csv(tmp_path / f"{split}.csv", make_rows(40, seed))
+        for seed, split in enumerate(("train", "validation", "test"))
+    }
+
+    def said(**options):
+        notes = Prepared(tokenizer, **{**files, **options}).notes
+        return [note for note in notes if "of its own" in note]
+
+    assert said(validation_split_percentage=20, test_split_percentage=20) == [
+        f"{split}_split_percentage: the data has {split} rows of its own; nothing is set aside"
+        for split in ("validation", "test")
+    ]
+    assert said() == said(validation_split_percentage=0) == []  # nothing is what was asked for
+    unlabelled = write_csv(tmp_path / "unlabelled.csv", [{"text": "the film"}])
+    assert said(test_file=unlabelled, test_split_percentage=20) == []  # rows are set aside in its place
+
+
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=300),
     st.floats(0.1, 49),

@@ -139,6 +139,17 @@ def joined_by(names: Sequence[str]) -> str | None:
     return None
 
 
+def joined_notes(names: Sequence[str]) -> list[str]:
+    """What to tell the user of such names."""
+    delimiter = joined_by(names)
+    if delimiter is None:
+        return []
+    return [
+        f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
+        f"{delimiter!r} would learn them one by one"
+    ]
+
+
 def names_of(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
     may_mix: bool = False,

@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ft.data.columns import is_list
 from ft.errors import UserError
 from ft.metrics import AT_HALF, MULTILABEL_METRICS, multilabel_metrics, sigmoid
 from ft.tasks.text_classification.kind import Kind, output_layer
-from ft.tasks.text_classification.labels import MULTI, case_twins, in_order, name_lists_of, numbers_of
+from ft.tasks.text_classification.labels import (
+    MULTI,
+    case_twins,
+    in_order,
+    joined_notes,
+    name_lists_of,
+    numbers_of,
+)
 from ft.tasks.text_classification.losses import binary_cross_entropy
 from ft.tasks.text_classification.thresholds import DEFAULT, choose_thresholds
 from ft.tasks.text_classification.weights import Weights, described, label_weights
@@ -72,9 +80,16 @@ class MultiLabel(Kind):
                 "nothing to tell apart."
             )
         notes = case_twins(self.label_names)
-        return (
-            [*notes, f"{repeated:,} labels stand twice in their row, and count once"] if repeated else notes
-        )
+        if repeated:
+            notes.append(f"{repeated:,} labels stand twice in their row, and count once")
+        if self.delimiter is not None and is_list(values.type):
+            notes.append(
+                f"label_delimiter: the label column {field.name!r} holds lists, which {self.delimiter!r} "
+                "does not divide"
+            )
+        elif self.delimiter is not None:
+            notes += joined_notes(found)  # with another one
+        return notes
 
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None

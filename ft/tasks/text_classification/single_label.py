@@ -14,7 +14,7 @@ from ft.tasks.text_classification.labels import (
     WHOLE,
     case_twins,
     in_order,
-    joined_by,
+    joined_notes,
     names_of,
     numbers_of,
 )
@@ -64,15 +64,7 @@ class SingleLabel(Kind):
                 f"({found[0]!r}); there is nothing to tell apart. Expected at least two."
             )
         self.label_names = in_order(found, names)
-        notes = case_twins(self.label_names)
-        delimiter = None if names else joined_by(found)
-        if delimiter is None:
-            return notes
-        return [
-            *notes,
-            f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
-            f"{delimiter!r} would learn them one by one",
-        ]
+        return [*case_twins(self.label_names), *([] if names else joined_notes(found))]
 
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
