@@ -29,6 +29,10 @@ def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
     report.html, say how it went. Called on all processes."""
     config, progress = run.config, run.progress
+    # With save_strategy: no, a stop saves one all the same: resumed from it, a run that is finished would be
+    # trained again.
+    if run.saver.step not in (-1, progress.step):
+        run.save()
     run.settle()
     if run.stopped_early():
         run.say(

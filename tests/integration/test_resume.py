@@ -563,6 +563,36 @@ def test_a_finished_run_without_a_checkpoint_is_not_wiped_by_latest(config, tmp_
     assert (tmp_path / "run/best/model.safetensors").exists()
 
 
+def test_a_run_without_checkpoints_that_was_stopped_and_finished_is_not_trained_again(
+    config, tmp_path, monkeypatch
+):
+    """One command for a job that restarts: the checkpoint of the stop is not where it begins again."""
+    words = {**config, "max_train_steps": 12, "save_strategy": "no", "resume_from_checkpoint": "latest"}
+    assert train_here(**words, max_time="1s") == EXIT_STOPPED
+    made = []
+    count = Run.count
+    monkeypatch.setattr(Run, "count", lambda run, *update: (made.append(1), count(run, *update)))
+    assert train_here(**words) == 0
+    rows, results = without_timing(tmp_path / "run"), results_in(tmp_path / "run")
+    assert len(made) == 11 and results["train/total_steps"] == 12
+    assert train_here(**words) == 0
+    assert len(made) == 11
+    assert without_timing(tmp_path / "run") == rows and results_in(tmp_path / "run") == results
+
+
+def results_in(folder):
+    """results.json without seconds and rates."""
+    found = json.loads((folder / "results.json").read_text())
+    return {key: value for key, value in found.items() if not key.startswith("perf/")}
+
+
+def test_a_run_that_is_resumed_from_elsewhere_without_checkpoints_leaves_none(config, whole, tmp_path):
+    words = {**config, "save_strategy": "no", "output_dir": tmp_path / "new"}
+    words["resume_from_checkpoint"] = whole / "checkpoints/step-00000028"
+    assert train_here(**words) == 0
+    assert not list((tmp_path / "new").glob("checkpoints/*"))
+
+
 def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_began(
     config, whole, tmp_path, monkeypatch
 ):
