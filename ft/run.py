@@ -132,6 +132,12 @@ class Run:
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy, config.eval_steps = "no", None
+        elif config.eval_strategy == "no" and "validation" in data.splits:
+            remedy = "; validation_split_percentage: 0 trains on them"
+            notes.append(
+                "the validation rows are not scored (eval_strategy: no)"
+                + remedy * data.was_set_aside("validation")
+            )
         self.checkpoint = self.hosts.from_main(self.folder.hold)
         made = self.output_dir / "checkpoints"  # by another name on another host
         self.has_own_checkpoint = self.hosts.from_main(lambda: checkpoint.is_own(self.checkpoint, made))

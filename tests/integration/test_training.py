@@ -428,6 +428,21 @@ def test_without_evaluation_best_is_final_and_it_is_said(base_flags, tmp_path, c
     ).read_bytes()
 
 
+def test_validation_rows_that_nothing_scores_are_said(base_flags, reviews, tmp_path, capsys):
+    words = {key: value for key, value in base_flags.items() if key != "dataset_name"}
+    words |= {"train_file": reviews / "train.csv", "eval_strategy": "no", "max_train_steps": 1}
+
+    def said(**more):
+        capsys.readouterr()
+        assert train_here(**words, **more, overwrite_output_dir="true") == 0
+        return [line for line in capsys.readouterr().out.splitlines() if "not scored" in line]
+
+    plain = "note: the validation rows are not scored (eval_strategy: no)"
+    assert said() == [f"{plain}; validation_split_percentage: 0 trains on them"]
+    assert said(validation_file=reviews / "validation.csv") == [plain]
+    assert said(validation_split_percentage=0) == []
+
+
 def test_max_time_saves_a_checkpoint_and_exits_with_75(base_flags, tmp_path):
     words = flags(**{**base_flags, "num_train_epochs": 1000, "max_time": "1s", "save_strategy": "no"})
     done = launch(FORK, words)
