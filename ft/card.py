@@ -50,7 +50,7 @@ def model_card(
 # {config.run_name or f"{name}, fine-tuned"}
 
 {name}, fine-tuned on {_name(source, "local data")} ({rows} rows) for {step:,} updates of
-{config.global_batch_size} rows.
+{data.rows_of_update(config.global_batch_size)} rows.
 
 ## Labels
 

@@ -115,8 +115,8 @@ def start_summary(
         f"tokens: {lengths.mean():.1f} a row, longest {lengths.max():,}; {cut:,} of the training rows "
         f"({cut / len(train):.1%}) {seen}; padding {padding_share(sampler):.1%}"
     )
-    assert config.global_batch_size is not None
-    update = described_update(config.global_batch_size, sampler.num_processes, sampler.micro_batch_size)
+    in_update = data.rows_of_update(config.global_batch_size)
+    update = described_update(in_update, sampler.num_processes, sampler.micro_batch_size)
     lines.append(f"updates: {total_updates:,} ({sampler.updates_per_epoch:,} an epoch); {update}")
     if config.eval_strategy != "no":
         end = "highest" if config.higher_is_better else "lowest"

@@ -138,6 +138,12 @@ class Run:
                 "the validation rows are not scored (eval_strategy: no)"
                 + remedy * data.was_set_aside("validation")
             )
+        rows = data.rows_of_update(config.global_batch_size)
+        if rows != config.global_batch_size:
+            notes.append(
+                f"global_batch_size is {config.global_batch_size:,}, but there are {rows:,} training rows: "
+                "each update has all of them"
+            )
         self.checkpoint = self.hosts.from_main(self.folder.hold)
         made = self.output_dir / "checkpoints"  # by another name on another host
         self.has_own_checkpoint = self.hosts.from_main(lambda: checkpoint.is_own(self.checkpoint, made))

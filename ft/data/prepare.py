@@ -54,6 +54,11 @@ class Data:
         """Whether the rows of a split were training rows, and have no source of their own."""
         return "dropped" not in self.facts[split]
 
+    def rows_of_update(self, global_batch_size: int | None) -> int:
+        """How many rows an update has: all training rows, where these are fewer than were asked for."""
+        rows = len(self.splits["train"])
+        return min(global_batch_size or rows, rows)
+
     def draw(self, options: DataOptions) -> dict[str, Any]:
         """What decides which training rows are set aside: these, for which splits, and how many; the labels,
         by which they are stratified; and the bad rows among them."""

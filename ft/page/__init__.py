@@ -70,6 +70,7 @@ def page_content(
         "trained": trained,
         "results": results,
         "config": config,
+        "rows_of_update": data.rows_of_update(config.global_batch_size) if trained else None,
         "source": _source(config, "train" if trained else results["split"]),
         "splits": found,
         "metrics": _metrics(found, results["headline"]),

@@ -443,6 +443,21 @@ def test_validation_rows_that_nothing_scores_are_said(base_flags, reviews, tmp_p
     assert said(validation_split_percentage=0) == []
 
 
+def test_an_update_has_no_more_rows_than_there_are(base_flags, reviews, tmp_path, capsys):
+    words = base_flags | {"max_train_steps": 1, "global_batch_size": 500}
+    assert train_here(**words, drawn=True) == 0
+    said = capsys.readouterr().out
+    assert (
+        "note: global_batch_size is 500, but there are 203 training rows: each update has all of them" in said
+    )
+    assert "updates: 1 (1 an epoch); global batch 203 = 1 process x 203 rows x 1 accumulation step" in said
+    assert "1 updates of\n203 rows." in (tmp_path / "run/final/README.md").read_text()
+    assert "1 updates of 203 rows" in (tmp_path / "run/report.html").read_text()
+    words |= {"global_batch_size": 203, "overwrite_output_dir": "true"}
+    assert train_here(**words) == 0
+    assert "each update has all" not in capsys.readouterr().out
+
+
 def test_max_time_saves_a_checkpoint_and_exits_with_75(base_flags, tmp_path):
     words = flags(**{**base_flags, "num_train_epochs": 1000, "max_time": "1s", "save_strategy": "no"})
     done = launch(FORK, words)
