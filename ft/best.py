@@ -7,7 +7,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ft.durable import make_free, replace_folder
+from ft.durable import flush, make_free, replace_folder
 from ft.errors import UserError, writing
 
 
@@ -47,9 +47,21 @@ def recover_best(output_dir: Path, step: int, sample: str, origin: Path) -> bool
     for place in _places(origin, step):
         if sample and _is_sample(sample, place):
             with writing(best):
-                replace_folder(shutil.copytree(place, make_free(output_dir / ".best.tmp")), best)
+                _copy(place, make_free(output_dir / ".best.tmp"), best)
             return True
     return False
+
+
+def _copy(source: Path, temporary: Path, best: Path) -> None:
+    try:
+        shutil.copytree(source, temporary)
+        temporary.chmod(0o755)  # the source may be for reading only
+        for path in temporary.rglob("*"):  # an adapter lies in a folder of its own
+            flush(path)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    replace_folder(temporary, best)
 
 
 def _places(folder: Path, step: int) -> tuple[Path, Path, Path]:

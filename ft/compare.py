@@ -18,6 +18,7 @@ from ft.data.sources import Source, choose_split, find_sources, fingerprints
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.hosts import HostGroup
 from ft.output import check_place, seed_folders, write_whole
+from ft.pretrained import of_training
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
@@ -138,7 +139,7 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
         if _is_its_own(place, run, config):
             return place, None
     # Another evaluation in the first place, of other texts or with other options, is not replaced.
-    is_other = _results(places[0]).get("options") != config.mark()
+    is_other = _results(places[0]).get("options") not in _marks(config)
     return places[is_other and any(places[0].glob("predictions.*"))], split
 
 
@@ -148,8 +149,13 @@ def _is_its_own(place: Path, run: Path, config: EvalConfig) -> bool:
     if not there.exists() or there.stat().st_mtime < (run / "best" / "config.json").stat().st_mtime:
         return False
     known = _results(place)
-    is_its_own = known.get("options") == config.mark() and _newest(place) == PREDICTIONS
+    is_its_own = known.get("options") in _marks(config) and _newest(place) == PREDICTIONS
     return is_its_own and _data(config) in (None, known.get("sources"))
+
+
+def _marks(config: EvalConfig) -> set[str]:
+    """Those of an evaluation in the precision of this launch, or in that of the run."""
+    return {config.mark(), config.mark(of_training(config).get("mixed_precision"))}
 
 
 def _newest(folder: Path) -> str:
@@ -178,7 +184,7 @@ def _scoring(run: Path, split: str | None = None, place: Path | None = None) -> 
     words = {"model_name_or_path": run / "best", "output_dir": place or run, "split": split or "null"}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     config = parse(EvalConfig, [str(run / "config.yaml"), *flags])
-    if set_test_aside(config):
+    if split != "validation" and set_test_aside(config):
         config.test_file = None
     return config
 

@@ -299,9 +299,9 @@ class EvalConfig(EvalOptions, Config):
                 "by eval.py first, and compare those folders."
             )
 
-    def mark(self) -> str:
-        """A hash of the model and of all options that decide the scores of an evaluation, but for the split:
-        by it the predictions of one are known again."""
+    def mark(self, precision: str | None = None) -> str:
+        """A hash of the model, of all options that decide the scores of an evaluation, but for the split, and
+        of the mixed precision (None: that of the launch): by it the predictions of one are known again."""
         free = (
             "output_dir overwrite_output_dir resume_from_checkpoint split compare report_to run_name metrics "
             "slice_columns id_column_name suspected_label_errors dataloader_num_workers"
@@ -309,7 +309,7 @@ class EvalConfig(EvalOptions, Config):
         values = {name: value for name, value in asdict(self).items() if name not in free}
         path = Path(self.model_name_or_path)
         values["model_name_or_path"] = str(path.resolve() if path.exists() else path)
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # of the launch
+        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if precision != "no":
             values["mixed precision"] = precision
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -111,8 +111,9 @@ def compile_layers(model: nn.Module) -> None:
     A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
     gradients are ready, so that torch need not cut programs into DDP's buckets. Without a mask, a layer would
     need a second one."""
-    torch._dynamo.config.optimize_ddp = False
-    for layer in repeated_layers(model) or [model]:
+    layers = repeated_layers(model)
+    torch._dynamo.config.optimize_ddp = not layers
+    for layer in layers or [model]:
         layer.compile(dynamic=True)
     always_mask(model)
 

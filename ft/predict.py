@@ -48,12 +48,9 @@ def predict(
     unused = [name for name in ("metrics", "slice_columns") if getattr(config, name)]
     if unused:
         notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
-    if split == "test" and config.test_file and config.test_split_percentage and set_test_aside(config):
-        notes = [
-            *notes,
-            "test_split_percentage: the rows that training set aside are scored by --test_file null --split "
-            "test",
-        ]
+    if split == "test" and config.test_split_percentage and set_test_aside(config):
+        how = "--test_file null --split test" if config.test_file else "the data without its test split"
+        notes = [*notes, f"test_split_percentage: the rows that training set aside are scored by {how}"]
     rows = data.splits[split]
     folder = hosts.from_main(lambda: evaluation_folder(config.output_dir, split))
     dataset = RowDataset(rows, tokenizer)

@@ -73,7 +73,10 @@ def precision_note(options: ModelOptions, precision: str) -> list[str]:
 
 def of_training(options: ModelOptions) -> dict[str, Any]:
     """The environment.json of the run that a model in best/ or final/ is of; empty where there is none."""
-    path = local_path(options.model_name_or_path).resolve().parent / "environment.json"
+    folder = local_path(options.model_name_or_path).resolve()
+    if folder.name not in ("best", "final"):
+        return {}
+    path = folder.parent / "environment.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -148,7 +148,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         held = run.hosts.from_main(lambda: held_in(run.output_dir))
         if held := [name for name in held if name != "checkpoints"]:
             notes.append(f"what another run has left in {run.output_dir} is replaced: {', '.join(held)}")
-    best, origin = progress.best_step, path.resolve().parent.parent
+    best, origin = progress.best_step, path.resolve().parent.parent if run.takes_best else run.output_dir
     if best and not run.hosts.from_main(
         lambda: recover_best(run.output_dir, best, progress.best_weights, origin)
     ):

@@ -59,6 +59,8 @@ class Run:
     """The state of a run beside model and optimizer. Methods are called on all processes; the main one
     writes."""
 
+    takes_best = True  # along from the folder of a checkpoint that it goes on from in another one
+
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
         self.began = run_began()
@@ -126,7 +128,7 @@ class Run:
         self.hosts.from_main(lambda: read_slice_columns(config, data))
         # Before a checkpoint is restored: an older one's groups have no names.
         self.rate_names = [group["name"] for group in optimizer.param_groups]
-        notes += [*self._load_metrics(), *learned_before(config, data)]
+        notes += [*self._load_metrics(), *learned_before(config, data, self.task.state())]
         if "validation" not in data.splits and config.eval_strategy != "no":
             none = "no validation rows (validation_split_percentage: 0)"
             config.check_validated(f"there are {none}")

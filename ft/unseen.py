@@ -3,9 +3,11 @@ to know of."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ft.config import Config, EvalConfig
+from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.pretrained import of_training, training_columns
 
@@ -40,10 +42,11 @@ def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
     return []
 
 
-def learned_before(config: Config, data: Data) -> list[str]:
+def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[str]:
     """What to tell the user whose training begins with a model of an earlier one, in best/ or final/ of its
     run, where the validation or test rows may be rows that this has learned: their results would be too
-    good, and so would be what is chosen by them."""
+    good, and so would be what is chosen by them. `targets` are the data's, as
+    `Task.state` has them."""
     splits = [split for split in data.splits if split != "train"]
     drawn = [split for split in splits if data.was_set_aside(split)]
     notes = [
@@ -53,14 +56,25 @@ def learned_before(config: Config, data: Data) -> list[str]:
         if split not in drawn and _is_learned(config, data, split)
     ]
     is_alike = training_columns(config) == (data.columns.texts, data.columns.label)
-    if drawn and is_alike and (what := _drawn_otherwise(config, data)):
+    if drawn and is_alike and _may_name(config, targets) and (what := _drawn_otherwise(config, data)):
         notes.append(
-            f"WARNING {' and '.join(drawn)}: set aside from the training rows, but {what}, when the model in "
-            f"{config.model_name_or_path} was trained: where that was on rows of these, most of those that "
-            "are set aside now are rows that it has learned, and the results too good. Name the rows that "
+            f"WARNING {' and '.join(drawn)}: set aside from the training rows, but not as when the model in "
+            f"{config.model_name_or_path} was trained ({what}). If these rows were among its own, most of "
+            "those that are set aside now it has learned, and the results are too good: name the rows that "
             f"were set aside then as {' and '.join(f'{split}_file' for split in drawn)}"
         )
     return notes
+
+
+def _may_name(config: Config, targets: dict[str, Any]) -> bool:
+    """Whether some of the labels are those of the model, which else was trained on other data."""
+    labels = targets.get("label_names", [])
+    try:
+        path = local_path(config.model_name_or_path) / "config.json"
+        theirs = json.loads(path.read_text(encoding="utf-8"))["id2label"].values()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return True
+    return not labels or not {*theirs}.isdisjoint(labels)
 
 
 def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:

@@ -151,9 +151,11 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about files left out, pairs that are glued together, copies and conflicts."""
+    """Warnings about files left out, pairs that are glued together, labels that differ in case, copies and
+    conflicts."""
+    topics = {"text_column_names": "pair", "dataset_name": "files", "labels": "label_case"}
     for note in report["notes"]:
-        for option, topic in {"text_column_names": "pair", "dataset_name": "files"}.items():
+        for option, topic in topics.items():
             if note.startswith(f"WARNING {option}: "):
                 findings.warn(topic, note.removeprefix("WARNING "))
     copies, near = report.get("copies"), report.get("near_copies")

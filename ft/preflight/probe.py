@@ -72,6 +72,8 @@ class Measured:
 class Probe(Run):
     """See the module. Methods are those of `Run`, called by the loop of train.py and by `finish`."""
 
+    takes_best = False  # the run has it in its own folder
+
     def __init__(self, *args: Any) -> None:
         self.measured, self.done = Measured(), 0
         self._kept: dict[str, EncodedRows] = {}  # the rows of a split that are scored

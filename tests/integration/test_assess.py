@@ -10,6 +10,9 @@ import yaml
 from conftest import FORK, flags, launch, make_rows, score_here, train_here, write_csv
 from sklearn.metrics import log_loss
 
+from ft.cli import parse
+from ft.compare import _marks
+from ft.config import EvalConfig
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
 SHOPS = ["north", "south", "", "east"]  # in csv, nothing is an empty text
@@ -357,6 +360,20 @@ def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_
     assert warned("other", train_file=write_csv(tmp_path / "other.csv", renamed)) == []
 
 
+def test_a_label_column_that_nobody_named_is_said(tiny_model, tmp_path, capsys):
+    rows = [{"text": row["text"], "stars": row["label"]} for row in make_rows(80)]
+    path = write_csv(tmp_path / "all.csv", rows)
+    words = {"train_file": path, "label_column_name": "stars", "max_train_steps": 2, "save_strategy": "no"}
+    assert train_here(model_name_or_path=tiny_model, **words, output_dir=tmp_path / "run") == EXIT_DONE
+    other = write_csv(tmp_path / "new.csv", [{"text": row["text"], "label": row["stars"]} for row in rows])
+    asked = {"model_name_or_path": tmp_path / "run/best", "test_file": other, "output_dir": tmp_path / "out"}
+    said = "WARNING label_column_name: the model was trained on the column 'stars', which the data lacks"
+    for more, is_said in (({}, True), ({"label_column_name": "label"}, False)):
+        capsys.readouterr()
+        assert score_here(**asked, **more) == EXIT_DONE
+        assert (said in capsys.readouterr().out) == is_said
+
+
 def test_another_precision_than_that_of_training_is_said_and_told_apart(
     tiny_model, tmp_path, capsys, monkeypatch
 ):
@@ -371,7 +388,13 @@ def test_another_precision_than_that_of_training_is_said_and_told_apart(
         assert score_here(**asked) == EXIT_DONE
         assert (said in capsys.readouterr().out) == (precision == "bf16")
         marks.add(results_of(tmp_path / "out")["options"])
-    assert len(marks) == 2  # --compare takes neither for the other
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    config = parse(EvalConfig, flags(**asked))
+    assert len(marks) == 2 and config.mark("bf16") in marks
+    assert _marks(config) == {config.mark()}  # --compare takes the run's own, and that of its launch
+    facts = json.loads((tmp_path / "run/environment.json").read_text()) | {"mixed_precision": "bf16"}
+    (tmp_path / "run/environment.json").write_text(json.dumps(facts))
+    assert _marks(config) == marks
 
 
 def test_test_rows_that_the_model_was_chosen_by_are_said_and_its_temperature_is_no_news(

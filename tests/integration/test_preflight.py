@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import FORK, FORKS, flags, launch, make_rows, train_here, write_csv
 
+import ft.best
 import ft.checkpoint
 from ft.assess import assess
 from ft.cli import parse
@@ -318,8 +319,9 @@ def test_an_output_dir_that_holds_a_run_and_a_hub_out_of_reach_block_and_all_sta
     assert times() == before and len(before) > 10
 
 
-def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path):
+def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path, monkeypatch):
     assert train_here(**{**base_flags, "max_train_steps": 6}) == EXIT_DONE
+    monkeypatch.setattr(ft.best, "_copy", None)  # the run has its best/ where it is
     resumed = {**base_flags, "max_train_steps": 14, "resume_from_checkpoint": "latest"}
     assert train_here(**resumed, preflight=True) == EXIT_DONE
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())

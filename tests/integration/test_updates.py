@@ -5,6 +5,7 @@ import gc
 import json
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -183,18 +184,18 @@ class OneDevice(TorchDispatchMode):
 class WithoutValues(Run):
     """Ends after three updates on torch's device "meta", whose tensors have no values."""
 
+    modes: ExitStack
+
     def start(self, *args):
         progress = super().start(*args)
         self.health.push = lambda *args: None  # whose copy for the host is in page-locked memory
-        self.mode = OneDevice()
-        self.mode.__enter__()
+        self.modes.enter_context(OneDevice())
         return progress
 
     def count(self, losses, grad_norm, slot):
         assert {tensor.device.type for tensor in (grad_norm, *losses)} == {"meta"}
         super().count(losses, grad_norm, slot)
         if self.progress.step == 3:
-            self.mode.__exit__(None, None, None)
             raise Made
 
 
@@ -215,7 +216,7 @@ def on_another_device(monkeypatch):
     monkeypatch.setattr(train, "train", lambda config: whole(config, WithoutValues))
 
     def run(**words):
-        with pytest.raises(Made):
+        with pytest.raises(Made), ExitStack() as WithoutValues.modes:
             train_here(**words)
 
     return run

@@ -1,6 +1,7 @@
 """The watchdog of the tests' launches ends all that hangs, below a launcher, too."""
 
 import os
+import shutil
 import subprocess
 
 import psutil
@@ -28,7 +29,14 @@ def test_a_launch_that_hangs_is_killed_with_all_that_it_started(tmp_path):
 )
 def test_the_batch_script_of_slurm_refuses_another_checkpoint_than_the_latest(tmp_path, words):
     """It would be passed over: the script asks for the latest behind it, and has to, after a requeue."""
-    asked = ["bash", str(ROOT / "slurm/train.sbatch"), "my.yaml", *words.split()]
-    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path)}
-    done = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=30)
+    bash, script = shutil.which("bash"), str(ROOT / "slurm/train.sbatch")
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": "/nowhere"}  # nor Slurm's commands
+
+    def said(*words):
+        return subprocess.run(
+            [bash, script, "my.yaml", *words], env=environment, capture_output=True, text=True, timeout=30
+        )
+
+    done = said(*words.split())
     assert done.returncode == 2 and "resume_from_checkpoint: leave it out" in done.stderr
+    assert "leave it out" not in said("--resume_from_checkpoint", "latest", "--seed", "3").stderr

@@ -21,11 +21,13 @@ from ft.resume import weights_mark
 from ft.tasks.text_classification import TextClassification
 from ft.tasks.text_classification.kind import settle_head
 
+STATE = {"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]}
 
-def built(path, notes=None, config_class=Config, **options):
+
+def built(path, notes=None, config_class=Config, state=STATE, **options):
     config = config_class(model_name_or_path=str(path), **options)
     task = TextClassification()
-    task.load_state({"problem_type": "single_label_classification", "label_names": ["bad", "fine", "good"]})
+    task.load_state(state)
     model_config = load_model_config(config)
     tokenizer = load_tokenizer(config, model_config)
     return build_model(config, task, model_config, tokenizer, [] if notes is None else notes)
@@ -245,7 +247,7 @@ def test_embeddings_that_are_no_table_count_no_tokens():
             [0, 1, 2],
             "goes on from there as bad, fine, good; 2 of them keep their outputs",
         ),
-        (["bad", "good"], None, "the head is a new one: the model's own is for 2 labels, the data has 3"),
+        (["bad", "good"], None, "the head is a new one: that of the model has 2 outputs, and not 3"),
     ],
 )
 def test_a_head_that_was_trained_before_has_its_outputs_in_the_order_of_the_labels(
@@ -265,14 +267,26 @@ def test_a_head_that_was_trained_before_has_its_outputs_in_the_order_of_the_labe
     assert [said in note for note in notes] == ([] if said is None else [True])
 
 
-def test_a_head_for_other_labels_that_differ_by_case_alone_stays_as_it_is(folder):
+def test_where_labels_differ_by_case_alone_only_the_same_name_is_the_same_label(folder):
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    before = model.classifier.weight.detach().clone()
-    (note,) = settle_head(model, {0: "good", 1: "bad"}, ["Good", "good"], set(), set())
-    assert "was trained for good, bad and goes on from there as Good, good" in note
-    assert torch.equal(model.classifier.weight, before)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    for theirs, ours, order in (
+        ("good bad sad", "Good good bad", [2, 0, 1]),
+        ("Yes yes no", "Yes maybe no", [0, 1, 2]),
+        ("yes YES no", "Yes maybe no", [0, 1, 2]),
+    ):
+        before = model.classifier.weight.detach().clone()
+        (note,) = settle_head(model, dict(enumerate(theirs.split())), ours.split(), set())
+        assert f"goes on from there as {', '.join(ours.split())}; " in note
+        assert torch.equal(model.classifier.weight, before[order])
+
+
+def test_a_classifiers_head_that_is_thrown_away_for_a_regression_is_said(folder):
+    built(folder).save_pretrained(folder)
+    notes, score = [], {"problem_type": "regression", "label_names": ["score"], "mean": 0.0, "std": 1.0}
+    built(folder, notes, state=score)
+    assert notes == ["the head is a new one: that of the model has 3 outputs, and not 1"]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +380,7 @@ def test_the_head_of_a_model_with_other_classes_is_made_anew(folder, tmp_path):
     model.save_pretrained(folder)
     notes = []
     assert built(folder, notes).num_labels == 3
-    assert notes == ["the head is a new one: the model's own is for 7 labels, the data has 3"]
+    assert notes == ["the head is a new one: that of the model has 7 outputs, and not 3"]
 
 
 def test_an_evaluation_needs_a_model_that_was_trained_for_its_task(tiny_model, folder):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ft.errors import UserError
 from ft.tasks.base import Task
-from ft.tasks.text_classification.kind import Kind, settle_head
+from ft.tasks.text_classification.kind import Kind, settle_head, thrown_away
 from ft.tasks.text_classification.labels import MULTI, REGRESSION, SINGLE, choose_problem_type
 from ft.tasks.text_classification.multi_label import MultiLabel
 from ft.tasks.text_classification.regression import Regression
@@ -170,8 +170,9 @@ class TextClassification(Task):
         missing = {*loaded["missing_keys"]}
         mismatched = {name for name, *_ in loaded["mismatched_keys"]}
         self.kind.head_loaded(model, missing | mismatched)
+        notes += thrown_away(model, trained_for, self.label_names, mismatched)
         if self.kind.problem_type != REGRESSION:
-            notes += settle_head(model, trained_for, self.label_names, missing, mismatched)
+            notes += settle_head(model, trained_for, self.label_names, missing | mismatched)
         return model, loaded
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:

@@ -36,39 +36,49 @@ def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:
     return found[-1] if found else None
 
 
-def settle_head(
-    model: Any, trained_for: dict[int, str], names: list[str], missing: set[str], mismatched: set[str]
-) -> list[str]:
-    """Of a head that was loaded and not made anew (its weights are neither `missing` nor `mismatched`), put
-    the outputs of labels that it was trained for, in whatever case, where the data has them; those of others
-    go on as what is left. Returns what to tell the user, of a head that was thrown away, too.
+def thrown_away(model: Any, trained_for: dict[int, str], names: list[str], mismatched: set[str]) -> list[str]:
+    """What to tell the user of a head that was trained, and did not fit."""
+    found = output_layer(model, len(names))
+    if found is None or f"{found[0]}.weight" not in mismatched:
+        return []
+    return [f"the head is a new one: that of the model has {len(trained_for)} outputs, and not {len(names)}"]
+
+
+def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: set[str]) -> list[str]:
+    """Of a head that was loaded and not made anew, put the outputs of labels that it was trained for, in
+    whatever case, where the data has them; those of others go on as what is left. Returns what to tell the
+    user.
 
     (roberta-large-mnli has CONTRADICTION first, GLUE's MNLI entailment.)"""
     import torch
 
     found, theirs = output_layer(model, len(names)), [trained_for.get(n, "") for n in range(len(names))]
-    if found is not None and f"{found[0]}.weight" in mismatched:
-        theirs_and_ours = f"the model's own is for {len(trained_for)} labels, the data has {len(names)}"
-        return [f"the head is a new one: {theirs_and_ours}"]
-    if found is None or f"{found[0]}.weight" in missing or theirs == names:
+    if found is None or f"{found[0]}.weight" in new or theirs == names:
         return []
-    places = {name.casefold(): number for number, name in enumerate(theirs)}
-    found_at = [places.get(name.casefold()) for name in names]
-    known = [place for place in found_at if place is not None]
-    if len(set(known)) < len(known):  # which of two spellings is meant, nobody knows
-        found_at, known = [None] * len(names), []
-    left = iter(sorted({*range(len(names))} - {*known}))
-    order = [next(left) if place is None else place for place in found_at]
+    folded = [[name.casefold() for name in some] for some in (theirs, names)]
+    if all(len(set(some)) == len(names) for some in folded):  # else case tells labels apart
+        order = _places(*folded)
+    else:
+        order = _places(theirs, names)
+    known = sum(place is not None for place in order)
+    left = iter(sorted({*range(len(names))} - {*order}))
+    order = [next(left) if place is None else place for place in order]
     if order != sorted(order):
         with torch.no_grad():
             for parameter in found[1].parameters():
                 parameter.copy_(parameter[order].clone())
-    if len(known) == len(names):
+    if known == len(names):
         said = "the head was trained for these labels in another order: its outputs were put in the data's"
         return [] if order == sorted(order) else [said]
     before, now = (", ".join(some[:5]) + ", ..." * (len(some) > 5) for some in (theirs, names))
-    kept = f"; {len(known)} of them keep their outputs" if known else ""
+    kept = f"; {known} of them keep their outputs" if known else ""
     return [f"the head is not a new one: it was trained for {before} and goes on from there as {now}{kept}"]
+
+
+def _places(theirs: list[str], names: list[str]) -> list[Any]:
+    """Where each of some names stands among others, or None."""
+    places = {name: place for place, name in enumerate(theirs)}
+    return [places.get(name) for name in names]
 
 
 class Kind(ABC):
