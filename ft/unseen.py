@@ -45,8 +45,7 @@ def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
 def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[str]:
     """What to tell the user whose training begins with a model of an earlier one, in best/ or final/ of its
     run, where the validation or test rows may be rows that this has learned: their results would be too
-    good, and so would be what is chosen by them. `targets` are the data's, as
-    `Task.state` has them."""
+    good, and so would be what is chosen by them. `targets` are the data's, as `Task.state` has them."""
     splits = [split for split in data.splits if split != "train"]
     drawn = [split for split in splits if data.was_set_aside(split)]
     notes = [

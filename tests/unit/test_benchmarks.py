@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from itertools import islice
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import conftest
 import pytest
@@ -34,6 +35,13 @@ from benchmarks.common import (
     write_csv,
 )
 from benchmarks.exactness import dropouts
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    """A command sets its process's variables (threads, devices), which here are those of other tests, too."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture
