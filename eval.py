@@ -95,7 +95,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
         folder = evaluation_folder(config.output_dir, split)
         prefix = prefix_of(split)
         results = {"split": split, "rows": len(rows), "model": config.model_name_or_path, "options": mark}
-        results["sources"] = data.sources
+        results |= {"sources": data.sources, "mixed_precision": accelerator.mixed_precision}
         found = assess(task, data, split, result, fitted_on=fitted_on(config, data, split))
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}

@@ -55,13 +55,21 @@ def recover_best(output_dir: Path, step: int, sample: str, origin: Path) -> bool
 def _copy(source: Path, temporary: Path, best: Path) -> None:
     try:
         shutil.copytree(source, temporary)
-        temporary.chmod(0o755)  # the source may be for reading only
         for path in temporary.rglob("*"):  # an adapter lies in a folder of its own
             flush(path)
     except OSError:
+        _open(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _open(temporary)
     replace_folder(temporary, best)
+
+
+def _open(folder: Path) -> None:
+    """Let its owner write in a folder and those in it, which may be copies of some for reading only."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(path.stat().st_mode | 0o700)
 
 
 def _places(folder: Path, step: int) -> tuple[Path, Path, Path]:

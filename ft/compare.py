@@ -65,8 +65,22 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]],
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "comparison.json", to_json(found, indent=1, ensure_ascii=False) + "\n")
         print(printable(table(found)))
+        for line in _precision_notes(sides):
+            print(f"note: {line}")
         print(f"written to {folder}: comparison.json")
     return EXIT_DONE
+
+
+def _precision_notes(sides: Sequence[Sequence[Path]]) -> list[str]:
+    """What to tell the user where evaluations were made in different precisions; older ones do not say."""
+    found = [_results(folder).get("mixed_precision") for folders in sides for folder in folders]
+    known = sorted({"fp32" if name == "no" else name for name in found if name})
+    if len(known) < 2:
+        return []
+    return [
+        f"WARNING mixed precision: the predictions were made in {', '.join(known)}, which is a part of the "
+        "differences; score all runs in one by eval.py"
+    ]
 
 
 # --- which predictions
@@ -193,7 +207,7 @@ def _sources(config: EvalConfig) -> dict[str, Source]:
     """The data of a run; without its test split where that has no labels, as the run has scored rows that it
     set aside in its place."""
     sources = find_sources(config)
-    if set_test_aside(config):
+    if config.split != "validation" and set_test_aside(config):
         sources.pop("test", None)
     return sources
 

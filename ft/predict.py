@@ -49,7 +49,11 @@ def predict(
     if unused:
         notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
     if split == "test" and config.test_split_percentage and set_test_aside(config):
-        how = "--test_file null --split test" if config.test_file else "the data without its test split"
+        how = (
+            "eval.py --test_file null --split test"
+            if config.test_file
+            else "eval.py on the data without its test split"
+        )
         notes = [*notes, f"test_split_percentage: the rows that training set aside are scored by {how}"]
     rows = data.splits[split]
     folder = hosts.from_main(lambda: evaluation_folder(config.output_dir, split))

@@ -55,7 +55,8 @@ def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[
         if split not in drawn and _is_learned(config, data, split)
     ]
     is_alike = training_columns(config) == (data.columns.texts, data.columns.label)
-    if drawn and is_alike and _may_name(config, targets) and (what := _drawn_otherwise(config, data)):
+    is_alike = is_alike and (_is_learned(config, data, "train") or _may_name(config, targets))
+    if drawn and is_alike and (what := _drawn_otherwise(config, data)):
         notes.append(
             f"WARNING {' and '.join(drawn)}: set aside from the training rows, but not as when the model in "
             f"{config.model_name_or_path} was trained ({what}). If these rows were among its own, most of "
@@ -67,13 +68,14 @@ def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[
 
 def _may_name(config: Config, targets: dict[str, Any]) -> bool:
     """Whether some of the labels are those of the model, which else was trained on other data."""
-    labels = targets.get("label_names", [])
+    labels = {name.casefold() for name in targets.get("label_names", [])}
     try:
         path = local_path(config.model_name_or_path) / "config.json"
-        theirs = json.loads(path.read_text(encoding="utf-8"))["id2label"].values()
+        names = json.loads(path.read_text(encoding="utf-8"))["id2label"].values()
+        theirs = {name.casefold() for name in names}
     except (OSError, ValueError, KeyError, AttributeError):
         return True
-    return not labels or not {*theirs}.isdisjoint(labels)
+    return not labels or not theirs.isdisjoint(labels)
 
 
 def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:

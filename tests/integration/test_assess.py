@@ -223,8 +223,8 @@ def test_rows_set_aside_in_the_place_of_an_unlabelled_test_file_can_be_scored_ag
     said = capsys.readouterr().out
     assert "9 rows predicted, none scored" in said
     assert (
-        "note: test_split_percentage: the rows that training set aside are scored by --test_file null "
-        "--split test" in said
+        "note: test_split_percentage: the rows that training set aside are scored by eval.py "
+        "--test_file null --split test" in said
     )
 
 
@@ -358,6 +358,8 @@ def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_
     assert "validation: these are the rows of the data that the model in" in line
     renamed = [{"review": row["text"], "label": row["label"]} for row in rows]  # of something else, it seems
     assert warned("other", train_file=write_csv(tmp_path / "other.csv", renamed)) == []
+    others = [row | {"label": f"{row['label']}s"} for row in rows]
+    assert warned("others", train_file=write_csv(tmp_path / "others.csv", others)) == []
 
 
 def test_a_label_column_that_nobody_named_is_said(tiny_model, tmp_path, capsys):

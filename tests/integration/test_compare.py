@@ -445,6 +445,27 @@ def test_rows_set_aside_in_the_place_of_an_unlabelled_test_split_are_what_runs_a
     assert found["rows"] == 41 and [accuracy["a"], accuracy["b"]] == pytest.approx(reported)
     assert compare(*runs, tmp_path / "out") == found  # which are there now
 
+    for run in runs:  # what the user has scored stays
+        best = {"model_name_or_path": run / "best", "output_dir": run, "split": "validation"}
+        data = {
+            key: words[key] for key in words if key in ("dataset_name", "test_file", "test_split_percentage")
+        }
+        assert score_here(**best | data) == EXIT_DONE
+    scored = [run / "evaluation-validation/results.json" for run in runs]
+    before = [path.stat().st_mtime_ns for path in scored]
+    assert compare(*runs, tmp_path / "out", split="validation")["rows"] == 61
+    assert [path.stat().st_mtime_ns for path in scored] == before
+
+
+def test_runs_that_were_scored_in_different_precisions_are_said(tmp_path, capsys):
+    sides = [write(tmp_path / name, one_label([True] * 8 + [False] * 2)) for name in ("x", "y")]
+    for precisions, said in ((("no", "bf16"), True), (("bf16", "bf16"), False), (("no", None), False)):
+        for side, precision in zip(sides, precisions, strict=True):
+            (side / "results.json").write_text(json.dumps({"mixed_precision": precision}))
+        compare(*sides, tmp_path / "out")
+        found = "WARNING mixed precision: the predictions were made in bf16, fp32" in capsys.readouterr().out
+        assert found == said
+
 
 def test_seeds_of_which_some_go_on_for_longer_are_not_one_side(trained, tmp_path):
     seeds = shutil.copytree(trained / "short", tmp_path / "seeds")

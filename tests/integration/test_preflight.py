@@ -126,14 +126,15 @@ def test_a_single_class_blocks(audited, data):
 def test_copies_across_splits_conflicts_and_missing_labels_are_warnings(audited, data):
     shared = "a book that we saw and it was the best"
     append(data, "train", (shared, "good"), ("one and the same text here", "bad"))
-    append(data, "train", ("one and the same text here", "fine"))
+    append(data, "train", ("one and the same text here", "fine"), ("the last one of these", "Good"))
     append(data, "test", (shared, "good"))
     write_csv(data / "validation.csv", [row for row in make_rows(60, 1) if row["label"] != "fine"])
     report, topics = audited()
     assert report["copies"]["across"]["test in train"] == {"rows": 1, "first": [[47, 203]]}
     assert "row 47 as 203" in topics["warning", "copies_across"][0]
     assert "train row 204 'bad', train row 205 'fine'" in topics["warning", "conflicts"][0]
-    assert "validation: no row has the label 'fine'" in topics["warning", "lacking_labels"][0]
+    assert "validation: no row has the labels 'Good', 'fine'" in topics["warning", "lacking_labels"][0]
+    assert "'Good' and 'good' differ in case alone" in topics["warning", "label_case"][0]
     assert not [topic for level, topic in topics if level == "blocking"]
 
 

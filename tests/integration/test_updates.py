@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORK, FORKS, flags, launch, train_here
+from conftest import FORK, FORKS, _forget_accelerator, flags, launch, train_here
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,29 +79,35 @@ class Methods(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def watched(reads, after):
-    """A `Run` that notes what is read from the first update to the last in `reads`, then in `after`."""
-    modes = Operators(reads), Methods(reads)
+@pytest.fixture
+def train_watched(monkeypatch):
+    """Runs train.py; returns what the host reads from the first update to the last, and what after it."""
+    whole, reads, after, stack = train.train, [], [], ExitStack()
 
     class Watched(Run):
         def start(self, *args):
             progress = super().start(*args)
-            for mode in modes:
-                mode.__enter__()
+            self.modes = [stack.enter_context(mode) for mode in (Operators(reads), Methods(reads))]
             return progress
 
         def count(self, *args):
             super().count(*args)
             if self.finished():  # what follows logs
-                for mode in modes:
+                for mode in self.modes:
                     mode.reads = after
 
         def settle(self):
-            for mode in reversed(modes):
-                mode.__exit__(None, None, None)
+            stack.close()
             super().settle()
 
-    return Watched
+    monkeypatch.setattr(train, "train", lambda config: whole(config, Watched))
+
+    def run(**words):
+        with stack:
+            assert train_here(**words) == 0
+        return reads, after
+
+    return run
 
 
 OPTIONS = {
@@ -142,13 +148,13 @@ def another(tiny_model, tmp_path, kind, sizes):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("data, words", KINDS)
-def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypatch, precision, data, words):
+def test_no_update_has_the_host_wait_for_the_device(
+    base_flags, kinds, monkeypatch, train_watched, precision, data, words
+):
     if data != "reviews":
         words = words | {"dataset_name": kinds / data}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    reads, after, whole = [], [], train.train
-    monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, after)))
-    assert train_here(**base_flags | WORDS | words) == 0
+    reads, after = train_watched(**base_flags | WORDS | words)
     assert reads == []
     assert {"_local_scalar_dense", "Tensor.__float__"} <= set(after)  # the log of the last update: seen
 
@@ -156,12 +162,10 @@ def test_no_update_has_the_host_wait_for_the_device(base_flags, kinds, monkeypat
 @pytest.mark.parametrize("longest", [64, 4], ids=["padded", "not padded"])
 @of_many_architectures
 def test_nor_does_it_for_another_architecture(
-    base_flags, tiny_model, tmp_path, monkeypatch, kind, sizes, longest
+    base_flags, tiny_model, tmp_path, train_watched, kind, sizes, longest
 ):
-    reads, whole = [], train.train
-    monkeypatch.setattr(train, "train", lambda config: whole(config, watched(reads, [])))
     words = {"model_name_or_path": another(tiny_model, tmp_path, kind, sizes), "max_length": longest}
-    assert train_here(**base_flags | WORDS | words) == 0
+    reads, _ = train_watched(**base_flags | WORDS | words)
     assert reads == []
 
 
@@ -219,7 +223,8 @@ def on_another_device(monkeypatch):
         with pytest.raises(Made), ExitStack() as WithoutValues.modes:
             train_here(**words)
 
-    return run
+    yield run
+    _forget_accelerator()  # whose device this is
 
 
 @pytest.mark.parametrize("data, words", KINDS)

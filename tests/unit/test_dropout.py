@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ft.attention import attend, install_attention
+from ft.attention import attend, install_attention, install_masks
 from ft.dropout import ROWLESS, RowKeyedDropout, RowKeys
 from ft.invariance import key_dropout
 from ft.last_layer import narrow_last_layer
@@ -206,6 +206,7 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     mask = (torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]).long()
     plain = model.eval()(input_ids=ids, attention_mask=mask).logits
     keys = RowKeys(0)
+    install_masks(model)
     install_attention(model, keys)
     keys.set(0, torch.arange(4))
     assert model.config._attn_implementation == "row_keyed"

@@ -197,6 +197,9 @@ def test_the_layers_are_compiled_and_where_none_is_repeated_the_model(monkeypatc
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
     model = build(kind, **changes)
-    compile_layers(model)
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        compile_layers(model)
+        cuts = torch._dynamo.config.optimize_ddp  # the program of a whole model alone
     names = {module: name for name, module in model.named_modules()}
     assert [names[module].removeprefix("transformer.") for module in compiled] == regions
+    assert cuts == (regions == [""])

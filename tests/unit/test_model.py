@@ -247,7 +247,7 @@ def test_embeddings_that_are_no_table_count_no_tokens():
             [0, 1, 2],
             "goes on from there as bad, fine, good; 2 of them keep their outputs",
         ),
-        (["bad", "good"], None, "the head is a new one: that of the model has 2 outputs, and not 3"),
+        (["bad", "good"], None, "the head is a new one: the model's own has other outputs (2, not 3)"),
     ],
 )
 def test_a_head_that_was_trained_before_has_its_outputs_in_the_order_of_the_labels(
@@ -286,7 +286,7 @@ def test_a_classifiers_head_that_is_thrown_away_for_a_regression_is_said(folder)
     built(folder).save_pretrained(folder)
     notes, score = [], {"problem_type": "regression", "label_names": ["score"], "mean": 0.0, "std": 1.0}
     built(folder, notes, state=score)
-    assert notes == ["the head is a new one: that of the model has 3 outputs, and not 1"]
+    assert notes == ["the head is a new one: the model's own has other outputs (3, not 1)"]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_the_head_of_a_model_with_other_classes_is_made_anew(folder, tmp_path):
     model.save_pretrained(folder)
     notes = []
     assert built(folder, notes).num_labels == 3
-    assert notes == ["the head is a new one: that of the model has 7 outputs, and not 3"]
+    assert notes == ["the head is a new one: the model's own has other outputs (7, not 3)"]
 
 
 def test_an_evaluation_needs_a_model_that_was_trained_for_its_task(tiny_model, folder):

@@ -41,7 +41,9 @@ def thrown_away(model: Any, trained_for: dict[int, str], names: list[str], misma
     found = output_layer(model, len(names))
     if found is None or f"{found[0]}.weight" not in mismatched:
         return []
-    return [f"the head is a new one: that of the model has {len(trained_for)} outputs, and not {len(names)}"]
+    return [
+        f"the head is a new one: the model's own has other outputs ({len(trained_for)}, not {len(names)})"
+    ]
 
 
 def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: set[str]) -> list[str]:
