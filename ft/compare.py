@@ -23,7 +23,7 @@ from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
 from ft.unseen import set_test_aside
-from ft.values import short
+from ft.values import precision_name, short
 
 SHOWN = {
     SINGLE: ("accuracy", "f1_macro", "matthews_correlation", "auroc"),
@@ -74,7 +74,7 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]],
 def _precision_notes(sides: Sequence[Sequence[Path]]) -> list[str]:
     """What to tell the user where evaluations were made in different precisions; older ones do not say."""
     found = [_results(folder).get("mixed_precision") for folders in sides for folder in folders]
-    known = sorted({"fp32" if name == "no" else name for name in found if name})
+    known = sorted({precision_name(name) for name in found if name})
     if len(known) < 2:
         return []
     return [
@@ -198,18 +198,23 @@ def _scoring(run: Path, split: str | None = None, place: Path | None = None) -> 
     words = {"model_name_or_path": run / "best", "output_dir": place or run, "split": split or "null"}
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     config = parse(EvalConfig, [str(run / "config.yaml"), *flags])
-    if split != "validation" and set_test_aside(config):
+    if _has_drawn_test_rows(config):
         config.test_file = None
     return config
 
 
 def _sources(config: EvalConfig) -> dict[str, Source]:
-    """The data of a run; without its test split where that has no labels, as the run has scored rows that it
-    set aside in its place."""
+    """The data of a run, without a test split in whose place it has scored others."""
     sources = find_sources(config)
-    if config.split != "validation" and set_test_aside(config):
+    if _has_drawn_test_rows(config):
         sources.pop("test", None)
     return sources
+
+
+def _has_drawn_test_rows(config: EvalConfig) -> bool:
+    """Whether the test rows to score are some that the run has set aside: if there is a test split, too, it has
+    no labels."""
+    return config.split != "validation" and set_test_aside(config)
 
 
 def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ft.data.files import is_pointer
 from ft.data.sources import local_path
 from ft.errors import UserError
 from ft.options import ModelOptions
+from ft.values import precision_name
 
 # To these, a token type is a word: the embedding of the token of that number is added.
 TYPES_ARE_WORDS = "codegen ctrl gpt2 gpt_bigcode gpt_neo gptj openai-gpt".split()
@@ -64,7 +65,7 @@ def precision_note(options: ModelOptions, precision: str) -> list[str]:
     known = of_training(options).get("mixed_precision", precision)
     if known == precision:
         return []
-    then, now = ("fp32" if name == "no" else name for name in (known, precision))
+    then, now = precision_name(known), precision_name(precision)
     return [
         f"WARNING mixed precision: training scored in {then}, this launch scores in {now}; accelerate launch "
         f"--mixed_precision {known} gives the numbers of training"

@@ -22,7 +22,7 @@ from ft.errors import writing
 from ft.launch import asks_for, asks_for_gpus, relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
-from ft.values import short
+from ft.values import precision_name, short
 from ft.words import count_parameters, met_words
 
 
@@ -93,6 +93,21 @@ def _is_for_gpus() -> bool:
     return asks_for_gpus()
 
 
+def rows_notes(config: Config, data: Any) -> list[str]:
+    """What the start of a run has to say of rows that are not used as the options sound."""
+    notes = []
+    if config.eval_strategy == "no" and "validation" in data.splits:
+        remedy = "; validation_split_percentage: 0 trains on them" * data.was_set_aside("validation")
+        notes.append(f"the validation rows are not scored (eval_strategy: no){remedy}")
+    rows = data.rows_of_update(config.global_batch_size)
+    if rows != config.global_batch_size:
+        notes.append(
+            f"global_batch_size is {config.global_batch_size:,}, but there are {rows:,} training rows: each "
+            "update has all of them"
+        )
+    return notes
+
+
 def start_summary(
     data: Any, task: Task, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str],
     accelerator: Any,
@@ -128,10 +143,9 @@ def start_summary(
         some += f"; of {words.num_embeddings:,} word embeddings, {needed} are trained"
     split = ", in shards on the processes (FSDP2)" if is_sharded(model) else ""
     lines.append(f"model: {class_name(model)}, {count / 1e6:.1f} million parameters{some}{split}")
-    precision = {"no": "fp32"}.get(
-        accelerator.mixed_precision, f"{accelerator.mixed_precision} mixed precision"
-    )
-    lines.append(f"device: {device_name(accelerator.device)}, {precision}")
+    precision = precision_name(accelerator.mixed_precision)
+    mixed = "" if precision == "fp32" else " mixed precision"
+    lines.append(f"device: {device_name(accelerator.device)}, {precision}{mixed}")
     return "\n".join(lines)
 
 

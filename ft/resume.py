@@ -16,6 +16,7 @@ from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
 from ft.output import clear_output_dir, held_in
 from ft.sharded import class_name
+from ft.values import precision_name
 from ft.words import trained_words_mark
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         )
     precision = run.accelerator.mixed_precision
     if progress.precision not in ("", precision):
-        before, now = ("fp32" if name == "no" else name for name in (progress.precision, precision))
+        before, now = precision_name(progress.precision), precision_name(precision)
         notes.append(
             f"WARNING mixed precision: it was {before} up to here, and is {now} from here on; launch with "
             f"--mixed_precision {progress.precision} for the run that it was"

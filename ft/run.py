@@ -32,7 +32,7 @@ from ft.lora import check_peft
 from ft.model import check_tokens, export
 from ft.output import OutputDir, clear_output_dir, write_whole
 from ft.push import check_hub
-from ft.report import environment, progress_bar, start_summary, validation_line
+from ft.report import environment, progress_bar, rows_notes, start_summary, validation_line
 from ft.resume import identity, of_launch, resume, shapes_mark, weights_mark
 from ft.runtime import STARTED, run_began
 from ft.saver import Saver
@@ -134,18 +134,7 @@ class Run:
             config.check_validated(f"there are {none}")
             notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
             config.eval_strategy, config.eval_steps = "no", None
-        elif config.eval_strategy == "no" and "validation" in data.splits:
-            remedy = "; validation_split_percentage: 0 trains on them"
-            notes.append(
-                "the validation rows are not scored (eval_strategy: no)"
-                + remedy * data.was_set_aside("validation")
-            )
-        rows = data.rows_of_update(config.global_batch_size)
-        if rows != config.global_batch_size:
-            notes.append(
-                f"global_batch_size is {config.global_batch_size:,}, but there are {rows:,} training rows: "
-                "each update has all of them"
-            )
+        notes += rows_notes(config, data)
         self.checkpoint = self.hosts.from_main(self.folder.hold)
         made = self.output_dir / "checkpoints"  # by another name on another host
         self.has_own_checkpoint = self.hosts.from_main(lambda: checkpoint.is_own(self.checkpoint, made))

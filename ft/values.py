@@ -23,6 +23,11 @@ def is_installed(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+def precision_name(launched: str) -> str:
+    """What people call a mixed precision of Accelerate's, which calls none of them "no"."""
+    return "fp32" if launched == "no" else launched
+
+
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
     """The numbers among some metrics; tables stay behind."""
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
