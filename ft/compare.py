@@ -212,8 +212,8 @@ def _sources(config: EvalConfig) -> dict[str, Source]:
 
 
 def _has_drawn_test_rows(config: EvalConfig) -> bool:
-    """Whether the test rows to score are some that the run has set aside: if there is a test split, too, it has
-    no labels."""
+    """Whether the test rows to score are some that the run has set aside; a test split beside them has no
+    labels."""
     return config.split != "validation" and set_test_aside(config)
 
 
