@@ -87,8 +87,15 @@ class RowKeys:
     def mask(self, place: Place, shape: Sequence[int], threshold: int) -> torch.Tensor | None:
         """Which elements of a tensor of `shape`, all its dimensions, are kept: bool; None where its rows are
         not to be found."""
-        factors = self.factors(place, shape)
-        return None if factors is None else factors[0] * factors[1] >= threshold
+        assert self.keys is not None, "RowKeys.set must name the rows of this pass"
+        use, shape = self.next_use(place, shape), tuple(shape)
+        axis, salt = place.axes.get(use, 0), self.salt(place, use)
+        if axis == ROWLESS:
+            return self.table(salt, shape) >= threshold
+        if axis == UNKEYED or shape[axis] != len(self.keys):
+            return None
+        table = self.table(salt, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
+        return self.keys.view(-1, *[1] * (len(shape) - axis - 1)) * table >= threshold
 
     def come_first(self, place: Place, size: int) -> bool:
         """Whether the next use of a dropout has these rows in its first dimension, of `size`."""
@@ -101,18 +108,6 @@ class RowKeys:
         if not torch.compiler.is_compiling():
             place.shapes[use] = tuple(shape)
         return use
-
-    def factors(self, place: Place, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The keys of the rows and the table, int32, whose product a threshold cuts in `mask`."""
-        assert self.keys is not None, "RowKeys.set must name the rows of this pass"
-        use, shape = self.next_use(place, shape), tuple(shape)
-        axis, salt = place.axes.get(use, 0), self.salt(place, use)
-        if axis == ROWLESS:
-            return self.keys.new_ones(()), self.table(salt, shape)
-        if axis == UNKEYED or shape[axis] != len(self.keys):
-            return None
-        table = self.table(salt, shape[:axis] + shape[axis + 1 :]).unsqueeze(axis)
-        return self.keys.view(-1, *[1] * (len(shape) - axis - 1)), table
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """`context_fn` of torch.utils.checkpoint: what is computed again gets its masks again."""
