@@ -53,7 +53,7 @@ class RowKeys:
 
     def set(self, update: int, row_ids: torch.Tensor) -> None:
         """Name the update and the rows (rows,) int64 of the next forward pass."""
-        state = _signed(_scramble(self.seed, update), 64)
+        state = _signed(_scramble(self.seed, update))
         self.keys = _mix64(row_ids + state).to(torch.int32) | 1
         if self._salts.device != row_ids.device or len(self._salts) < len(self.places):  # once
             self._move(row_ids.device)
@@ -232,7 +232,7 @@ def _scramble(*numbers: int) -> int:
 
 def _step(x: torch.Tensor) -> torch.Tensor:
     """A step of `_scramble` on the device: hashes (...) int64 of what was mixed by xor."""
-    return _mix64(x + _signed(0x9E3779B97F4A7C15, 64))
+    return _mix64(x + _signed(0x9E3779B97F4A7C15))
 
 
 def _salted(states: torch.Tensor) -> torch.Tensor:
@@ -240,17 +240,16 @@ def _salted(states: torch.Tensor) -> torch.Tensor:
     return torch.stack((states, _step(states) | 1), dim=-1)
 
 
-def _signed(number: int, bits: int) -> int:
-    """The low bits of a number as torch's signed integers have them."""
-    number &= (1 << bits) - 1
-    return number - (1 << bits) if number >> (bits - 1) else number
+def _signed(number: int) -> int:
+    """A 64-bit number as torch's int64 has its bits."""
+    return number - 2**64 if number >> 63 else number
 
 
 def _mix64(x: torch.Tensor) -> torch.Tensor:
     """SplitMix64's finaliser on int64, element by element; torch's shift keeps the sign, so the high bits
     go."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9, 64)
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB, 64)
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
@@ -259,5 +258,5 @@ def _coordinate_hash(shape: Sequence[int], device: torch.device) -> torch.Tensor
     total = torch.zeros((), dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
         place = torch.arange(size, device=device).view(-1, *[1] * (len(shape) - axis - 1))
-        total = _mix64(total + place + _signed(_scramble(axis), 64))
+        total = _mix64(total + place + _signed(_scramble(axis)))
     return total.to(torch.int32)
