@@ -20,7 +20,7 @@ def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
     has set them aside: the model may have learned most of them. Returns what to tell the user where that
     cannot be known."""
     if not data.was_set_aside(split):
-        if split != "train" and _is_learned(options, data, split):
+        if split != "train" and _was_split(options, data, split, "train"):
             return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
         if split != "validation" and fitted_on(options, data, split):
             return [
@@ -52,10 +52,10 @@ def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[
         f"WARNING {split}: these are the rows of the data that the model in {config.model_name_or_path} was "
         "trained on"
         for split in splits
-        if split not in drawn and _is_learned(config, data, split)
+        if split not in drawn and _was_split(config, data, split, "train")
     ]
     is_alike = training_columns(config) == (data.columns.texts, data.columns.label)
-    is_alike = is_alike and (_is_learned(config, data, "train") or _may_name(config, targets))
+    is_alike = is_alike and (_was_split(config, data, "train", "train") or _may_name(config, targets))
     if drawn and is_alike and (what := _drawn_otherwise(config, data)):
         notes.append(
             f"WARNING {' and '.join(drawn)}: set aside from the training rows, but not as when the model in "
@@ -81,8 +81,7 @@ def _may_name(config: Config, targets: dict[str, Any]) -> bool:
 def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:
     """Whether the rows of a split, whatever it is called here, are the validation rows of the training, on
     which it fitted the temperature."""
-    known = of_training(options).get("sources", {}).get("validation")
-    return known is not None and data.sources.get(split) == known
+    return _was_split(options, data, split, "validation")
 
 
 def set_test_aside(options: EvalConfig) -> bool:
@@ -90,12 +89,13 @@ def set_test_aside(options: EvalConfig) -> bool:
     return bool(of_training(options).get("draw", {}).get("test_split_percentage"))
 
 
-def _is_learned(options: Config | EvalConfig, data: Data, split: str) -> bool:
-    known = of_training(options).get("sources", {}).get("train")
+def _was_split(options: Config, data: Data, split: str, then: str) -> bool:
+    """Whether the source of a split is that of the split `then` of the model's training."""
+    known = of_training(options).get("sources", {}).get(then)
     return known is not None and data.sources.get(split) == known
 
 
-def _drawn_otherwise(options: Config | EvalConfig, data: Data) -> str | None:
+def _drawn_otherwise(options: Config, data: Data) -> str | None:
     """Why other rows are set aside from the training rows than those that the model's training has set
     aside; None where they are the same, or nothing is known of them."""
     known, now = of_training(options).get("draw", {}), data.draw(options)

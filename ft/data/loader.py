@@ -22,7 +22,7 @@ from ft.signals import STOP_SIGNALS
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ft.config import Config, EvalConfig
+    from ft.config import Config
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
 
 
 def build_evaluation_loader(
-    rows: EncodedRows, tokenizer: Any, options: Config | EvalConfig, accelerator: Accelerator
+    rows: EncodedRows, tokenizer: Any, options: Config, accelerator: Accelerator
 ) -> DataLoader:
     """Every row of a split once, to be prepared by the accelerator."""
     dataset = RowDataset(rows, tokenizer)
