@@ -22,7 +22,7 @@ from ft.pretrained import of_training
 from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
-from ft.unseen import set_test_aside
+from ft.unseen import has_set_test_aside
 from ft.values import precision_name, short
 
 SHOWN = {
@@ -214,7 +214,7 @@ def _sources(config: EvalConfig) -> dict[str, Source]:
 def _has_drawn_test_rows(config: EvalConfig) -> bool:
     """Whether the test rows to score are some that the run has set aside; a test split beside them has no
     labels."""
-    return config.split != "validation" and set_test_aside(config)
+    return config.split != "validation" and has_set_test_aside(config)
 
 
 def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[str, Any]:

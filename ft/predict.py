@@ -20,7 +20,7 @@ from ft.evaluation_place import clear_evaluation, evaluation_folder, held
 from ft.prediction_files import PredictionFile
 from ft.report import evaluation_notes, prediction_lines
 from ft.tasks.base import Task
-from ft.unseen import set_test_aside
+from ft.unseen import has_set_test_aside
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +48,7 @@ def predict(
     unused = [name for name in ("metrics", "slice_columns") if getattr(config, name)]
     if unused:
         notes = [*notes, f"nothing is scored, so that {' and '.join(unused)} have no effect"]
-    if split == "test" and config.test_split_percentage and set_test_aside(config):
+    if split == "test" and config.test_split_percentage and has_set_test_aside(config):
         how = (
             "eval.py --test_file null --split test"
             if config.test_file

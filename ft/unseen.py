@@ -84,7 +84,7 @@ def fitted_on(options: EvalConfig, data: Data, split: str) -> bool:
     return _was_split(options, data, split, "validation")
 
 
-def set_test_aside(options: EvalConfig) -> bool:
+def has_set_test_aside(options: EvalConfig) -> bool:
     """Whether the model's training has set test rows aside from its training rows."""
     return bool(of_training(options).get("draw", {}).get("test_split_percentage"))
 
