@@ -12,6 +12,9 @@ from ft.data.sources import Source
 from ft.errors import UserError
 from ft.output import SEEDS, lock_output_dir, release_output_dir
 
+# What an evaluation leaves beside its predictions.
+EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
+
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
     """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run or of
@@ -30,23 +33,19 @@ def _evaluation_folder(output_dir: str, split: str) -> Path:
     return folder / f"evaluation-{split}" if is_run else folder
 
 
-# What an evaluation leaves beside its predictions.
-EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
-
-
 def clear_evaluation(folder: Path) -> list[str]:
     """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
     for what is said of the new predictions. Returns what to tell the user."""
-    there = [name for name in EVALUATION if (folder / name).exists()]
-    if not any(folder.glob("predictions.*")) and not _has_results(folder):
-        return []
+    there = [name for name in EVALUATION if (folder / name).exists()] if _was_evaluated(folder) else []
     for name in there:
         (folder / name).unlink()
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
 
 
-def _has_results(folder: Path) -> bool:
-    """Whether the results in a folder are of an evaluation, whose predictions may have gone elsewhere."""
+def _was_evaluated(folder: Path) -> bool:
+    """Whether a folder has predictions, or the results of an evaluation, whose predictions went elsewhere."""
+    if any(folder.glob("predictions.*")):
+        return True
     try:
         known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,7 +70,7 @@ def check_free(config: EvalConfig, split: str) -> None:
     """Raise `UserError` where results or a page that no evaluation has left would be replaced."""
     folder = _evaluation_folder(config.output_dir, split)
     there = [name for name in EVALUATION[:2] if (folder / name).exists()]
-    if there and not any(folder.glob("predictions.*")) and not _has_results(folder):
+    if there and not _was_evaluated(folder):
         raise UserError(
             f"output_dir: {str(folder)!r} holds a {there[0]} that is of no evaluation, and would be "
             "replaced; name another output_dir."
