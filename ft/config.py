@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ft.errors import UserError
+from ft.launch import asked_precision
 from ft.options import BatchOptions, DataOptions, EvalOptions, ModelOptions, OptimOptions, RunOptions
 from ft.values import parse_duration, parse_weights, split_names
 
@@ -309,7 +310,7 @@ class EvalConfig(EvalOptions, Config):
         values = {name: value for name, value in asdict(self).items() if name not in free}
         path = Path(self.model_name_or_path)
         values["model_name_or_path"] = str(path.resolve() if path.exists() else path)
-        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        precision = precision or asked_precision()
         if precision != "no":
             values["mixed precision"] = precision
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from ft.errors import UserError
+from ft.launch import asked_precision
 from ft.layers import repeated_layers
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Sharding(FullyShardedDataParallelPlugin):
                 "TRANSFORMER_BASED_WRAP",
                 "NO_WRAP",
             ),
-            "mixed_precision": (os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "no", "bf16"),
+            "mixed_precision": (asked_precision(), "no", "bf16"),
         }
         for name, (value, *expected) in found.items():
             if value not in expected:

@@ -16,6 +16,11 @@ def asks_for(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true")
 
 
+def asked_precision() -> str:
+    """The mixed precision that the launch asks for, in Accelerate's words."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
 def asked_processes() -> int:
     """How many processes the launch asked for, as far as can be known from here.
 

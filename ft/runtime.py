@@ -28,7 +28,7 @@ from ft.errors import (
     print_error,
 )
 from ft.heap import settle_heap
-from ft.launch import asked_processes, asks_for, launch_command
+from ft.launch import asked_precision, asked_processes, asks_for, launch_command
 from ft.signals import follow_launcher
 from ft.writer import finish_writing
 
@@ -190,7 +190,7 @@ def build_accelerator(config: Config) -> Accelerator:
     if not use_cpu and torch.accelerator.device_count() == 1 and os.environ.get("LOCAL_RANK", "0") != "0":
         # It sees its own GPU alone, as the first; Accelerate would have DDP use the one of its local rank.
         os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = asked_precision()
     if precision not in PRECISIONS:  # which Accelerate would pass over in silence
         raise UserError(
             f"ACCELERATE_MIXED_PRECISION: found {precision!r} in the environment, expected "

@@ -21,7 +21,7 @@ from ft.cli import dump
 from ft.config import Config
 from ft.data.encoder import cores
 from ft.errors import UserError
-from ft.launch import asks_for, kill_launch
+from ft.launch import asked_precision, asks_for, kill_launch
 from ft.runtime import NO_FP16, resolve_batch_size
 from ft.signals import handle_stop, leave
 
@@ -107,7 +107,7 @@ class _Matrix:
         forced = asks_for("CPU")
         self.on_cpu = forced or gpus < 2
         self.why = " (one GPU is here, and two processes need two)" if gpus == 1 and not forced else ""
-        self.precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.precision = asked_precision()
         if self.on_cpu and self.precision == "fp16":
             raise UserError(f"verify: runs on the CPU here{self.why}: {NO_FP16}")
         half = self.precision in ("bf16", "fp16")
