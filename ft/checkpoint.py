@@ -120,8 +120,7 @@ def settle(newest: Path, best_step: int, limit: int | None) -> None:
     """Point `latest` at a whole checkpoint, and remove old ones and what a crash left in their folder."""
     folder = newest.parent
     _clear_hidden(folder)  # first: it may have filled the disk
-    durable.write_flushed(folder / ".latest.tmp", newest.name + "\n")
-    (folder / ".latest.tmp").rename(folder / "latest")
+    durable.replace_file(folder / "latest", newest.name + "\n")
     durable.flush(folder)
     old = checkpoints_in(folder)[: -limit if limit is not None else 0]
     kept = (newest, folder / f"step-{best_step:08d}")

@@ -76,6 +76,13 @@ def write_flushed(path: Path, text: str) -> None:
     flush(path)
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file beside its place, flushed to the disk, and put it there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write_flushed(temporary, text)
+    temporary.rename(path)
+
+
 def digest(path: Path) -> dict[str, Any]:
     """The size of a file, and the SHA-256 of its content."""
     sha = hashlib.sha256()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ft import wandb_run
 from ft.config import Config
-from ft.durable import write_flushed
+from ft.durable import replace_file
 from ft.errors import UserError, first_line, tell, unwritten, writing
 from ft.values import is_installed, scalars
 from ft.wandb_run import PROJECT, Artifact, Chart
@@ -220,9 +220,7 @@ class Tracker:
         if kept and not kept[-1].endswith("\n"):
             kept.pop()  # a crash cut it short
         self.rows = len(kept)
-        temporary = self.path.with_suffix(".tmp")
-        write_flushed(temporary, "".join(kept))
-        temporary.replace(self.path)
+        replace_file(self.path, "".join(kept))
 
 
 def _show(run: Any, summary: Mapping[str, Any], charts: Callable[[], Mapping[str, Chart]]) -> None:

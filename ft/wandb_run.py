@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ft.durable import write_flushed
+from ft.durable import replace_file
 from ft.errors import EXIT_STOPPED, UserError, first_line, tell
 from ft.signals import noted_signal
 
@@ -223,9 +223,7 @@ def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
     kept = path.read_text(encoding="utf-8").split() if path.exists() else []
     run_id = given or (kept[0] if kept else secrets.token_hex(4))
     resumes = int(kept[1]) + 1 if kept[:1] == [run_id] and len(kept) > 1 else 0
-    temporary = output_dir / ".wandb_id.tmp"
-    write_flushed(temporary, f"{run_id} {resumes}\n")
-    temporary.replace(path)
+    replace_file(path, f"{run_id} {resumes}\n")
     return run_id, resumes
 
 
