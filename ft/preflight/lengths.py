@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from ft.preflight.rows import Rows
-
-KEPT = 0.99
 
 
 def token_lengths(splits: dict[str, Rows], max_length: int) -> dict[str, Any]:
@@ -24,15 +21,10 @@ def token_lengths(splits: dict[str, Rows], max_length: int) -> dict[str, Any]:
         found[split] = {
             "mean": float(rows.tokens.mean()),
             "median": float(np.median(rows.tokens)),
-            "percentile_99": keeping(rows.tokens, KEPT),
+            "percentile_99": int(np.quantile(rows.tokens, 0.99, method="inverted_cdf")),
             "longest": int(rows.tokens.max()),
             "cut_rows": int(cut.sum()),
             "cut_share": float(cut.mean()),
         }
     keeps = found["train"]["percentile_99"] if "train" in found else None
     return {"max_length": max_length, "keeps_99_percent": keeps, "splits": found}
-
-
-def keeping(tokens: np.ndarray, share: float) -> int:
-    """The smallest length that keeps at least this share of the texts whole."""
-    return int(np.sort(tokens)[math.ceil(share * len(tokens)) - 1])
