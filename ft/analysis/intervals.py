@@ -19,11 +19,11 @@ Interval = tuple[float, float]
 
 
 def intervals(
-    statistics: Sequence[Statistic | None], resamples: int = RESAMPLES, seed: int = SEED
+    statistics: Sequence[Statistic], resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval | None]:
     """The interval of each metric of some statistics; None where it is not defined on the rows."""
     found: dict[str, Interval | None] = {}
-    for statistic in filter(None, statistics):
+    for statistic in statistics:
         for name, drawn in statistic.resampled(resamples, seed).items():
             found[name] = percentiles(drawn)
     return found
