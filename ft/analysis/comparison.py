@@ -32,7 +32,7 @@ def differences(
     of the means over seeds, and the interval is Student's t with Welch's and Satterthwaite's degrees of
     freedom (94 to 99 of 100). A side with one run is given the other side's spread over seeds."""
     drawn = [[_resampled(run, resamples) for run in side] for side in (one, other)]
-    values = [[_values(run) for run in side] for side in (one, other)]
+    values = [[run.values() for run in side] for side in (one, other)]
     p_values = tests(one[0], other[0], resamples) if len(one) == len(other) == 1 else {}
     found: dict[str, dict[str, Any]] = {}
     for name in values[0][0]:
@@ -67,10 +67,6 @@ def _resampled(run: Predictions, resamples: int) -> dict[str, np.ndarray]:
     for statistic in run.statistics:
         found |= statistic.resampled(resamples, SEED, row_by_row=True)
     return found
-
-
-def _values(run: Predictions) -> dict[str, float]:
-    return {name: value for statistic in run.statistics for name, value in statistic.values().items()}
 
 
 def _with_seeds(

@@ -40,6 +40,10 @@ class Predictions:
     one_label: bool = False
     part: Callable[[np.ndarray], Predictions] | None = None
 
+    def values(self) -> dict[str, float]:
+        """The metrics on the rows as they are; NaN where one is not defined."""
+        return {name: value for statistic in self.statistics for name, value in statistic.values().items()}
+
 
 def single_label(
     probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True

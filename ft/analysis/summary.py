@@ -78,8 +78,7 @@ def slice_tables(
     def measure(rows: np.ndarray) -> dict[str, Any]:
         assert judged.part is not None
         part = judged.part(rows)
-        values = {name: value for statistic in part.statistics for name, value in statistic.values().items()}
-        bounds = intervals(part.statistics, resamples)
+        values, bounds = part.values(), intervals(part.statistics, resamples)
         found: dict[str, Any] = {}
         for name in headline:
             bound = bounds[name]
