@@ -10,6 +10,7 @@ import numpy as np
 
 from ft.data.split import sample
 from ft.metrics import classification_metrics, multilabel_metrics, regression_metrics
+from ft.tasks.text_classification.labels import MULTI, REGRESSION, SINGLE
 from ft.tasks.text_classification.thresholds import choose_thresholds
 from ft.values import scalars
 
@@ -36,9 +37,7 @@ def floors(
     if len(texts) > most:
         chosen = np.sort(sample(len(texts), most))
         texts, labels = [texts[row] for row in chosen], labels[chosen]
-    fit = {"multi_label_classification": _multi_label, "regression": _regression}.get(
-        problem_type, _single_label
-    )
+    fit = {SINGLE: _single_label, MULTI: _multi_label, REGRESSION: _regression}[problem_type]
     seen, unseen = _tf_idf(texts, scored[0], min(MOST_TERMS, most))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged, or a label that no row has: it is only a floor
@@ -101,9 +100,9 @@ def _numbers(
     problem_type: str, predicted: np.ndarray, labels: np.ndarray, names: list[str]
 ) -> dict[str, Any]:
     """The metrics that training reports, tables left out."""
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         found = regression_metrics(predicted, labels)
-    elif problem_type == "multi_label_classification":
+    elif problem_type == MULTI:
         found = multilabel_metrics(predicted, labels, names, choose_thresholds(predicted, labels, False))
     else:
         found = classification_metrics(predicted, labels, names)
