@@ -141,23 +141,8 @@ def _says_yes(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def build_accelerator(config: Config) -> Accelerator:
-    """The Accelerator of the run; nothing else configures Accelerate.
-
-    Raises `UserError` where fewer processes run than were asked for.
-    """
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import (
-        DataLoaderConfiguration,
-        DistributedDataParallelKwargs,
-        GradientAccumulationPlugin,
-        InitProcessGroupKwargs,
-    )
-
-    from ft.hosts import PATIENCE
-    from ft.tracking import choose_trackers
-
+def _check_launch() -> None:
+    """Raise `UserError` for a launch that lacks its processes, or asks for what these scripts do not do."""
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing:
         raise UserError(
@@ -177,6 +162,26 @@ def build_accelerator(config: Config) -> Accelerator:
             "the launch asks for torch dynamo (dynamo_backend), which would compile the model as a whole and "
             "rename its weights; leave it out of the launch: --torch_compile compiles the model's layers."
         )
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of the run; nothing else configures Accelerate.
+
+    Raises `UserError` where fewer processes run than were asked for.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        DataLoaderConfiguration,
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+    )
+
+    from ft.hosts import PATIENCE
+    from ft.tracking import choose_trackers
+
+    _check_launch()
     # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
     kind = torch.accelerator.current_accelerator(check_available=True)
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
