@@ -157,19 +157,7 @@ class Run:
         plain = accelerator.unwrap_model(model)
         self.say(start_summary(data, self.task, plain, sampler, config, total, notes, accelerator))
         if accelerator.is_main_process:
-            if self.checkpoint is None:
-                # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
-                is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
-                clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
-            elif self.has_own_checkpoint:
-                with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
-                    checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
-                if not self.finished():  # a finished run that goes on is none until its new end
-                    for name in ("results.json", "report.html", "training.png"):
-                        (self.output_dir / name).unlink(missing_ok=True)
-            write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
-            facts = environment(config, data, accelerator)
-            write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
+            self._begin_in_folder()
         saved = self.progress.step if self.has_own_checkpoint else -1
         self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
         self.tracker = Tracker(
@@ -201,6 +189,24 @@ class Run:
             accelerator.is_main_process, total=total, initial=self.progress.step, desc="train", unit="update"
         )
         return self.progress
+
+    def _begin_in_folder(self) -> None:
+        """On the main process: clear output_dir of what is not this run's, and write config.yaml and
+        environment.json."""
+        config = self.config
+        if self.checkpoint is None:
+            # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
+            is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
+            clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
+        elif self.has_own_checkpoint:
+            with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
+                checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
+            if not self.finished():  # a finished run that goes on is none until its new end
+                for name in ("results.json", "report.html", "training.png"):
+                    (self.output_dir / name).unlink(missing_ok=True)
+        write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
+        facts = environment(config, self.data, self.accelerator)
+        write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left; the sampler begins each where the run stands."""
