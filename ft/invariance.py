@@ -55,7 +55,7 @@ def find_rows(
                 axis = place.axes[use] = _row_axis(shapes[use], others[use])
                 if compiled_length is not None and axis != UNKEYED:
                     sizes = zip(shapes[use], others[use], strict=True)
-                    grown = [compiled_length + 1 if few != more else few for few, more in sizes]
+                    grown = [compiled_length + 1 if size != other else size for size, other in sizes]
                     rows.reserve(grown if axis == ROWLESS else grown[:axis] + grown[axis + 1 :])
         if any(axis != 0 for place in rows.places for axis in place.axes.values()):
             trials = [_Trial(model, rows, few, 0), _Trial(model, rows, more, PADDING)]
