@@ -41,7 +41,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
     from ft.output import check_place, write_whole
     from ft.page import write_page
     from ft.predict import predict
-    from ft.prediction_files import PredictionFile
+    from ft.prediction_files import PredictionFile, prediction_lines
     from ft.pretrained import (
         load_model_config,
         load_tokenizer,
@@ -49,7 +49,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
         precision_note,
         training_columns,
     )
-    from ft.report import evaluation_notes, prediction_lines, progress_bar, result_line
+    from ft.report import evaluation_notes, progress_bar, result_line
     from ft.runtime import build_accelerator
     from ft.tasks import build_task
     from ft.tracking import to_json

@@ -16,7 +16,7 @@ from ft.data.prepare import Data
 from ft.data.slices import slice_values
 from ft.evaluation import Evaluation
 from ft.output import write_whole
-from ft.report import prediction_lines
+from ft.prediction_files import prediction_lines
 from ft.tasks.base import Task
 from ft.tracking import to_json
 

@@ -17,8 +17,8 @@ from ft.data.prepare import Data
 from ft.errors import EXIT_DONE, UserError, printable
 from ft.evaluation import gather_rows, scored_batches
 from ft.evaluation_place import clear_evaluation, evaluation_folder, held
-from ft.prediction_files import PredictionFile
-from ft.report import evaluation_notes, prediction_lines
+from ft.prediction_files import PredictionFile, prediction_lines
+from ft.report import evaluation_notes
 from ft.tasks.base import Task
 from ft.unseen import has_set_test_aside
 

@@ -1,4 +1,4 @@
-"""The file of predictions, in jsonl, csv or parquet: written as they come, whole or absent."""
+"""Predictions as lines, and their file in jsonl, csv or parquet: written as they come, whole or absent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,41 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ft.config import EvalConfig
 from ft.errors import UserError
+from ft.tasks.base import Task
 from ft.tracking import to_json
 
 GROUP_ROWS = 16_384  # of a parquet file, which are in memory at once
 DELIMITER = "|"  # stands between the labels of a row in csv, where the user has no other
 
 
+def prediction_lines(
+    rows: Any, columns: Any, task: Task, scores: np.ndarray, places: np.ndarray | None = None
+) -> Iterator[dict[str, Any]]:
+    """One object a row: row number, id where there is one, text (or both texts), label, prediction and
+    probabilities. `scores` is (rows, targets), in the order of the encoded split, in which `places` names the
+    rows; all of them, in the order of the source, by default."""
+    texts = [rows.table[name] for name in columns.texts]
+    ids = rows.table[columns.id] if columns.id else None
+    for place in np.argsort(rows.row, kind="stable") if places is None else places:
+        line = {"row": int(rows.row[place])}
+        if ids is not None:
+            line[columns.id] = ids[int(place)].as_py()
+        if len(texts) == 1:
+            line["text"] = texts[0][int(place)].as_py()
+        else:
+            line |= {name: text[int(place)].as_py() for name, text in zip(columns.texts, texts, strict=True)}
+        if rows.labels is not None:
+            line["label"] = task.describe_target(rows.labels[place])
+        yield line | task.describe_prediction(scores[place])
+
+
 class PredictionFile(AbstractContextManager):
-    """Takes the lines of `ft.report.prediction_lines` in parts. The file gets its name when all are written;
-    after an error nothing is left.
+    """Takes the lines of `prediction_lines` in parts. The file gets its name when all are written; after an
+    error nothing is left.
 
     jsonl has the lines as they are. csv and parquet have, in the place of the probabilities, a column
     probability_LABEL for each label. csv has every field in quotes, so that no text breaks a line, and

@@ -1,5 +1,4 @@
-"""What a person looks at: the summary in the terminal, the picture of the training, what the run ran on, and
-the lines of its predictions."""
+"""What a person looks at: the summary in the terminal, the picture of the training, what the run ran on."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -299,24 +297,3 @@ def draw_training(output_dir: Path, metric: str | None) -> None:
         figure.savefig(output_dir / ".training.png", dpi=120)
         (output_dir / ".training.png").replace(output_dir / "training.png")
     plt.close(figure)
-
-
-def prediction_lines(
-    rows: Any, columns: Any, task: Task, scores: np.ndarray, places: np.ndarray | None = None
-) -> Iterator[dict[str, Any]]:
-    """One object a row: row number, id where there is one, text (or both texts), label, prediction and
-    probabilities. `scores` is (rows, targets), in the order of the encoded split, in which `places` names the
-    rows; all of them, in the order of the source, by default."""
-    texts = [rows.table[name] for name in columns.texts]
-    ids = rows.table[columns.id] if columns.id else None
-    for place in np.argsort(rows.row, kind="stable") if places is None else places:
-        line = {"row": int(rows.row[place])}
-        if ids is not None:
-            line[columns.id] = ids[int(place)].as_py()
-        if len(texts) == 1:
-            line["text"] = texts[0][int(place)].as_py()
-        else:
-            line |= {name: text[int(place)].as_py() for name, text in zip(columns.texts, texts, strict=True)}
-        if rows.labels is not None:
-            line["label"] = task.describe_target(rows.labels[place])
-        yield line | task.describe_prediction(scores[place])
