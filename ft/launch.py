@@ -41,7 +41,10 @@ def asked_processes() -> int:
 
 
 def asks_for_gpus() -> bool:
-    """Whether `accelerate launch` started this process, and was not told to use CPUs."""
+    """Whether `accelerate launch` started this process, and for GPUs: to one process it says so, of several
+    its words do."""
+    if "ACCELERATE_USE_CPU" in os.environ:
+        return not asks_for("CPU")
     found = _launch_options()
     return found is not None and not (found[0].cpu or getattr(found[1], "use_cpu", False))
 

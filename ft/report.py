@@ -17,7 +17,7 @@ from ft.checkpoint import is_defined
 from ft.config import Config
 from ft.data.plan import shares
 from ft.errors import writing
-from ft.launch import asks_for, asks_for_gpus, relaunch_command
+from ft.launch import asks_for_gpus, relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 from ft.values import precision_name, short
@@ -71,7 +71,7 @@ def device_name(device: Any) -> str:
 def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
     """What an evaluation of some splits has to say of them and of its device."""
     notes = truncation_notes(splits)
-    if device.type == "cpu" and _is_for_gpus():
+    if device.type == "cpu" and asks_for_gpus():
         import torch
 
         threads = torch.get_num_threads()
@@ -81,14 +81,6 @@ def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
             "multi_cpu.yaml are for CPUs"
         )
     return notes
-
-
-def _is_for_gpus() -> bool:
-    """Whether the launch is by `accelerate launch`, and for GPUs: to one process it says so, of several its
-    words do."""
-    if "ACCELERATE_USE_CPU" in os.environ:
-        return not asks_for("CPU")
-    return asks_for_gpus()
 
 
 def rows_notes(config: Config, data: Any) -> list[str]:
