@@ -116,25 +116,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     run.hosts.check_same({f"resume_from_checkpoint: {path}": checkpoint.mark(path)})
     checkpoint.restore(path, run.accelerator, run.model, run.optimizer, run.scheduler)
     notes.append(f"resumed from {path} after update {progress.step:,}")
-    totals = progress.earlier_totals
-    if totals and totals[-1][0] == progress.step:  # no update was made since
-        if totals[-1][1] == run.total:
-            totals.pop()
-    elif saved["total_updates"] != run.total:
-        totals.append([progress.step, saved["total_updates"]])
-    later_totals = [*(total for _, total in totals[1:]), run.total]
-    for (step, total), instead in zip(totals, later_totals, strict=False):
-        notes.append(
-            f"the run has {instead:,} updates instead of {total:,}; its learning rates follow from that "
-            f"from update {step:,} on"
-        )
-    precision = run.accelerator.mixed_precision
-    if progress.precision not in ("", precision):
-        before, now = precision_name(progress.precision), precision_name(precision)
-        notes.append(
-            f"WARNING mixed precision: it was {before} up to here, and is {now} from here on; launch with "
-            f"--mixed_precision {progress.precision} for the run that it was"
-        )
+    notes += _change_notes(run, progress, saved["total_updates"])
     # Other hosts may not see the folder.
     folder = run.output_dir / "checkpoints"
     is_own = run.has_own_checkpoint
@@ -160,3 +142,28 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         kept = ("checkpoints", "best") if progress.best_step else ("checkpoints",)
         run.hosts.from_main(lambda: clear_output_dir(run.output_dir, kept))
     return progress
+
+
+def _change_notes(run: Run, progress: Progress, total_before: int) -> list[str]:
+    """What to tell the user of a run that goes on to another length, or in another precision, than before;
+    `progress` remembers the lengths."""
+    notes, totals = [], progress.earlier_totals
+    if totals and totals[-1][0] == progress.step:  # no update was made since
+        if totals[-1][1] == run.total:
+            totals.pop()
+    elif total_before != run.total:
+        totals.append([progress.step, total_before])
+    later_totals = [*(total for _, total in totals[1:]), run.total]
+    for (step, total), instead in zip(totals, later_totals, strict=False):
+        notes.append(
+            f"the run has {instead:,} updates instead of {total:,}; its learning rates follow from that "
+            f"from update {step:,} on"
+        )
+    precision = run.accelerator.mixed_precision
+    if progress.precision not in ("", precision):
+        before, now = precision_name(progress.precision), precision_name(precision)
+        notes.append(
+            f"WARNING mixed precision: it was {before} up to here, and is {now} from here on; launch with "
+            f"--mixed_precision {progress.precision} for the run that it was"
+        )
+    return notes
