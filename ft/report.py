@@ -244,7 +244,7 @@ def _git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
-def training_curves(output_dir: Path, metric: str | None) -> dict[str, dict[str, np.ndarray]]:
+def training_curves(output_dir: Path, metric: str) -> dict[str, dict[str, np.ndarray]]:
     """Loss, learning rate and the validation metric over updates, as far as metrics.jsonl has them: for each
     its series by name, (points, 2) of update and value."""
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -261,7 +261,7 @@ def training_curves(output_dir: Path, metric: str | None) -> dict[str, dict[str,
     return curves
 
 
-def draw_training(output_dir: Path, metric: str | None) -> None:
+def draw_training(output_dir: Path, metric: str) -> None:
     """training.png: `training_curves`, one below the other; none where nothing was logged, as when a finished
     run is taken up in another folder."""
     curves = training_curves(output_dir, metric)

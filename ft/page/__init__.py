@@ -113,7 +113,7 @@ def _metrics(found: Mapping[str, dict[str, Any]], headline: list[str]) -> list[d
     ]  # fmt: skip
 
 
-def _curves(folder: Path, metric: str | None, plots: Plots) -> list[str]:
+def _curves(folder: Path, metric: str, plots: Plots) -> list[str]:
     """A plot for each of the training's curves."""
     return [
         plots.lines(
