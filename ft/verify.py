@@ -173,12 +173,9 @@ class _Matrix:
         """Kill a run between two checkpoints. One that was too fast for it is tried again."""
         for _ in range(5):
             with self._started(place, 1, []) as (process, said):
+                log = place / "metrics.jsonl"
                 while process.poll() is None:
-                    rows = (
-                        (place / "metrics.jsonl").read_bytes().count(b"\n")
-                        if (place / "metrics.jsonl").exists()
-                        else 0
-                    )
+                    rows = log.read_bytes().count(b"\n") if log.exists() else 0
                     if rows > KILL_AFTER and (place / "checkpoints" / "latest").exists():
                         kill_launch(process)
                         break
