@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
-    report.html, say how it went. Called on all processes."""
+    report.html, say how it went, and push best/ where that is asked. Called on all processes."""
     config, progress = run.config, run.progress
     # With save_strategy: no, a stop saves one all the same: resumed from it, a run that is finished would be
     # trained again.

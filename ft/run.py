@@ -209,7 +209,8 @@ class Run:
         write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left; the sampler begins each where the run stands."""
+        """The epochs that are left, after an evaluation that the run owes; the sampler begins each where it
+        stands."""
         progress = self.progress
         # It was stopped in the middle of it, or was shortened to where it stands, which is then its end.
         is_new_end = self.finished() and progress.evaluated_step < progress.step
