@@ -84,7 +84,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
 
     hosts.from_main(lambda: check_free(config, split))
     named = load_named_metrics(config.metric_names, task, accelerator)
-    read_slice_columns(config, data)
+    hosts.from_main(lambda: read_slice_columns(config, data))
     loader = build_evaluation_loader(rows, tokenizer, config, accelerator)
     model, loader = accelerator.prepare(model, loader)
 
@@ -100,11 +100,14 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
         results["headline"] = list(task.headline)
         results |= {f"{prefix}/{key}": value for key, value in found.items()}
         predicted = prediction_lines(rows, data.columns, task, result.scores)
+        said: list[str] = []
         with held(folder):
             with PredictionFile(folder, config, rows.table.schema) as file:
                 file.write(predicted)
                 file.close()
                 notes += clear_evaluation(folder)
+            if config.suspected_label_errors:
+                said = [write_label_errors(folder, task, data, split, result.scores)]
             results["predictions"] = file.path.name
             write_page(folder, config, task, data, results, {split: result}, accelerator)
             write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
@@ -114,10 +117,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
             *(named.notes if named else []),
             *evaluation_notes(data.splits, accelerator.device),
         ]
-        lines = [f"note: {note}" for note in notes]
-        if config.suspected_label_errors:
-            lines.append(write_label_errors(folder, task, data, split, result.scores))
-        for line in lines:
+        for line in [*(f"note: {note}" for note in notes), *said]:
             print(printable(line))
         print(f"{split}: {len(rows):,} rows: {result_line(results, prefix, task)}")
         print(f"written to {folder}: results.json, report.html, {file.path.name}")

@@ -231,17 +231,19 @@ def environment(config: Any, data: Any, accelerator: Any) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """The commit of these scripts, with "+changes" where the working tree differs; None outside a clone."""
-    here = Path(__file__).parent
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent
+        run = subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
-        )
+        # A repository that this file is not in is another one, in whose folder these scripts are installed.
+        git("ls-files", "--error-unmatch", __file__)
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+    return commit + ("+changes" if changes else "")
 
 
 def training_curves(output_dir: Path, metric: str) -> dict[str, dict[str, np.ndarray]]:

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from prepared import Prepared
 
-from ft import tracking
+from ft import report, tracking
 from ft.config import Config, EvalConfig
 from ft.data.loader import EvaluationSampler, MicroBatch, RowDataset, build_loader
 from ft.errors import UserError
@@ -247,6 +247,19 @@ def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero():
         schedule.step()
     assert rates == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]  # biases are spared
+
+
+def test_the_commit_of_a_repository_that_these_scripts_are_installed_in_is_not_theirs(tmp_path, monkeypatch):
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "theirs.py").touch()
+    (tmp_path / "installed.py").touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "theirs.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "theirs"], check=True)
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "theirs.py"))
+    assert re.fullmatch("[0-9a-f]{40}", report._git_commit())
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "installed.py"))
+    assert report._git_commit() is None
 
 
 def test_a_warmup_longer_than_the_training_is_refused():
