@@ -237,10 +237,24 @@ def _from_path(split: str, path: Path) -> Source:
         has_data = any(format_of(file) for file in path.glob("*"))  # dataset_dict.json among them
         hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
+    if odd := next((name for text in texts if not _is_utf8(name := str(text.relative_to(path)))), None):
+        raise UserError(
+            f"{split}_file: the name {odd!r} in {str(path)!r} is not UTF-8, and names of folders are labels; "
+            "rename it (convmv does so for all)."
+        )
     below = {file for file in path.glob("*/**/*") if not file.is_dir()}
     others = [file for file in below - {*texts} if not is_hidden(file.relative_to(path))]
     notes = _left_out(f"{split}: %s left out, as no .txt file in the folder of a class", others)
     return Source(split, texts, lambda: _read_texts(texts), root=path, notes=notes)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name of a file can be written: Python keeps bytes that are not UTF-8 as half characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _left_out(what: str, files: list[Path]) -> list[str]:

@@ -187,6 +187,17 @@ def test_a_text_that_is_not_utf8_is_a_row_without_a_text(tmp_path):
     assert texts_of(sources(train_file=tmp_path)["train"]) == ["x bad 0", None, "x good 0", "x good 1"]
 
 
+@pytest.mark.parametrize("odd", ["caf\udce9/0.txt", "good/caf\udce9.txt"])
+def test_a_class_or_a_text_whose_name_is_not_utf8_is_named(tmp_path, odd):
+    """As in an archive of Windows, unpacked on Linux."""
+    write_classes(tmp_path, "x")
+    (tmp_path / odd).parent.mkdir(exist_ok=True)
+    (tmp_path / odd).write_text("a text")
+    for option in ("train_file", "dataset_name"):
+        with pytest.raises(UserError, match=r"train_file: the name '.*caf\\udce9.*is not UTF-8.*rename it"):
+            sources(**{option: tmp_path})
+
+
 # --- saved `datasets`
 
 
