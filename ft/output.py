@@ -24,6 +24,8 @@ INPUTS = "model_name_or_path tokenizer_name dataset_name train_file validation_f
 SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
+# Of what a run leaves: names that others give to what is theirs; files of which one is there before these.
+COMMON, MARKS = ("config.yaml", "wandb", "tensorboard"), ("environment.json", "metrics.jsonl", SEEDS)
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
 LOCK_SECONDS = 10
 
@@ -53,6 +55,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     if own:
         return own, warnings
     _check_inputs(options, held)
+    _check_others(folder, held)
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
@@ -103,6 +106,18 @@ def _check_inputs(options: RunOptions, held: list[str]) -> None:
             )
 
 
+def _check_others(folder: Path, held: list[str]) -> None:
+    """Raise `UserError` where what would be replaced is of no run, but somebody's own: the config that was
+    written by hand, in the folder where its run is to be, or W&B's folder of other runs."""
+    others = [name for name in held if name in COMMON]
+    of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
+    if others and not of_a_run:
+        raise UserError(
+            f"output_dir: {str(folder)!r} holds {' and '.join(others)}, which no run has left there and this "
+            "one would replace; move what is yours, or name another output_dir."
+        )
+
+
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:
     """Raise `UserError` where a launcher starts a run again that would go back behind what it has `made`
     since the launch: manifests of checkpoints and results of seeds, the newest last. (torchrun's count of
@@ -131,6 +146,7 @@ def check_seeds_dir(options: Config) -> None:
     folder = Path(options.output_dir)
     check_place(folder)
     held = held_by_seeds(options)
+    _check_others(folder, held)
     for seed in seed_folders(folder):
         _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
     if options.overwrite_output_dir:

@@ -191,8 +191,8 @@ class Run:
         return self.progress
 
     def _begin_in_folder(self) -> None:
-        """On the main process: clear output_dir of what is not this run's, and write config.yaml and
-        environment.json."""
+        """On the main process: clear output_dir of what is not this run's, and write environment.json
+        and config.yaml."""
         config = self.config
         if self.checkpoint is None:
             # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
@@ -204,9 +204,10 @@ class Run:
             if not self.finished():  # a finished run that goes on is none until its new end
                 for name in ("results.json", "report.html", "training.png"):
                     (self.output_dir / name).unlink(missing_ok=True)
-        write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
         facts = environment(config, self.data, self.accelerator)
+        # First: a config.yaml without it is taken for the user's own.
         write_whole(self.output_dir / "environment.json", to_json(facts, indent=1) + "\n")
+        write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, after an evaluation that the run owes; the sampler begins each where it

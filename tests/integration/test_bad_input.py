@@ -447,6 +447,7 @@ def test_a_name_that_is_neither_a_folder_nor_on_a_hub_within_reach(refused, key,
 def test_an_output_dir_that_holds_a_run(base_flags, refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "run" / "environment.json").write_text("{}")
     message = refused()
     assert_says(
         message,

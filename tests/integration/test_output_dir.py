@@ -14,7 +14,7 @@ from ft.config import Config
 from ft.durable import write_manifest
 from ft.errors import UserError
 from ft.options import RunOptions
-from ft.output import check_output_dir, write_whole
+from ft.output import check_output_dir, check_seeds_dir, write_whole
 
 
 @pytest.fixture
@@ -143,6 +143,25 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
     assert check_output_dir(Config(**given | {key: str(run / "mine")})) == (None, [])  # it stays
     elsewhere = given | {key: str(run / name), "output_dir": str(tmp_path / "other")}
     assert check_output_dir(Config(**elsewhere)) == (None, [])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "wandb"])
+def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
+    """A config that was written by hand, in the folder where its run is to be; W&B's folder of other runs."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("mine")
+    for more in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
+        options = Config(output_dir=str(run), num_seeds=2, **more)
+        for check in (check_output_dir, check_seeds_dir):
+            with pytest.raises(UserError, match=rf"run' holds {name}, which no run has left there"):
+                check(options)
+    (run / "environment.json").write_text("{}")  # of a run
+    with pytest.raises(UserError, match="run' already holds a run"):
+        check_output_dir(RunOptions(output_dir=str(run)))
+    assert check_output_dir(RunOptions(output_dir=str(run), overwrite_output_dir=True)) == (None, [])
+    assert check_output_dir(RunOptions(output_dir=str(run), resume_from_checkpoint="latest")) == (None, [])
+    assert (run / name).read_text() == "mine"
 
 
 def test_a_run_that_is_replaced_loses_its_links_and_not_what_they_lead_to(words, tmp_path):
