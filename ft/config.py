@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +42,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
         if not self.output_dir:
             raise UserError("output_dir: is not set; name a folder.")
+        variable = re.search(r"\$(\w+|\{\w+\})", self.output_dir)
+        if variable and not os.path.exists(self.output_dir):  # no folder of that name would be meant
+            raise UserError(
+                f"output_dir: found {self.output_dir!r}: {variable[0]} is replaced by a shell, not in a "
+                "config file or in quotes; write the folder out, or give --output_dir on the command line."
+            )
         self._check_numbers()
         self._check_data()
         if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:

@@ -318,6 +318,18 @@ def test_an_evaluation_takes_the_config_of_a_run_with_what_does_nothing_in_it():
     assert parse(EvalConfig, words).save_steps == 200
 
 
+@pytest.mark.parametrize("name", ["$SCRATCH/run", "${SCRATCH}/run"])
+def test_an_output_dir_with_a_variable_that_no_shell_has_replaced(capsys, monkeypatch, tmp_path, name):
+    """Else a folder named $SCRATCH would have it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"output_dir: {name}\n")
+    said = refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
+    assert "output_dir: found" in said and "is replaced by a shell" in said
+    (tmp_path / name).mkdir(parents=True)  # it is one that is there
+    assert config_of(*NEEDED, str(tmp_path / "c.yaml")).output_dir == name
+    assert config_of(*NEEDED, "--output_dir", "a$").output_dir == "a$"
+
+
 @pytest.mark.parametrize(
     "metric, is_higher",
     [("mape", False), ("smape", False), ("mase", False), ("my_loss", False), ("error_rate", False),
