@@ -307,6 +307,21 @@ def test_labels_that_differ_in_case_alone_are_said(made):
     assert not any("in case alone" in note for note in made(["Good", "bad"] * 2, "csv").notes)
 
 
+@pytest.mark.parametrize(
+    "others, shown",
+    [
+        (["New York", "New\xa0York"], r"'New York' and 'New\xa0York'"),
+        (["New York", "new  york"], "'New York' and 'new  york'"),
+        (["caf\xe9", "cafe\u0301"], r"'cafe\u0301' and 'caf\xe9'"),
+    ],
+)
+def test_labels_that_look_alike_are_said(made, others, shown):
+    """Of files that several programs wrote, joined to one."""
+    said = f"WARNING labels: {shown} differ in case, spaces or the form of letters alone, and are different"
+    notes = made([*others, "bad"] * 2, "csv").notes
+    assert [note for note in notes if note.startswith(said)], notes
+
+
 @pytest.mark.parametrize("known", [["LABEL_0", "LABEL_1"], ["NEGATIVE", "POSITIVE"]])
 def test_of_a_model_made_elsewhere_the_labels_may_be_renamed(made, known):
     task = TextClassification(problem_type=SINGLE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,15 +118,26 @@ def numbers_of(
 
 
 def case_twins(names: Sequence[str]) -> list[str]:
-    """What to tell the user of labels that differ in case alone, as a slip of the hand would have it."""
+    """What to tell the user of labels that differ in case alone, as a slip of the hand would have it, or that
+    look alike: in a kind of space, or in how an accent is written, as files of several programs have it."""
     twins: dict[str, list[str]] = {}
     for name in names:
-        twins.setdefault(name.casefold(), []).append(name)
-    found = [" and ".join(map(repr, some)) for some in twins.values() if len(some) > 1]
-    if not found:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        twins.setdefault(" ".join(plain.split()), []).append(name)
+    groups = [some for some in twins.values() if len(some) > 1]
+    if not groups:
         return []
-    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-    return [f"WARNING labels: {', '.join(found[:3])}{more} differ in case alone, and are different labels"]
+    found = [" and ".join(map(_told_apart(some), some)) for some in groups[:3]]
+    more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
+    in_case = all(len({name.casefold() for name in some}) == 1 for some in groups)
+    what = "in case" if in_case else "in case, spaces or the form of letters"
+    return [f"WARNING labels: {', '.join(found)}{more} differ {what} alone, and are different labels"]
+
+
+def _told_apart(names: list[str]) -> Callable[[str], str]:
+    """How to show some names: by their codes, where some look the same otherwise."""
+    shown = {unicodedata.normalize("NFC", repr(name)) for name in names}
+    return repr if len(shown) == len(names) else ascii
 
 
 def joined_by(names: Sequence[str]) -> str | None:
