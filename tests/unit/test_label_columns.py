@@ -3,6 +3,7 @@ split."""
 
 import json
 import re
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -283,6 +284,15 @@ def test_a_list_written_as_a_text_is_named(made, options):
 def test_names_in_brackets_are_names_where_told_so(made):
     assert made(["[a]", "[b]"] * 3, "csv", problem_type=SINGLE).names == ["[a]", "[b]"]
     assert made(["[a]", "b"] * 3, "csv").names == ["[a]", "b"]
+
+
+def test_whole_decimals_are_classes(tokenizer, tmp_path):
+    """As a data base exports NUMERIC columns."""
+    labels = pa.array([Decimal(n % 2) for n in range(20)], pa.decimal128(38, 9))
+    table = pa.table({"text": [f"text {n}" for n in range(20)], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    made = Prepared(tokenizer, train_file=tmp_path / "t.parquet", validation_split_percentage=0)
+    assert made.task.label_names == ["0", "1"]
 
 
 def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_path):

@@ -216,6 +216,8 @@ def names_of(
                 "number, without its 0. Expected labels of one type."
             )
         values = pc.utf8_ltrim(values, "+").cast(pa.float64())
+    if pa.types.is_decimal(values.type):  # of a data base: NUMERIC
+        values = values.cast(pa.float64())
     if is_list(values.type):
         raise UserError(
             f"{where} holds {values.type}, expected one whole number or name a row; for lists of labels, set "
