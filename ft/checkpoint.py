@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
+# What a hash stands for, in the identity of a run.
+WHAT_OF = {"data": " files, tokenizer (and version of its library) and options of the data, see --help"}
 
 
 def is_defined(value: float | None) -> TypeGuard[float]:
@@ -243,8 +245,8 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
         if saved.get(key) != value:
             raise UserError(
                 f"resume_from_checkpoint: {checkpoint} was made with another {key}: found "
-                f"{saved.get(key)!r}, this run has {value!r}. Resume with the same, or train anew in another "
-                "output_dir."
+                f"{saved.get(key)!r}, this run has {value!r}. Resume with the same{WHAT_OF.get(key, '')}, or "
+                "train anew in another output_dir."
             )
 
 

@@ -125,7 +125,8 @@ def _built_once(folder: Path, task: Task, old: int | None, build: Callable[[], o
                 data = _open(folder, task)
     except OSError as error:
         raise UserError(
-            f"the encoding cache {str(folder.parent)!r} cannot be written: {error}; set HF_HOME."
+            f"the encoding cache {str(folder.parent)!r} cannot be written: {error}; set HF_HOME to a folder "
+            "that can (and HF_HUB_CACHE, if models of the Hub are to be found where they are)."
         ) from None
     assert data is not None
     return data

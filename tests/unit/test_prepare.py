@@ -482,7 +482,7 @@ def test_data_that_is_refused_leaves_nothing_in_the_cache(tokenizer, tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_named(tokenizer, reviews, tmp_path):
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(UserError, match=r"encoding cache.*set HF_HOME"):
+    with pytest.raises(UserError, match=r"encoding cache.*set HF_HOME.*HF_HUB_CACHE"):
         Prepared(tokenizer, dataset_name=reviews)
 
 
