@@ -105,7 +105,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
             with PredictionFile(folder, config, rows.table.schema) as file:
                 file.write(predicted)
                 file.close()
-                notes += clear_evaluation(folder)
+                notes += clear_evaluation(folder, file.path.name)
             if config.suspected_label_errors:
                 said = [write_label_errors(folder, task, data, split, result.scores)]
             results["predictions"] = file.path.name

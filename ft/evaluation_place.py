@@ -33,24 +33,29 @@ def _evaluation_folder(output_dir: str, split: str) -> Path:
     return folder / f"evaluation-{split}" if is_run else folder
 
 
-def clear_evaluation(folder: Path) -> list[str]:
+def clear_evaluation(folder: Path, predictions: str) -> list[str]:
     """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
-    for what is said of the new predictions. Returns what to tell the user."""
-    there = [name for name in EVALUATION if (folder / name).exists()] if _was_evaluated(folder) else []
-    for name in there:
+    for what is said of the new `predictions`, a file that takes the place of an older one. Returns what to
+    tell the user."""
+    is_known = _is_of_an_evaluation(folder)
+    there = [name for name in EVALUATION if is_known and (folder / name).exists()]
+    for name in there[::-1]:  # by results.json the others are known
         (folder / name).unlink()
+    there += [predictions] if (folder / predictions).exists() else []
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []
 
 
-def _was_evaluated(folder: Path) -> bool:
-    """Whether a folder has predictions, or the results of an evaluation, whose predictions went elsewhere."""
-    if any(folder.glob("predictions.*")):
-        return True
+def _is_of_an_evaluation(folder: Path) -> bool:
+    """Whether the results in a folder are of an evaluation, whose predictions may have gone elsewhere;
+    without results, whether its predictions are there."""
+    path = folder / "results.json"
+    if not path.exists():
+        return any(folder.glob("predictions.*"))
     try:
-        known = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(known, dict) and {"split", "model", "options"} <= known.keys()
+    return isinstance(known, dict) and {"split", "rows", "model"} <= known.keys()
 
 
 def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:
@@ -70,7 +75,7 @@ def check_free(config: EvalConfig, split: str) -> None:
     """Raise `UserError` where results or a page that no evaluation has left would be replaced."""
     folder = _evaluation_folder(config.output_dir, split)
     there = [name for name in EVALUATION[:2] if (folder / name).exists()]
-    if there and not _was_evaluated(folder):
+    if there and not _is_of_an_evaluation(folder):
         raise UserError(
             f"output_dir: {str(folder)!r} holds a {there[0]} that is of no evaluation, and would be "
             "replaced; name another output_dir."

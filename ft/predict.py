@@ -74,7 +74,7 @@ def predict(
                 file.write(prediction_lines(part, data.columns, task, scores))
                 del part, scores  # before the next are made
             file.close()
-            notes = [*notes, *clear_evaluation(folder)]
+            notes = [*notes, *clear_evaluation(folder, file.path.name)]
     for note in (*data.notes, *notes, *evaluation_notes(data.splits, accelerator.device)):
         print(printable(f"note: {note}"))
     print(f"{split}: {len(rows):,} rows predicted, none scored")

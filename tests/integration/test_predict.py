@@ -299,7 +299,9 @@ def test_what_is_said_in_a_folder_is_of_its_last_evaluation(
     capsys.readouterr()
     predict(models / "single/best", file, tmp_path / "out")
     assert left() == {"predictions.csv", "predictions.jsonl"}
-    assert "from an earlier evaluation: results.json, report.html" in capsys.readouterr().out
+    assert "from an earlier evaluation: results.json, report.html, predictions" in capsys.readouterr().out
+    predict(models / "single/best", file, tmp_path / "out")  # as a month later, on other texts
+    assert "from an earlier evaluation: predictions.jsonl\n" in capsys.readouterr().out
     monkeypatch.setattr("ft.page.write_page", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         score_here(**words, test_file=source)
@@ -311,12 +313,12 @@ def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
     for name in ("report.html", "results.json"):
         (tmp_path / "out" / name).write_text("of the user")
     file = write_csv(tmp_path / "new.csv", [{"text": "so good"}])
-    predict(models / "single/best", file, tmp_path / "out")
+    for _ in range(2):  # predictions beside them do not make them an evaluation's
+        predict(models / "single/best", file, tmp_path / "out")
     for name in ("report.html", "results.json"):
         assert (tmp_path / "out" / name).read_text() == "of the user"
     rows = write_csv(tmp_path / "scored.csv", make_rows(6))
     words = {"model_name_or_path": models / "single/best", "test_file": rows}
-    (tmp_path / "out/predictions.jsonl").unlink()
     with pytest.raises(UserError, match=r"holds a results.json that is of no evaluation"):
         score_here(**words, output_dir=tmp_path / "out")
 
