@@ -25,7 +25,8 @@ SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # Of what a run leaves: names that others give to what is theirs; files of which one is there before these.
-COMMON, MARKS = ("config.yaml", "wandb", "tensorboard"), ("environment.json", "metrics.jsonl", SEEDS)
+COMMON = ("config.yaml", "best", "final", "wandb", "tensorboard")
+MARKS = ("environment.json", "metrics.jsonl", SEEDS)
 # A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
 LOCK_SECONDS = 10
 
@@ -55,7 +56,8 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     if own:
         return own, warnings
     _check_inputs(options, held)
-    _check_others(folder, held)
+    # A start from elsewhere that was killed may have copied a best/ already.
+    _check_others(folder, [name for name in held if not (found and name == "best")])
     if not held or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
@@ -107,8 +109,8 @@ def _check_inputs(options: RunOptions, held: list[str]) -> None:
 
 
 def _check_others(folder: Path, held: list[str]) -> None:
-    """Raise `UserError` where what would be replaced is of no run, but somebody's own: the config that was
-    written by hand, in the folder where its run is to be, or W&B's folder of other runs."""
+    """Raise `UserError` where what would be replaced is of no run, but somebody's own: a config that was
+    written by hand, in the folder where its run is to be, a model in best/, W&B's folder of other runs."""
     others = [name for name in held if name in COMMON]
     of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
     if others and not of_a_run:
@@ -305,7 +307,7 @@ def release_output_dir(lock: FileLock) -> None:
 def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove what an earlier run left, but for the names in `keep`; other files stay."""
     forget_bests(folder)
-    for name in held_in(folder):
+    for name in sorted(held_in(folder), key=lambda name: name in MARKS):  # last, as a kill may come between
         if name not in keep:
             with writing(folder / name):
                 _remove(folder / name)

@@ -137,6 +137,7 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
     run = tmp_path / "run"
     for folder in ("best", "evaluation-test", "mine"):
         (run / folder).mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("")
     given = {"output_dir": str(run), "overwrite_output_dir": True, "train_file": "t.csv"}
     with pytest.raises(UserError, match=rf"{key}: .*{name}' lies in what the run in .* has left"):
         check_output_dir(Config(**given | {key: str(run / name)}))
@@ -145,7 +146,7 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
     assert check_output_dir(Config(**elsewhere)) == (None, [])
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "wandb"])
+@pytest.mark.parametrize("name", ["config.yaml", "wandb", "best"])
 def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
     """A config that was written by hand, in the folder where its run is to be; W&B's folder of other runs."""
     run = tmp_path / "run"
