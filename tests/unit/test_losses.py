@@ -183,3 +183,10 @@ def test_thresholds_of_the_mode_that_was_asked_for_or_of_any_are_taken(asked, he
     kind = MultiLabel(threshold_mode=asked)
     kind.load_from_model(held)
     assert kind.thresholds.tolist() == list(held.thresholds.values())
+
+
+@pytest.mark.parametrize("names", [{1: "a", 2: "b"}, {0: "a", 1: "a"}])
+def test_outputs_of_a_model_made_elsewhere_that_cannot_be_told_apart_are_said(names):
+    """One without a name was a traceback; of two of one name, predictions had one probability."""
+    with pytest.raises(UserError, match=r"id2label in the model's config\.json is \{.*'a'"):
+        SingleLabel().load_from_model(SimpleNamespace(num_labels=2, id2label=names))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ft.analysis.targets import count_labels
-from ft.errors import printable
+from ft.errors import UserError, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,7 +124,13 @@ class Kind(ABC):
 
     def load_from_model(self, model_config: Any) -> None:
         """The names of the labels are the model's `id2label`; a temperature comes along from training."""
-        self.label_names = [model_config.id2label[number] for number in range(model_config.num_labels)]
+        names = dict(model_config.id2label)
+        if sorted(names) != list(range(len(names))) or len({*names.values()}) < len(names):
+            raise UserError(
+                f"model_name_or_path: id2label in the model's config.json is {str(names)[:200]}; expected a "
+                "name of its own for each output, from 0 on. Mend it (and label2id) in a copy of the model."
+            )
+        self.label_names = [names[number] for number in range(len(names))]
         temperature = getattr(model_config, TEMPERATURE, None)
         self.calibration = {} if temperature is None else {"temperature": temperature}
 
