@@ -1,4 +1,4 @@
-"""The options, flat and typed, in a small class per group of flags; the docstring under a field is its
+"""The options, flat and typed, one small class per group of flags; the docstring under a field is its
 `--help` text."""
 
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ class ModelOptions:
     """Model"""
 
     model_name_or_path: str = ""
-    """Pretrained model: a Hub id, a local folder, or pkg:PACKAGE/path for files that an installed package
-    ships."""
+    """Pretrained model: a Hub id, a local folder, or pkg:PACKAGE/path for files shipped with an installed
+    package."""
     model_revision: str = "main"
     """Branch, tag or commit of a model on the Hub."""
     tokenizer_name: str | None = None
-    """Tokenizer, where it is not the model's own: a Hub id, a folder or a pkg: path."""
+    """Tokenizer, if it is not the model's own: a Hub id, a folder or a pkg: path."""
     config_overrides: str | None = None
     """Changes to the model's config, for example "hidden_dropout_prob=0,attention_probs_dropout_prob=0"."""
     trust_remote_code: bool = False
-    """Run code that a model on the Hub brings along. Only for repositories that you have read."""
+    """Run custom code from a model repository on the Hub. Only for repositories whose code you have read."""
     allow_pickle: bool = False
-    """Load weights from a pickle (pytorch_model.bin) where there is no safetensors file; torch reads tensors
-    from it and nothing else."""
+    """Load weights from a pickle (pytorch_model.bin) if there is no safetensors file; torch reads only
+    tensors from it."""
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class DataOptions:
 
     dataset_name: str | None = None
     """A Hub id, or a folder (a local copy of a Hub repository, saved `datasets`, train/validation/test files,
-    or one sub-folder of .txt files per class, also .gz), or a pkg: path to one."""
+    or one subfolder of .txt files per class, also .gz), or a pkg: path to one."""
     dataset_config_name: str | None = None
     """Configuration (subset) of a dataset on the Hub, or of a local copy of one."""
     train_file: str | None = None
@@ -42,44 +42,44 @@ class DataOptions:
     validation_file: str | None = None
     """Validation data, in any of the same formats."""
     test_file: str | None = None
-    """Test data. It is scored once, at the end, and never chooses anything."""
+    """Test data. It is scored once, at the end, and never used to choose anything."""
     train_split_name: str = "train"
     """Name of the training split in dataset_name."""
     validation_split_name: str | None = None
-    """Name of the validation split. Default: validation, valid, dev or val where there is one, else rows of
-    the training split are set aside. Never the test split."""
+    """Name of the validation split. Default: validation, valid, dev or val if there is one, else rows of the
+    training split are set aside. Never the test split."""
     test_split_name: str | None = None
-    """Name of the test split. Default: test, where there is one."""
+    """Name of the test split. Default: test, if there is one."""
     validation_split_percentage: float = 10.0
-    """Share of the training rows (percent) set aside, stratified by label, where there is no validation
+    """Share of the training rows (percent) to set aside, stratified by label, if there is no validation
     split."""
     test_split_percentage: float = 0.0
-    """Share of the training rows (percent) set aside as a test split, where there is none."""
+    """Share of the training rows (percent) to set aside as a test split, if there is none."""
     text_column_names: list[str] | str | None = None
-    """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: found by its name or
-    type."""
+    """The text column, or the two columns of a pair ("sentence1,sentence2"). Default: inferred from names or
+    types."""
     label_column_name: str | None = None
     """The label column. Default: label, labels, target, class, category, intent, sentiment, stars or score,
-    where there is one."""
+    if there is one."""
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None
     ) = None
-    """What kind of label the column holds. Default: found in the training data (lists: multi-label; numbers
-    that are not all whole: regression; else a single label) and said at the start."""
+    """Kind of label that the column holds. Default: inferred from the training data (lists: multi-label;
+    numbers that are not all whole: regression; else a single label) and reported at the start."""
     label_delimiter: str | None = None
-    """What stands between the labels of a row, for multi-label data without lists: "|" for "a|b". An empty
-    text is a row without any label."""
+    """Separator between the labels of a row, for multi-label data without lists: "|" for "a|b". An empty text
+    is a row without any label."""
     max_length: int | None = None
-    """Longest text in tokens; what is cut is counted and said. Default: the model's own limit, or 512 where
-    it has none."""
+    """Maximum length of a text in tokens; truncation is counted and reported. Default: the model's own limit,
+    or 512 if it has none."""
     long_text: Literal["truncate", "head_tail", "windows"] | None = None
     """What the model sees of a longer text: its beginning; the first quarter of max_length from its beginning
-    and the rest from its end; or all of it, in overlapping windows of max_length that are scored together
-    (the mean of their scores), as one row. The exported model keeps it. Default: what the model was trained
+    and the rest from its end; or all of it, in overlapping windows of max_length that are scored together as
+    one row (the mean of their scores). The exported model records it. Default: what the model was trained
     with, else truncate."""
     max_windows: int | None = None
-    """Most windows of a text, with long_text windows. Each needs the memory of a row, which
-    per_device_train_batch_size can make up for. Default: what the model was trained with, else 8."""
+    """Maximum number of windows per text, with long_text windows. Each needs the memory of a row; a smaller
+    per_device_train_batch_size makes up for it. Default: what the model was trained with, else 8."""
     max_train_samples: int | None = None
     """Train on this many rows only, drawn at random (always the same rows)."""
     max_eval_samples: int | None = None
@@ -89,15 +89,15 @@ class DataOptions:
     on_bad_rows: Literal["error", "drop"] = "error"
     """Rows without a text or a label: stop and name them, or drop and count them."""
     on_duplicates: Literal["warn", "drop"] = "warn"
-    """Training rows whose text is in the validation or test split, too, and validation rows whose text is in
-    the test split: count them, or drop them."""
+    """Training rows whose text is also in the validation or test split, and validation rows whose text is
+    also in the test split: count them, or drop them."""
     preprocessing_num_workers: int | None = None
-    """Processes that encode the texts. Default: for a fast tokenizer, which has threads of its own, the run
-    itself, or two beside it where the texts are many (20 MB); else, from 5 MB on, one for every core."""
+    """Processes that encode the texts. Default: for a fast tokenizer, which is multi-threaded, the run
+    itself, or two beside it for large data (20 MB of text); else, from 5 MB on, one per core."""
     overwrite_cache: bool = False
-    """Encode the texts again, even where a cached encoding fits."""
+    """Encode the texts again, even if a matching encoding is cached."""
     dataloader_num_workers: int = 0
-    """Worker processes that build the batches, for each process. 0 builds them in the training process."""
+    """Worker processes per process that build the batches. 0 builds them in the training process."""
 
     @property
     def text_columns(self) -> list[str]:
@@ -115,20 +115,20 @@ class BatchOptions:
     """Rows per optimizer update, over all processes and accumulation steps, whatever the launch. Default:
     32."""
     per_device_train_batch_size: int | None = None
-    """Most rows in a micro-batch; accumulation is derived from it. Default: a process's whole share of the
-    update."""
+    """Maximum rows in a micro-batch; gradient accumulation is derived from it. Default: a process's whole
+    share of the update."""
     gradient_accumulation_steps: int | None = None
     """Micro-batches per update and process. With per_device_train_batch_size and without global_batch_size,
     the product with the number of processes is the global batch."""
     per_device_eval_batch_size: int = 64
-    """Rows per batch in evaluation; with long_text windows, windows."""
+    """Rows per batch in evaluation (windows, with long_text windows)."""
     num_train_epochs: float = 3.0
-    """Passes over the training rows; a part of an epoch is allowed."""
+    """Passes over the training rows; fractions are allowed."""
     max_train_steps: int | None = None
-    """Number of optimizer updates. Where both are set it counts, and num_train_epochs does not; but
-    --num_train_epochs on the command line cancels the max_train_steps of a config file."""
+    """Number of optimizer updates. If both are set, it overrides num_train_epochs; but --num_train_epochs on
+    the command line cancels the max_train_steps of a config file."""
     max_time: str | None = None
-    """Stop, save a checkpoint and exit with 75 after this long ("90", "90s", "45m", "11h30m")."""
+    """Stop, save a checkpoint and exit with 75 after this time ("90", "90s", "45m", "11h30m")."""
 
 
 @dataclass(kw_only=True)
@@ -136,15 +136,15 @@ class OptimOptions:
     """Optimisation"""
 
     learning_rate: float = 5e-5
-    """Highest learning rate of the schedule."""
+    """Peak learning rate of the schedule."""
     head_learning_rate: float | None = None
-    """Learning rate of the new head, where it is to be another; it follows the same schedule."""
+    """Learning rate of the new head, if different; it follows the same schedule."""
     layerwise_lr_decay: float = 1.0
-    """Layer-wise decay of the learning rate: each layer has the rate of the one above it times this; the top
-    layer and the head have the full rate, the embeddings are below the lowest layer. 0.9 is common, 1 is
-    none."""
+    """Layer-wise learning rate decay: each layer's rate is that of the layer above times this; the top layer
+    and the head have the full rate, the embeddings come below the lowest layer. 0.9 is common; 1 means no
+    decay."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay; biases and normalisation weights are spared."""
+    """AdamW's decoupled weight decay; biases and normalisation weights are exempt."""
     adam_beta1: float = 0.9
     """AdamW's decay of the first moment."""
     adam_beta2: float = 0.999
@@ -152,7 +152,7 @@ class OptimOptions:
     adam_epsilon: float = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: float = 1.0
-    """Clip the norm of an update's whole gradient to this; 0 turns it off."""
+    """Maximum norm of an update's whole gradient, by clipping; 0 turns it off."""
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -162,64 +162,64 @@ class OptimOptions:
         "constant_with_warmup",
         "inverse_sqrt",
     ] = "linear"
-    """Shape of the learning rate over the updates. (cosine_with_restarts is of one cycle, as Transformers has
-    it by default, and so the same as cosine.)"""
+    """Shape of the learning rate schedule. (cosine_with_restarts has one cycle, Transformers' default, and so
+    equals cosine.)"""
     warmup_ratio: float = 0.0
     """Share of the updates over which the learning rate rises from 0."""
     warmup_steps: int | None = None
-    """Number of those updates. Where both are set it counts, and warmup_ratio does not; but --warmup_ratio on
-    the command line cancels the warmup_steps of a config file."""
+    """Number of warm-up updates. If both are set, it overrides warmup_ratio; but --warmup_ratio on the
+    command line cancels the warmup_steps of a config file."""
     ema_decay: float | None = None
     """Keep an exponential moving average of the weights with this decay (0.99 averages over about the last
-    hundred updates); evaluations, best/ and final/ have it instead of the weights. Default: none."""
+    hundred updates); evaluations, best/ and final/ use it instead of the weights. Default: none."""
     freeze: list[str] | str | None = None
-    """Parameters that are not trained, by patterns over their names as in a shell, which stand for whole
-    parts between the dots: "embeddings", "embeddings,encoder.layer.[0-3]"."""
+    """Parameters that are not trained, as shell-style patterns that match whole dot-separated parts of their
+    names: "embeddings", "embeddings,encoder.layer.[0-3]"."""
     lora_rank: int | None = None
-    """Train LoRA matrices of this rank beside the frozen pretrained weights, and the head, through peft (an
-    extra). best/ and final/ are merged and need no peft; their adapter/ is for it. It wants a higher learning
-    rate. Default: no LoRA."""
+    """Train LoRA matrices of this rank beside the frozen pretrained weights, and the head, using peft (an
+    extra). best/ and final/ are merged and need no peft; their adapter/ is for peft. LoRA needs a higher
+    learning rate. Default: no LoRA."""
     lora_alpha: int | None = None
-    """Scale of LoRA: its product counts lora_alpha / lora_rank. Default: twice the rank."""
+    """Scale of LoRA: its matrices' product is multiplied by lora_alpha / lora_rank. Default: twice the
+    rank."""
     lora_dropout: float = 0.0
     """Dropout before LoRA's matrices."""
     lora_target_modules: list[str] | str | None = None
     """Linear modules that get LoRA, by the ends of their names ("query,value"), or all-linear for all but the
-    head. Default: those that peft has for the architecture."""
+    head. Default: peft's choice for the architecture."""
     label_smoothing_factor: float = 0.0
-    """Weight of the uniform distribution that is mixed into the training labels (of one label a row)."""
+    """Weight of the uniform distribution that is mixed into the training labels (single-label only)."""
     class_weights: dict[str, float] | str | None = None
-    """What a training row counts, by its label: none, balanced (rows / (classes * rows of the class)), or
+    """Weight of a training row by its label: none, balanced (rows / (classes * rows of the class)), or
     weights by label ("a=2,b=0.5", JSON, or a mapping in YAML; 1 for the others). The loss of an update is the
     weighted mean, as in torch's CrossEntropyLoss (with label_smoothing_factor, of the rows' smoothed losses).
     Evaluations are not weighted."""
     pos_weight: dict[str, float] | str | None = None
-    """Multi-label: what a label that a row has counts against one that it has not: none, balanced (rows
+    """Multi-label: weight of a row's positive labels relative to its negative ones: none, balanced (rows
     without the label / rows with it), or weights by label, as for class_weights; see torch's
     BCEWithLogitsLoss."""
     focal_gamma: float = 0.0
-    """Focusing of the focal loss, for training on labels: terms are multiplied by (1 - p) to this power, so
-    that what is right already counts little. 0 is the plain cross-entropy."""
+    """Focusing parameter of the focal loss, for training on labels: terms are multiplied by (1 - p) to this
+    power, so that what is already right counts little. 0 is the plain cross-entropy."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
     """Compile the model's layers with torch.compile."""
     tf32: bool = False
-    """Let a GPU multiply fp32 matrices as TF32, which has 10 bits behind the point instead of 23: faster, and
-    less exact. (bf16 and fp16 belong to the launch: accelerate launch --mixed_precision bf16.)"""
+    """Let a GPU multiply fp32 matrices as TF32, which has 10 mantissa bits instead of 23: faster, but less
+    precise. (bf16 and fp16 belong to the launch: accelerate launch --mixed_precision bf16.)"""
     on_nonfinite: Literal["error", "skip"] = "error"
-    """An update whose loss or gradient is not finite never changes the weights: stop after the third in a
-    row, or skip and count them all."""
+    """An update with a non-finite loss or gradient never changes the weights: stop after the third in a row,
+    or skip and count them all."""
     deterministic: bool = False
-    """Use torch's deterministic algorithms, so that the same launch on the same device gives the same
-    bits."""
+    """Use torch's deterministic algorithms, so that the same launch on the same device is bit-identical."""
     dropout_mode: Literal["row_keyed", "torch"] = "row_keyed"
-    """Dropout masks as a function of the row, the same on any launch, or torch's own generator."""
+    """Dropout masks as a function of the row, the same on any launch, or from torch's own generator."""
     seed: int = 42
-    """Seed of the new head, the order of the rows and dropout."""
+    """Seed of the new head, the row order and dropout."""
     num_seeds: int = 1
-    """Train so many times, with the seeds seed, seed + 1, ..., each in its own folder output_dir/seed-N, and
-    report the mean and the spread."""
+    """Number of seeds to train with: seed, seed + 1, ..., each in its own folder output_dir/seed-N; reports
+    the mean and the spread."""
 
 
 @dataclass(kw_only=True)
@@ -227,72 +227,72 @@ class RunOptions:
     """Run"""
 
     output_dir: str = "output"
-    """Folder for everything that the run leaves."""
+    """Folder for everything that the run writes."""
     overwrite_output_dir: bool = False
-    """Remove the run that output_dir holds, and start anew, or from another run's checkpoint (its own are
-    then kept as superseded-step-N)."""
+    """Remove the run in output_dir, and start from scratch or from another run's checkpoint (its own are then
+    kept as superseded-step-N)."""
     resume_from_checkpoint: str | None = None
-    """Continue from a checkpoint folder, another run's, too, or from "latest" in output_dir (which starts
-    anew where there is none)."""
+    """Resume from a checkpoint folder, also of another run, or from "latest" in output_dir (which starts from
+    scratch if there is none)."""
     logging_steps: int = 10
-    """Log every so many updates."""
+    """Log every this many updates."""
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    """When to evaluate on the validation rows. The last update is evaluated in any case but "no"."""
+    """When to evaluate on the validation rows. The last update is always evaluated, except with "no"."""
     eval_steps: int | None = None
-    """Evaluate every so many updates, with eval_strategy steps. Default: logging_steps."""
+    """Evaluate every this many updates, with eval_strategy steps. Default: logging_steps."""
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    """When to save a checkpoint. The last update is saved in any case but "no"."""
+    """When to save a checkpoint. The last update is always saved, except with "no"."""
     save_steps: int = 500
-    """Save a checkpoint every so many updates, with save_strategy steps."""
+    """Save a checkpoint every this many updates, with save_strategy steps."""
     save_total_limit: int | None = 2
-    """Keep this many checkpoints, and that of the best model; others go after the new one stands. null keeps
-    all."""
+    """Number of checkpoints to keep, besides that of the best model; others are removed once the new one is
+    written. null keeps all."""
     hang_timeout: str | None = "30m"
-    """End with an error, and the stacks of every process, when no update or batch of an evaluation ends in
-    this time. null never does."""
+    """End with an error, and a stack trace of every process, if no update or evaluation batch finishes in
+    this time. null disables it."""
     verify: bool = False
-    """Instead of a training run: try this config on a matrix of launches, killed and resumed, too, a few
-    updates each, and say in a table whether they give the same."""
+    """Instead of training: run this config under a matrix of launches, also killed and resumed, a few updates
+    each, and show in a table whether the results agree."""
     preflight: bool = False
-    """Instead of a training run: look at the data, make the longest update, save and reload a checkpoint, and
-    forecast the time and memory of the run. Exit code 0 where data and machine are fit for it, else 2. See
+    """Instead of training: check the data, make the longest update, save and reload a checkpoint, and
+    forecast the time and memory of the run. Exit code 0 if data and machine are fit for it, else 2. See
     preflight.json in output_dir."""
     metric_for_best_model: str | None = None
-    """Validation metric that chooses the model in best/; loss is one, too. Default: accuracy, for multi-label
-    f1_micro, for regression spearmanr."""
+    """Validation metric that selects the model in best/; may be loss. Default: accuracy; f1_micro for
+    multi-label; spearmanr for regression."""
     greater_is_better: bool | None = None
     """Whether a higher value of that metric is better. Default: yes, unless it is a loss or an error."""
     threshold_mode: Literal["none", "global", "per_label"] | None = None
-    """Multi-label: the probability from which on a label counts as predicted: 0.5 (none), the best for micro
-    F1 (global), or the best for each label's F1 (per_label), chosen on the validation rows and kept in the
-    exported model, which eval.py follows unless this is none. Default: global."""
+    """Multi-label: the probability threshold of a label: 0.5 (none), the best for micro F1 (global), or the
+    best for each label's F1 (per_label), chosen on the validation rows and stored in the exported model;
+    eval.py uses it unless this is none. Default: global."""
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations in a row without a better metric. Default: never."""
+    """Stop after this many evaluations in a row without improvement. Default: never."""
     early_stopping_threshold: float = 0.0
-    """By how much the metric must improve to count as better for early stopping."""
+    """Minimum improvement of the metric that counts for early stopping."""
     metrics: list[str] | str | None = None
-    """Further metrics of validation and test rows, from the `evaluate` library, by name or folder
-    ("f1,./mine"). F1, precision and recall are macro for classes, micro for any number of labels a row."""
+    """More metrics of validation and test rows, from the `evaluate` library, by name or folder ("f1,./mine").
+    F1, precision and recall are macro for classes, micro for multi-label."""
     slice_columns: list[str] | str | None = None
-    """Columns of the data by whose values the results on validation and test rows are broken down, beside the
-    length of the texts ("department,country")."""
+    """Columns of the data by whose values results on validation and test rows are broken down, in addition to
+    text length ("department,country")."""
     report_to: list[str] | str = "none"
-    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, several of them, none, or all that are
-    installed."""
+    """Trackers in addition to metrics.jsonl: wandb, tensorboard, trackio, several of them, none, or all
+    (those installed)."""
     run_name: str | None = None
     """Name of the run in the trackers. Default: the name of output_dir."""
     log_texts: bool = True
     """Show the worst errors with their texts in W&B. false for private data: no text of a row goes to any
     tracker."""
     log_artifacts: Literal["none", "dataset", "model", "all"] = "none"
-    """What W&B keeps as artifacts: the data set (its fingerprint and what is known of its rows, no copy), the
-    model in best/, or both."""
+    """What W&B stores as artifacts: the data set (its fingerprint and statistics, no copy), the model in
+    best/, or both."""
     push_to_hub: bool = False
-    """Upload best/ to the Hub at the end. The repository is made before the training."""
+    """Upload best/ to the Hub at the end. The repository is created before training."""
     hub_model_id: str | None = None
-    """Repository for it, "name" or "organisation/name". Default: the name of output_dir."""
+    """Repository to upload to, "name" or "organisation/name". Default: the name of output_dir."""
     hub_private_repo: bool | None = None
-    """Whether a new repository is private. Default: as your account or organisation has it."""
+    """Whether a new repository is private. Default: the setting of your account or organisation."""
 
 
 @dataclass(kw_only=True)
@@ -300,16 +300,15 @@ class EvalOptions:
     """Evaluation"""
 
     split: Literal["train", "validation", "test"] | None = None
-    """The split to score. Default: test where there is one, else validation, else train; with --compare, test
-    where the runs have scored it, else validation."""
+    """Split to score. Default: test if there is one, else validation, else train; with --compare, test if the
+    runs have scored it, else validation."""
     id_column_name: str | None = None
-    """Column that is copied to the predictions, so that rows are found again. Default: id, idx or row_id,
-    where there is one."""
+    """Column to copy to the predictions, to identify rows. Default: id, idx or row_id, if there is one."""
     predictions_format: Literal["jsonl", "csv", "parquet"] = "jsonl"
     """Format of the predictions. csv and parquet have a column probability_LABEL for each label; csv joins
-    several labels of a row with label_delimiter, or "|". --compare reads jsonl alone."""
+    several labels of a row with label_delimiter, or "|". --compare reads only jsonl."""
     suspected_label_errors: bool = False
-    """Write the rows whose label is likely wrong, found by cleanlab (an extra), to label_errors.jsonl."""
+    """Write rows whose label is likely wrong, found by cleanlab (an extra), to label_errors.jsonl."""
     compare: list[str] | str | None = None
-    """Instead of scoring a model: two runs to hold against each other on the same rows ("RUN_A RUN_B"), each
-    the folder of an evaluation, of a training run, or of the runs of several seeds."""
+    """Instead of scoring a model: compare two runs on the same rows ("RUN_A RUN_B"), each the folder of an
+    evaluation, of a training run, or of the runs of several seeds."""
