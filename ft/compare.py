@@ -63,11 +63,12 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]],
         found = compared(scored, names)
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        is_there = (folder / "comparison.json").exists()
         write_whole(folder / "comparison.json", to_json(found, indent=1, ensure_ascii=False) + "\n")
         print(printable(table(found)))
         for line in _precision_notes(sides):
             print(f"note: {line}")
-        print(f"written to {folder}: comparison.json")
+        print(f"written to {folder}: comparison.json{', in the place of an earlier one' if is_there else ''}")
     return EXIT_DONE
 
 

@@ -58,6 +58,7 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
         replace(
             config, num_seeds=1, seed=seed, output_dir=str(folder / f"seed-{seed}"),
             run_name=f"{name}-seed-{seed}", overwrite_output_dir=False,
+            overwrite_cache=config.overwrite_cache and seed == config.seed,  # once for all
         )
         for seed in range(config.seed, config.seed + config.num_seeds)
     ]  # fmt: skip

@@ -187,7 +187,7 @@ def test_changed_data_is_refused(base_flags, reviews, tmp_path):
     rows = list(csv.DictReader(open(tmp_path / "data/train.csv", newline="")))
     rows[7]["text"] += " indeed"
     write_csv(tmp_path / "data/train.csv", rows)
-    with pytest.raises(UserError, match="another data: found .* Resume with the same files, tokenizer"):
+    with pytest.raises(UserError, match=r"another data: found .* Resume with the same files, tokenizer"):
         train_here(**{**words, "max_train_steps": 8}, resume_from_checkpoint="latest")
 
 
