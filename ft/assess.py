@@ -1,4 +1,4 @@
-"""What a scored split says beyond its metrics: how sure they are, whether probabilities hold, where it fails.
+"""What is reported of a scored split beyond its metrics: intervals, calibration, and where the model fails.
 
 Used by train.py and eval.py, on the main process."""
 
@@ -28,10 +28,11 @@ def assess(
     task: Task, data: Data, split: str, result: Evaluation, resamples: int = RESAMPLES,
     fitted_on: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """All that results.json has of a split: the metrics of its evaluation; NAME_low and NAME_high of each,
-    from so many `resamples`; calibration and coverage; the slices; confused_pairs; worst_errors, the surest
-    of them first (of a regression, the largest). `fitted_on`: these are the validation rows of the
-    training, under another name."""
+    """Everything that results.json has for a split: the metrics of its evaluation; NAME_low and NAME_high for
+    each, from `resamples` bootstrap resamples; calibration and coverage; the slices; confused_pairs;
+    worst_errors, most confident first (for a regression, largest first).
+
+    `fitted_on`: these are the validation rows of the training, under another name."""
     rows, scores = data.splits[split], result.scores
     assert scores is not None and rows.labels is not None
     judged = task.judge(scores, rows.labels)
@@ -67,7 +68,8 @@ def _shortened(value: Any) -> Any:
 
 
 def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores: np.ndarray) -> str:
-    """Write label_errors.jsonl, rows whose label is likely wrong, the worst first; returns what to say."""
+    """Write label_errors.jsonl: rows whose label is likely wrong, worst first. Returns a line for the
+    user."""
     from ft.analysis.label_errors import suspects
 
     rows = data.splits[split]

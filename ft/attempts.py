@@ -1,4 +1,4 @@
-"""One update, tried until it stands: again after a skipped fp16 step, in smaller parts after out of
+"""One update, retried until it succeeds: after a skipped fp16 step, and in smaller parts after running out of
 memory."""
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_SKIPPED = 40  # fp16 starts at a scale of 2**16 and halves it; no finite gra
 class Attempts:
     """Makes the attempts at an update: `for attempt in attempts.at(micro_batches): with attempt: ...`.
 
-    fp16 skips a step whose gradient overflowed and lowers the loss scale; the same update is then taken
-    again, so that no row is lost and the schedule does not move. Where the device's memory does not hold a
-    micro-batch, it is halved, and stays so: the update and the plan are the same, only the sums are rounded
-    in another order.
+    fp16 skips a step whose gradient overflowed and lowers the loss scale; the same update is then repeated,
+    so that no row is lost and the schedule does not advance. A micro-batch that does not fit in the device's
+    memory is halved, and stays so: the update and the plan are the same, only the sums are rounded in another
+    order.
     """
 
     def __init__(self, accelerator: Accelerator, optimizer: Any, model: Any) -> None:
@@ -60,7 +60,7 @@ class Attempts:
 
 
 class _Attempt:
-    """Catches what the next attempt can mend. Iterating gives the micro-batches."""
+    """Catches errors that the next attempt can fix. Iterating gives the micro-batches."""
 
     def __init__(self, attempts: Attempts, micro_batches: list[MicroBatch]) -> None:
         self.attempts, self.micro_batches = attempts, micro_batches

@@ -1,8 +1,8 @@
 """Attention with row-keyed dropout on its probabilities, as one of Transformers' attention functions.
 
-On a CPU, the backward pass is one of its own, and many long texts are attended to a few rows at a time, as in
-FlashAttention (Dao et al., 2022): of what is made of the scores, which grow with the square of the length,
-the probabilities alone are then held, and of no more rows than a bound allows."""
+On a CPU, it has its own backward pass, and processes many long texts a few rows at a time, as in
+FlashAttention (Dao et al., 2022): of the intermediate results, which grow with the square of the length, only
+the probabilities are then stored, and of no more rows than a bound allows."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ HELD = 2**29  # of the probabilities of these, so many are held, and the others 
 
 
 def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
-    """Register the attention function and its mask function, and choose it where the model takes sdpa's,
-    before the model is moved or wrapped; returns the name of each layer. `longest` is the most tokens that a
-    compiled model will see."""
+    """Register the attention function and its mask function, and select it if the model uses sdpa, before the
+    model is moved or wrapped; returns the name of each layer. `longest` is the maximum number of tokens that
+    a compiled model will see."""
     config = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager", ATTENTION_NAME):
         return {}
@@ -58,9 +58,10 @@ def attend(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention function with row-keyed dropout on the probabilities; sdpa where there is none.
+    """Transformers' attention function with row-keyed dropout on the probabilities; sdpa if there is no
+    dropout.
 
-    query (rows, heads, queries, size), key and value (rows, key heads, keys, size); gives (rows, queries,
+    query (rows, heads, queries, size), key and value (rows, key heads, keys, size); returns (rows, queries,
     heads, size)."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -100,12 +101,13 @@ def attend(
 
 
 def install_masks(model: nn.Module, is_compiled: bool = False) -> None:
-    """Have Transformers read no padding while a model trains. Its mask functions do, to leave out a mask that
-    masks nothing, and the host would wait for the device in every update. The loader knows: its batches
-    without padding come without a mask, which is left out then (1.06 times at 256 tokens, on a CPU).
+    """Keep Transformers from reading the padding mask during training. Its mask functions do so to drop a
+    mask that masks nothing, and the host would wait for the device in every update. The loader already knows:
+    its batches without padding come without a mask, which is then left out (1.06 times at 256 tokens, on a
+    CPU).
 
-    Without one, some models look for padding, to warn of it, and decoders for texts that were packed. A
-    compiled model has a mask in evaluations, too: without one, it would need another program."""
+    Without a mask, some models look for padding, to warn of it, and decoders for packed sequences. A compiled
+    model always has a mask, in evaluations, too: without one, it would need another program."""
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -131,8 +133,8 @@ def _unread(
 
 
 def masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The scores and what Transformers' mask takes off them: in place, but for one that is added as it is,
-    which may have a gradient of its own."""
+    """The masked scores: in place, except for a mask that is added as it is, which may need a gradient of its
+    own."""
     if mask.dtype != torch.bool:
         return scores + mask
     lowest = torch.finfo(scores.dtype).min / 2  # half of it, so that no sum is infinite
@@ -148,19 +150,19 @@ def _in_fp32_on_cpu(*tensors: torch.Tensor) -> bool:
 
 
 class _OnCpu(torch.autograd.Function):
-    """Attention in fp32: values (rows, heads, keys, value size) and what `_Scores` is made of, to (rows,
+    """Attention in fp32: from values (rows, heads, keys, value size) and the arguments of `_Scores` to (rows,
     heads, queries, value size).
 
-    Where the scores of a layer are many, it takes a few rows at a time, and draws their dropout again in the
-    backward pass. The probabilities of the first rows are held, those of the others computed again: so more
-    rows, or longer ones, never need less memory, on which the preflight relies, but for 16 MB a layer: up to
-    `WHOLE`, what the dropout leaves is held, too.
+    If a layer has many scores, it processes a few rows at a time, and redraws their dropout in the backward
+    pass. The probabilities of the first rows are stored, those of the others recomputed: so more rows, or
+    longer ones, never need less memory, on which the preflight relies, except for 16 MB a layer: up to
+    `WHOLE`, the probabilities after dropout are stored, too.
 
-    The backward pass does without that of the softmax, and without the dropout's mask: what softmax takes off
+    The backward pass needs neither that of the softmax nor the dropout's mask: what softmax subtracts from
     each row of the scores' gradients is the sum of gradient times output (FlashAttention, algorithm 4).
 
-    Gains for attention, each against what was before it: the backward pass 1.1 to 1.17 at 24 to 480 tokens,
-    products without copies 1.03 to 1.17, held probabilities 1.21 to 1.25 at 480."""
+    Speed-ups of attention, each against the version before it: the backward pass 1.1 to 1.17 at 24 to 480
+    tokens, products without copies 1.03 to 1.17, stored probabilities 1.21 to 1.25 at 480."""
 
     @staticmethod
     def forward(
@@ -258,8 +260,8 @@ def _product(
     left: torch.Tensor, right: torch.Tensor, factor: float, to: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`factor` times the matrix product of each head of each row, (rows, heads, m, k) by (rows, heads, k, n),
-    written to `to`, which is contiguous. The factor costs nothing there; by itself it would be a pass over
-    memory."""
+    written to `to`, which is contiguous. The factor is free there; applied separately, it would be a pass
+    over memory."""
     if to is None:
         to = left.new_empty(*left.shape[:3], right.shape[3])
     to.view(-1, *to.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)

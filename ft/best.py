@@ -1,5 +1,5 @@
-"""best/ in step with the checkpoints: a run that is taken up again finds the best model that its checkpoint
-knows."""
+"""Keeps best/ in step with the checkpoints: a resumed run gets back the best model that its checkpoint knows
+of."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ft.errors import UserError, writing
 
 
 def kept_best(output_dir: Path, step: int) -> Path:
-    """Where the best model of update `step` waits, once there is a better one, until a checkpoint knows of
+    """Where the best model of update `step` is kept, once there is a better one, until a checkpoint knows of
     that."""
     return output_dir / f".best-{step:08d}"
 
 
 def weights_sample(folder: Path) -> str:
-    """A hash of the first row of every tensor of an exported model, by which it is known again."""
+    """A hash of the first row of every tensor of an exported model, to identify it."""
     import torch
     from safetensors import safe_open
 
@@ -32,9 +32,9 @@ def weights_sample(folder: Path) -> str:
 
 
 def recover_best(output_dir: Path, step: int, sample: str, origin: Path) -> bool:
-    """Whether best/ is the model of update `step` with this `weights_sample` (of any weights, if it is
-    empty): a crash may have come after a later best was written, or while it was. A run that goes on in
-    another folder than `origin`, its checkpoint's, takes a copy from there."""
+    """Whether best/ is the model of update `step` with this `weights_sample` (any weights, if it is empty): a
+    crash may have come after a later best was written, or while it was. A run that resumes in another folder
+    than `origin`, its checkpoint's, takes a copy from there."""
     best = output_dir / "best"
     for place in _places(output_dir, step):
         if _is_sample(sample, place):
@@ -88,7 +88,7 @@ def _is_sample(sample: str, place: Path) -> bool:
 
 
 def forget_bests(output_dir: Path, before: int | None = None) -> None:
-    """Remove the best models that wait of updates `before` a step; all of them without one."""
+    """Remove the kept best models of updates before step `before`; all of them if it is None."""
     for path in output_dir.glob(".best-*"):
         number = path.name.removeprefix(".best-")
         if number.isdecimal() and (before is None or int(number) < before):

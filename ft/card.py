@@ -1,6 +1,6 @@
-"""The model card: what an exported model is, what it learned from, how good it was, how to load it.
+"""The model card: what an exported model is, what it was trained on, how well it scored, how to load it.
 
-Nothing in it comes from the test rows, or from where the run lies: the same config gives the same card."""
+Nothing in it depends on the test rows or on where the run is stored: the same config gives the same card."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def model_card(
     config: Config, task: Task, data: Data, max_length: int, step: int, scored: Evaluation | None,
     chosen: bool,
 ) -> str:  # fmt: skip
-    """README.md of an exported model after `step` updates; `scored` are the validation rows as it scores
-    them, `chosen` whether they chose it among those of other updates."""
+    """README.md of an exported model after `step` updates; `scored` is its evaluation on the validation rows,
+    `chosen` whether they selected it among the models of other updates."""
     base, source = config.model_name_or_path, config.dataset_name or config.train_file or ""
     head = [f"pipeline_tag: {task.pipeline_tag}", "library_name: transformers"]
     if base_model := _earlier_base(base) if _is_local(base) else json.dumps(base):

@@ -1,4 +1,4 @@
-"""Checkpoints that exist whole or not at all: progress, copy, write, find, restore, retention."""
+"""Atomic checkpoints: progress, copy, write, find, restore, retention."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ WHAT_OF = {"data": " files, tokenizer (and version of its library) and options o
 
 
 def is_defined(value: float | None) -> TypeGuard[float]:
-    """Whether a metric has a value on the rows that it was asked of."""
+    """Whether a metric has a value on the rows it was computed on."""
     return value is not None and not math.isnan(value)
 
 
 @dataclass
 class Progress:
-    """Where a run stands; everything that decides how it goes on, but for weights and optimizer.
+    """Where a run stands: everything besides weights and optimizer that decides how it continues.
 
     `step` counts optimizer updates and is the position in the plan. The `log_*` fields sum what was not
     logged yet."""
@@ -56,9 +56,11 @@ class Progress:
     health: Health = field(default_factory=Health)
 
     def weigh(self, value: float | None, sign: int, threshold: float) -> bool:
-        """Take the metric of an evaluation at this step: count patience, for which it has to be better by
-        more than `threshold`, and say whether it is the best so far. `sign` is 1 where higher is better,
-        else -1; None and NaN are never better, and cost no patience before there was a number to beat."""
+        """Take the metric of an evaluation at this step: count patience, which requires an improvement of
+        more than `threshold`, and return whether it is the best so far.
+
+        `sign` is 1 if higher is better, else -1; None and NaN are never better, and cost no patience before
+        there was a number to beat."""
 
         def beats(other: float | None, by: float) -> bool:
             return is_defined(value) and (other is None or sign * (value - other) > by)
@@ -73,8 +75,8 @@ class Progress:
 
 
 def snapshot(accelerator: Accelerator, model: Any, optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """A copy, in the host's memory, of all tensors that a checkpoint holds: the loop waits for no more.
-    Called on all processes; only the main one gets it."""
+    """A copy, in host memory, of all tensors of a checkpoint: the loop waits for nothing else. Called on all
+    processes; only the main one gets it."""
     if not (accelerator.is_main_process or is_sharded(model)):
         return {}
     state = {
@@ -91,10 +93,10 @@ def write_checkpoint(
     folder: Path, state: dict[str, Any], progress: dict[str, Any], identity: dict[str, Any],
     total_updates: int, limit: int | None,
 ) -> None:  # fmt: skip
-    """Write `folder`/step-N beside its place, flush it, rename it, point `latest` at it, then remove old
-    ones.
+    """Write `folder`/step-N under a temporary name, flush it, rename it, point `latest` at it, then remove
+    old ones.
 
-    A failed write leaves the earlier checkpoints as they were. The `limit` newest stay, and that of the best
+    A failed write leaves the earlier checkpoints untouched. The `limit` newest are kept, and that of the best
     step."""
     import torch
     from safetensors.torch import save_file
@@ -119,7 +121,7 @@ def write_checkpoint(
 
 
 def settle(newest: Path, best_step: int, limit: int | None) -> None:
-    """Point `latest` at a whole checkpoint, and remove old ones and what a crash left in their folder."""
+    """Point `latest` at a complete checkpoint, and remove old ones and what a crash left in their folder."""
     folder = newest.parent
     _clear_hidden(folder)  # first: it may have filled the disk
     durable.replace_file(folder / "latest", newest.name + "\n")
@@ -140,15 +142,14 @@ def _clear_hidden(folder: Path) -> None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """A run's checkpoints, the oldest first. Copies that a user made, under names of their own, are none of
-    them."""
+    """A run's checkpoints, oldest first. Copies that a user made under other names do not count."""
     found = [path for path in folder.glob("step-*") if _is_name(path.name) and path.is_dir()]
     return sorted(found, key=_step_of)
 
 
 def set_aside_later(folder: Path, step: int) -> list[Path]:
-    """Keep the checkpoints after update `step` under other names, where "latest" does not find them: a run
-    that is taken up before them leaves their trajectory. Returns where they are."""
+    """Rename the checkpoints after update `step`, so that "latest" does not find them: a run that resumes
+    before them leaves their trajectory. Returns where they are."""
     later = [path for path in checkpoints_in(folder) if _step_of(path) > step]
     return [_rename(path, f"superseded-{path.name}") for path in reversed(later)]
 
@@ -173,10 +174,9 @@ def _rename(path: Path, name: str) -> Path:
 
 
 def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `resume_from_checkpoint` names, and warnings; "latest" is the newest in `folder`
-    that is whole, if any.
-
-    A damaged one is passed over for the one before, and set aside as damaged-step-N."""
+    """The checkpoint that `resume_from_checkpoint` names, and warnings; "latest" is the newest complete one
+    in `folder`, if any. A damaged one is skipped in favour of the one before, and renamed to
+    damaged-step-N."""
     if wanted is None:
         return None, []
     if wanted != "latest":
@@ -224,18 +224,19 @@ def _damage_of(checkpoint: Path) -> str:
 
 
 def is_own(checkpoint: Path | None, folder: Path) -> bool:
-    """Whether a checkpoint, as `check_output_dir` gives it, is one that a run has made in its folder."""
+    """Whether a checkpoint, as returned by `check_output_dir`, was made by a run in its own folder."""
     return checkpoint is not None and checkpoint.parent == folder
 
 
 def mark(folder: Path) -> str:
-    """By what a checkpoint is known to be the same on every host; "nothing" where a host does not see it."""
+    """Identifies a checkpoint, to check that every host sees the same one; "nothing" on a host that does not
+    see it."""
     path = folder / "manifest.json"
     return durable.digest(path)["sha256"] if path.exists() else "nothing"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a whole checkpoint: progress, total_updates and identity."""
+    """state.json of a complete checkpoint: progress, total_updates and identity."""
     return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 

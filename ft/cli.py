@@ -1,11 +1,11 @@
 """argv and YAML to a config: the only file that knows the parser (jsonargparse); it runs before torch is
 imported.
 
-jsonargparse beat `transformers.HfArgumentParser` (and TRL's layer on it) on what a user meets: help texts
-stand as docstrings under the fields, types are checked as they are written (5e-5 is a number, 1.5 no whole
-one), and importing it takes 0.1 s where transformers takes 0.9. Neither suggests the nearest key, names the
-key and what it expects in one line, or takes "--flag" for "--flag true", "a b" for a list and "no" in YAML,
-so these are added here: a config file is read as the flags that it stands for."""
+jsonargparse was chosen over `transformers.HfArgumentParser` (and TRL's layer on top of it) for what users
+see: help texts are docstrings under the fields, types are checked as written (5e-5 is a number, 1.5 is not an
+integer), and importing it takes 0.1 s instead of transformers' 0.9. Neither suggests the nearest key, gives
+one-line errors with the key and the expected value, or accepts "--flag" for "--flag true", "a b" for a list
+and "no" in YAML, so these are added here: a config file is read as the flags that it stands for."""
 
 import difflib
 import inspect
@@ -58,9 +58,9 @@ def parse(
 ) -> ConfigT:
     """The checked config from `argv`: defaults < YAML < command line.
 
-    `defaults` names the YAML file that is used when there are no arguments at all, or none but those that say
-    what to do with such a run (`OF_ANY_RUN`). A mistake is printed in one line, without a usage text, and
-    ends the process with exit code 2; so do --help and --print_config, with 0."""
+    `defaults` names the YAML file to use when there are no arguments at all, or only those that say what to
+    do with such a run (`OF_ANY_RUN`). A mistake is printed in one line, without a usage text, and ends the
+    process with exit code 2; --help and --print_config end it with 0."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         config, print_it = _parse(config_class, argv, defaults)

@@ -1,4 +1,4 @@
-"""`eval.py --compare RUN_A RUN_B`: two runs on the same rows, how far they are apart, and how surely."""
+"""`eval.py --compare RUN_A RUN_B`: how much two runs differ on the same rows, and how certain that is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OURS = "compared"  # begins the name of a folder for scores, where that of the r
 def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]], int]) -> int:
     """Write comparison.json to output_dir and print the table; returns the exit code.
 
-    A run that was trained but not yet evaluated is scored first, by `score`. Raises `UserError` where the two
+    A run that was trained but not yet evaluated is scored first, by `score`. Raises `UserError` if the two
     did not score the same rows for the same task."""
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
@@ -107,7 +107,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def check_models(runs: Sequence[Path]) -> None:
-    """Raise `UserError` where the models of some runs were trained for different tasks: before any of them is
+    """Raise `UserError` if the models of the runs were trained for different tasks, before any of them is
     scored."""
     models = [model for model in (Scored.by_model(run / "best") for run in runs) if model is not None]
     for other in models[1:]:
@@ -115,8 +115,8 @@ def check_models(runs: Sequence[Path]) -> None:
 
 
 def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
-    """The folder that has (or will have) the predictions of a run, and the split to score first, None where
-    they are there."""
+    """The folder that has (or will have) the predictions of a run, and the split to score first, None if they
+    exist already."""
     if (run / PREDICTIONS).exists() and not (run / "metrics.jsonl").exists():  # which a training run has
         found = _results(run).get("split", split)
         if (newest := _newest(run)) != PREDICTIONS:
@@ -219,8 +219,8 @@ def _has_drawn_test_rows(config: EvalConfig) -> bool:
 
 
 def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[str, Any]:
-    """What comparison.json holds: the two sides, each metric with difference, interval and test, and the rows
-    that only one side gets right (of a regression: those on which the errors differ most)."""
+    """The contents of comparison.json: the two sides, each metric with difference, interval and test, and the
+    rows that only one side gets right (for a regression: those whose errors differ most)."""
     first, *rest = [scored for side in sides for scored in side]
     for other in rest:
         check_same(first, other)

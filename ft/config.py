@@ -1,4 +1,4 @@
-"""The config of a run: all options, and what can be judged of them without data or model."""
+"""The config of a run: all options, and the checks that need neither data nor model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             setattr(self, name, split_names(getattr(self, name)) or None)
 
     def check(self) -> None:
-        """Raise `UserError` for the first value that cannot be right, whatever the data and the model."""
+        """Raise `UserError` for the first value that is invalid whatever the data and the model."""
         if not self.model_name_or_path:
             raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
         if not self.output_dir:
@@ -120,7 +120,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 )
 
     def check_validated(self, why_not: str) -> None:
-        """Raise `UserError` where an option asks for what is chosen on validation rows; nothing is, for the
+        """Raise `UserError` if an option depends on a selection by validation rows; there is none, for the
         reason given."""
         if self.PURPOSE != "training":
             return
@@ -133,12 +133,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 )
 
     def repeatable(self) -> Config:
-        """The same without what was said of the folder itself: it repeats the run, neither resumes nor
-        removes."""
+        """The same without what concerns the folder itself: it repeats the run, without resuming or removing
+        anything."""
         return replace(self, resume_from_checkpoint=None, overwrite_output_dir=False)
 
     def private(self, **changes: Any) -> Config:
-        """The same run, of one seed, that tells no tracker and no hub, with some changes."""
+        """The same run with a single seed, without trackers and Hub, and with some changes."""
         alone: dict[str, Any] = {"num_seeds": 1, "report_to": "none", "log_artifacts": "none"}
         alone |= {"push_to_hub": False, "hub_model_id": None, "hub_private_repo": None}
         return replace(self, **alone, **changes)
@@ -234,17 +234,17 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 
     @property
     def frozen(self) -> list[str]:
-        """The patterns of what is not trained."""
+        """The patterns of parameters that are not trained."""
         return split_names(self.freeze)
 
     @property
     def lora_targets(self) -> list[str]:
-        """The modules that the user named for LoRA; empty where peft is to choose."""
+        """The modules that the user named for LoRA; empty if peft is to choose."""
         return split_names(self.lora_target_modules)
 
     @property
     def metric_names(self) -> list[str]:
-        """The further metrics that the user named."""
+        """The additional metrics that the user named."""
         return split_names(self.metrics)
 
     def weights(self, name: str) -> str | dict[str, float]:
@@ -263,8 +263,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 
     @property
     def best_metric(self) -> str:
-        """Name of the metric that chooses the best model, without a leading eval/ or eval_; empty where the
-        task is to choose it."""
+        """Name of the metric that selects the best model, without a leading eval/ or eval_; empty if the task
+        is to choose it."""
         return (self.metric_for_best_model or "").removeprefix("eval/").removeprefix("eval_")
 
     @property
@@ -273,7 +273,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         return self.is_higher_better(self.best_metric)
 
     def is_higher_better(self, metric: str) -> bool:
-        """The same of any metric; greater_is_better is about `best_metric` alone."""
+        """The same for any metric; greater_is_better applies only to `best_metric`."""
         if metric == self.best_metric and self.greater_is_better is not None:
             return self.greater_is_better
         return metric not in LOWER_IS_BETTER and not metric.endswith(LOWER_ENDINGS)
@@ -281,16 +281,16 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
 
 @dataclass(kw_only=True)
 class EvalConfig(EvalOptions, Config):
-    """Everything that decides an evaluation: the options of a training run, so that its config.yaml serves
-    here, too, and the split. What is about training (trackers, Hub, checkpoints, seeds, max_time, verify,
-    preflight) does nothing here."""
+    """Everything that decides an evaluation: the options of a training run, so that its config.yaml can be
+    used here, and the split. Options that concern training (trackers, Hub, checkpoints, seeds, max_time,
+    verify, preflight) have no effect here."""
 
     PURPOSE: ClassVar[str] = "evaluation"
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "test_file", "validation_file", "train_file")
 
     def check(self) -> None:
         """See `Config.check`. A comparison needs no model and no data, and takes no other options: each run
-        is scored by those of its own config."""
+        is scored with those of its own config."""
         if self.compare is None:
             super().check()
             return
@@ -308,8 +308,8 @@ class EvalConfig(EvalOptions, Config):
             )
 
     def mark(self, precision: str | None = None) -> str:
-        """A hash of the model, of all options that decide the scores of an evaluation, but for the split, and
-        of the mixed precision (None: that of the launch): by it the predictions of one are known again."""
+        """A hash of the model, of all options that decide the scores of an evaluation, except the split, and
+        of the mixed precision (None: that of the launch). It identifies the predictions of an evaluation."""
         free = (
             "output_dir overwrite_output_dir resume_from_checkpoint split compare report_to run_name metrics "
             "slice_columns id_column_name suspected_label_errors dataloader_num_workers"

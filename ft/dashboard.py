@@ -1,5 +1,5 @@
-"""What W&B shows of a finished run, and what it keeps: charts of what results.json holds, the data set and
-the model."""
+"""What W&B shows and stores of a finished run: charts of the contents of results.json, the data set and the
+model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ MOST_CELLS = 10_000  # of a confusion matrix: as many rows as W&B takes of a tab
 
 
 def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Evaluation]) -> dict[str, Chart]:
-    """The charts of each scored split, under names such as test/roc_curve; those that its kind of label has.
+    """The charts of each scored split, under names such as test/roc_curve, as far as its kind of label has
+    them.
 
-    `results` is the content of results.json. Texts of the data are in worst_errors alone, which is left out
+    `results` is the content of results.json. Texts of the data are only in worst_errors, which is left out
     without `log_texts`."""
     found: dict[str, Chart] = {}
     for split, evaluation in scored.items():
@@ -96,8 +97,9 @@ def _cell(value: Any) -> Any:
 
 
 def artifacts(config: Config, data: Data, results: Mapping[str, Any], output_dir: Path) -> list[Artifact]:
-    """What `log_artifacts` asks for: what is known of the data, with the fingerprints of environment.json and
-    of the sources' bytes; the model in best/, with the SHA-256 of its weights and its headline metrics."""
+    """What `log_artifacts` asks for: statistics of the data, with the fingerprints in environment.json and
+    those of the sources' bytes; the model in best/, with the SHA-256 of its weights and its headline
+    metrics."""
     source = config.dataset_name or config.train_file or ""
     kept = []
     if config.log_artifacts in ("dataset", "all"):

@@ -1,4 +1,4 @@
-"""What DDP is told of a model, and the gradients that the processes exchange beside it."""
+"""What DDP needs to know about a model, and the gradients that the processes exchange without it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def prepare_for_ddp(model: Any, accelerator: Accelerator, hosts: HostGroup) -> Callable[[], object]:
-    """Tell DDP what of a model it cannot see by itself; to be called before anything is compiled.
+    """Tell DDP what it cannot see of a model by itself; call it before anything is compiled.
 
-    Where a trial on short rows leaves weights without a gradient (XLNet and ESM have such), DDP has to search
-    for them in each update; else it does not, and stops at the first. Returns what exchanges the gradients
-    that are kept from it, on CPUs; to be called once all gradients of an update are there."""
+    If a trial on short rows leaves weights without a gradient (as in XLNet and ESM), DDP has to search for
+    them in each update; otherwise it does not, and fails at the first one. Returns a function that exchanges
+    the gradients that are kept from DDP, on CPUs; call it once all gradients of an update are there."""
     if accelerator.is_fsdp2 or not torch.distributed.is_initialized():
         return nothing_to_exchange
     # One process under torchrun on a CPU is wrapped in DDP, too.
@@ -52,12 +52,12 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator, hosts: HostGroup) -> C
 
 
 def nothing_to_exchange() -> None:
-    """DDP does it, or FSDP2, or there is one process."""
+    """For when DDP or FSDP2 does it, or there is one process."""
 
 
 def uses_all_weights(model: nn.Module) -> bool:
-    """Whether what a model gives for short rows depends on every weight that is trained. True where it cannot
-    be tried."""
+    """Whether the model's output for short rows depends on every trained weight. True if it cannot be
+    tried."""
     try:
         logits = evaluated_logits(model, short_rows(model, [0], 0, next(model.parameters()).device))
     except Exception:  # of the model's own code, which may want more than texts; `key_dropout` says so
@@ -73,8 +73,8 @@ def uses_all_weights(model: nn.Module) -> bool:
 
 
 def keep_from_ddp(model: Any, weights: Collection[nn.Parameter]) -> None:
-    """Have DDP leave these weights of a model alone, and give all processes those of the first, as it does
-    with what it takes."""
+    """Have DDP ignore these weights of a model, and broadcast those of the first process to all, as DDP does
+    with its own."""
     kept = {id(weight) for weight in weights}
     names = [name for name, weight in model.named_parameters(remove_duplicate=False) if id(weight) in kept]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
@@ -85,14 +85,16 @@ def keep_from_ddp(model: Any, weights: Collection[nn.Parameter]) -> None:
 
 
 def exchange_met_rows(table: nn.Parameter) -> None:
-    """Give the gradient of a table that is kept from DDP its mean over the processes, but exchange only those
-    rows (rows, width) that a process met: all others are zero.
+    """Average the gradient of a table that is kept from DDP over the processes, but exchange only those rows
+    (rows, width) that some process used: all others are zero. For when `SharedGradients` cannot, as on
+    several hosts.
 
-    Where `SharedGradients` does not, as on several hosts. The table has a row for each token of the data
-    (`ft.words`) or of the vocabulary, and an update meets some hundred or thousand of them. Measured (BERT of
-    width 384 with its whole table, which is half of it, in turn with exchanging all of that; two processes on
-    one host, before they shared memory): updates are 1.07 to 1.29 times as fast on short texts. Not on a GPU,
-    where the host would have to wait for the number of rows."""
+    The table has a row for each token of the data (`ft.words`) or of the vocabulary, and an update uses some
+    hundred or thousand of them. Measured (BERT of width 384 with its whole table, which is half of it, in
+    turn with exchanging all of that; two processes on one host, before they shared memory): updates are 1.07
+    to 1.29 times as fast on short texts.
+
+    Not on a GPU, where the host would have to wait for the number of rows."""
     gradient = table.grad
     if gradient is None:
         return

@@ -1,13 +1,13 @@
 """Dropout masks as a function of (seed, update, layer, row, position, unit), and of nothing else.
 
-A mask element is kept where `key[row] * table[position, unit] >= threshold` in wrapping 32-bit integers.
-`key` is an odd hash of (seed, update, row id), `table` one row's shape of odd hashes of (update, layer,
-position, unit). So the mask does not depend on the micro-batch, the padding, the process or the device, and
-costs one multiplication and one comparison an element. The last steps of the hashes are those of MurmurHash3
-(Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014).
+A mask element is kept if `key[row] * table[position, unit] >= threshold` in wrapping 32-bit integers. `key`
+is an odd hash of (seed, update, row id); `table`, of the shape of one row, holds odd hashes of (update,
+layer, position, unit). So the mask does not depend on the micro-batch, the padding, the process or the
+device, and costs one multiplication and one comparison per element. The last steps of the hashes are those of
+MurmurHash3 (Appleby, 2011) and SplitMix64 (Steele, Lea and Flood, 2014).
 
-Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers):
-0.36 of its time or less on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
+Measured (two CPU threads, 24 to 256 tokens, in turn with torch's own dropout, which draws random numbers): at
+most 0.36 of its time on hidden states; an attention layer with it is 1.1 to 1.8 times as fast."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are no
 class Place:
     """One dropout of the model, and how often it was used in this forward pass.
 
-    `axes` says where its input has its rows, for the n-th use where that is not the first dimension: an axis,
-    ROWLESS or UNKEYED. `shapes` are the inputs seen last, by use. `number` (1,) int64 is its own among the
-    places."""
+    `axes` says which axis of its input holds the rows, for the n-th use if that is not the first dimension:
+    an axis, ROWLESS or UNKEYED. `shapes` are the inputs seen last, by use. `number` (1,) int64 is its index
+    among the places."""
 
     def __init__(self, layer: int, number: int) -> None:
         self.layer, self.number = layer, torch.tensor([number])
@@ -39,9 +39,8 @@ class Place:
 
 
 class RowKeys:
-    """The rows that the model is looking at: one object for a model, set before every forward pass.
-
-    What changes with the update are tensors on the device, so that a compiled model is compiled once."""
+    """The rows that the model is processing: one object per model, set before every forward pass. Whatever
+    changes with the update is a tensor on the device, so that a compiled model is compiled only once."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -52,7 +51,7 @@ class RowKeys:
         self._coordinates: dict[int, torch.Tensor] = {}
 
     def set(self, update: int, row_ids: torch.Tensor) -> None:
-        """Name the update and the rows (rows,) int64 of the next forward pass."""
+        """Set the update and the rows (rows,) int64 of the next forward pass."""
         state = _signed(_scramble(self.seed, update))
         self.keys = _mix64(row_ids + state).to(torch.int32) | 1
         if self._salts.device != row_ids.device or len(self._salts) < len(self.places):  # once
@@ -63,7 +62,7 @@ class RowKeys:
             place.uses = 0
 
     def place(self, layer: int) -> Place:
-        """Take up a dropout, before the first pass."""
+        """Register a dropout, before the first pass."""
         self.places.append(Place(layer, len(self.places)))
         return self.places[-1]
 
@@ -74,8 +73,8 @@ class RowKeys:
             place.number = place.number.to(device)
 
     def reserve(self, shape: Sequence[int]) -> torch.Tensor:
-        """The hashes of all coordinates of a table of `shape`, or of a larger one: kept, and grown where they
-        must be, which code that is compiled should not have to."""
+        """The hashes of all coordinates of a table of `shape`, or of a larger one: cached, and grown when
+        needed, which compiled code should not have to do."""
         cached = self._coordinates.get(len(shape))
         if cached is not None:
             if all(have >= want for have, want in zip(cached.shape, shape, strict=True)):
@@ -85,8 +84,8 @@ class RowKeys:
         return self._coordinates[len(shape)]
 
     def mask(self, place: Place, shape: Sequence[int], threshold: int) -> torch.Tensor | None:
-        """Which elements of a tensor of `shape`, all its dimensions, are kept: bool; None where its rows are
-        not to be found."""
+        """Which elements of a tensor of `shape`, all its dimensions, are kept: bool; None if its rows cannot
+        be found."""
         assert self.keys is not None, "RowKeys.set must name the rows of this pass"
         use, shape = self.next_use(place, shape), tuple(shape)
         axis, salt = place.axes.get(use, 0), self.salt(place, use)
@@ -102,15 +101,15 @@ class RowKeys:
         return place.axes.get(place.uses, 0) == 0 and self.keys is not None and len(self.keys) == size
 
     def next_use(self, place: Place, shape: Sequence[int]) -> int:
-        """Count a use of a dropout, on a tensor of `shape`, and say how many there were before it in this
-        pass: ALBERT's is used at every depth, with another mask each time."""
+        """Count a use of a dropout, on a tensor of `shape`, and return how many there were before it in this
+        pass: ALBERT's is used at every depth, each time with another mask."""
         use, place.uses = place.uses, place.uses + 1
         if not torch.compiler.is_compiling():
             place.shapes[use] = tuple(shape)
         return use
 
     def recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """`context_fn` of torch.utils.checkpoint: what is computed again gets its masks again."""
+        """`context_fn` of torch.utils.checkpoint: recomputed activations get the same masks again."""
         return nullcontext(), self._from([place.uses for place in self.places])
 
     @contextmanager
@@ -125,7 +124,7 @@ class RowKeys:
                 place.uses = use
 
     def salt(self, place: Place, use: int) -> torch.Tensor:
-        """What tells the table of a layer, of one of its uses and of the update from all others: (2,)
+        """Distinguishes the table of a layer, of one of its uses and of the update from all others: (2,)
         int32."""
         salt = self._salts.index_select(0, place.number)[0]
         return (salt if use == 0 else _salted(_step(salt[0] ^ use))).to(torch.int32)
@@ -140,7 +139,7 @@ class RowKeys:
 
 
 class RowKeyedDropout(nn.Module):
-    """In the place of an `nn.Dropout`; holds no weights."""
+    """Replaces an `nn.Dropout`; holds no weights."""
 
     def __init__(self, p: float, layer: int, rows: RowKeys) -> None:
         super().__init__()
@@ -166,14 +165,14 @@ def drop(x: torch.Tensor, rows: RowKeys, p: float, place: Place) -> torch.Tensor
 def drop_and_scale(
     x: torch.Tensor, y: torch.Tensor, rows: RowKeys, p: float, place: Place
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for the product of `x` and `y`, of which the smaller, `y`, is divided."""
+    """The same for the product of `x` and `y`; the smaller, `y`, is the one divided."""
     kept = rows.mask(place, x.shape, threshold_of(p))
     return (nn.functional.dropout(x, p), y) if kept is None else (_masked(x, kept, 1.0), y * (1 / (1 - p)))
 
 
 def threshold_of(p: float) -> int:
-    """What an int32 must reach to be kept, with a chance of 1 - p. `UserError` where that is none: there is
-    nothing to scale, by 1 / (1 - p), then."""
+    """The int32 value from which an element is kept, with probability 1 - p. Raises `UserError` if that is
+    none: then there is nothing to scale by 1 / (1 - p)."""
     if not 0 <= p < 1:
         where = "config_overrides, or config.json of the model"
         raise UserError(f"{where}: found a dropout of {p:g}, expected from 0 to below 1.")
@@ -208,7 +207,7 @@ def _scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def install(model: nn.Module, rows: RowKeys) -> dict[int, str]:
-    """Put row-keyed dropout in the place of the model's own; returns the name of each layer."""
+    """Replace the model's own dropout with row-keyed dropout; returns the name of each layer."""
     names, numbers = {}, count()
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):

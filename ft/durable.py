@@ -1,5 +1,4 @@
-"""Files and folders that are on the disk whole or not at all: flushed, known by their hashes, put in place by
-one rename."""
+"""Atomic files and folders: flushed to disk, verified by hashes, put in place by a single rename."""
 
 import hashlib
 import json
@@ -17,8 +16,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path, *needed: str) -> str:
-    """What is wrong with the files of a folder, held against its manifest, in which some are `needed`; empty
-    for a whole one. Raises `OSError` where one is there and cannot be read."""
+    """What is wrong with the files of a folder, compared with its manifest, which must list the `needed`
+    ones; empty if it is intact. Raises `OSError` if one exists but cannot be read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         missing = set(needed) - set(manifest)
@@ -35,8 +34,8 @@ def find_damage(folder: Path, *needed: str) -> str:
 
 
 def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
-    """Flush `new` to the disk and put it where `place` is; an older folder there goes afterwards, or is kept
-    as `keep`."""
+    """Flush `new` to disk and move it to `place`; an older folder there is removed afterwards, or kept as
+    `keep`."""
     for path in new.iterdir():
         flush(path)
     flush(new)
@@ -49,8 +48,8 @@ def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
 
 
 def make_free(place: Path) -> Path:
-    """A name for a folder: `place`, whose older one is removed, or, where that cannot be, as on NFS while
-    somebody reads a file of it, the same with a number, until it can."""
+    """A free name for a folder: `place`, after removing an older one; if that cannot be removed, as on NFS
+    while somebody reads a file of it, the same name with a number."""
     names = chain([place.name], (f"{place.name}.{number}" for number in count(1)))
     return next(path for path in map(place.with_name, names) if _is_gone(path))
 
@@ -71,7 +70,7 @@ def flush(path: Path) -> None:
 
 
 def write_flushed(path: Path, text: str) -> None:
-    """Write a text file, and have the disk take it."""
+    """Write a text file and flush it to disk."""
     path.write_text(text, encoding="utf-8")
     flush(path)
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights; it takes their place in evaluations and exports."""
+"""An exponential moving average of the trained weights, which replaces them in evaluations and exports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ AVERAGE = "average"  # beside AdamW's moments, so that checkpoints hold it and r
 
 
 def keep_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Have every step of an AdamW update the average of each parameter that it trains, in fp32.
+    """Have every AdamW step update the average of each trained parameter, in fp32.
 
-    It begins as the weight after the first step; after step n it is `d * average + (1 - d) * weight` with
-    d = min(decay, (1 + n) / (10 + n)), so that a short run does not average over its start, where the head is
-    random (as TensorFlow's ExponentialMovingAverage does with num_updates); n counts the steps that changed
-    something."""
+    It starts as the weight after the first step; after step n it is `d * average + (1 - d) * weight` with d =
+    min(decay, (1 + n) / (10 + n)), so that a short run does not average over its start, when the head is
+    random (like TensorFlow's ExponentialMovingAverage with num_updates); n counts the steps that took
+    effect."""
     optimizer.register_step_post_hook(partial(_update, decay))
 
 
@@ -42,8 +42,8 @@ def _update(decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 @contextmanager
 def averaged(optimizer: Any) -> Iterator[None]:
-    """The weights are their averages inside; without averages they stay as they are. What is loaded into them
-    inside becomes the average."""
+    """Inside this context, the weights are their averages; without averages, they stay as they are. Weights
+    that are loaded inside become the average."""
     _swap(optimizer)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The errors that a user can mend, said once for all processes, and the exit codes that scripts outside rely
+"""Errors that a user can fix, reported once for all processes, and the exit codes that outside scripts rely
 on."""
 
 import contextlib
@@ -20,22 +20,22 @@ OTHERS_SECONDS = 5.0  # for the other processes to come upon the same error
 
 
 def printable(text: str) -> str:
-    """The text for a terminal: control characters and those that turn the writing direction are escaped, so
-    that a user's data cannot give the terminal orders."""
+    """The text, safe for a terminal: control characters and those that change the writing direction are
+    escaped, so that a user's data cannot control the terminal."""
     return "".join(
         c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print some text for the user, on standard output where no other stream is named. Where nobody reads any
-    more (Ctrl-C ends a `tee` as well) or the disk of a log is full, a run goes on and saves all the same."""
+    """Print text for the user, by default on standard output. If nobody reads it any more (Ctrl-C also ends a
+    `tee`) or the disk of a log is full, the run still continues and saves."""
     with contextlib.suppress(OSError):
         print(printable(text), file=stream or sys.stdout, flush=True)
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind, where it says nothing."""
+    """The first line of an error's message; its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -45,7 +45,7 @@ class UserError(Exception):
 
 
 def unwritten(path: Path, error: OSError) -> UserError:
-    """What to say of a file of output_dir that the disk does not take."""
+    """The error for a file in output_dir that cannot be written."""
     return UserError(f"output_dir: {str(path)!r} cannot be written: {error.strerror or error}.")
 
 
@@ -63,10 +63,10 @@ class Stopped(Exception):
 
 
 def print_error(message: str) -> None:
-    """Print a `UserError` once, whichever processes raise it; where not all of them do, it says which.
+    """Print a `UserError` once, whichever processes raise it; if not all do, it says which.
 
-    The processes that raise it meet in the store through which torch.distributed brought them together: the
-    others may wait in a collective for ever, so none can be used here."""
+    The processes that raise it synchronise through the store with which torch.distributed brought them
+    together: the others may be waiting in a collective for ever, so none can be used here."""
     distributed = getattr(sys.modules.get("torch"), "distributed", None)
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         if os.environ.get("LOCAL_RANK", "0") == "0":

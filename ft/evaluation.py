@@ -43,11 +43,11 @@ def evaluate(
 ) -> Evaluation:
     """Score every row of a split once, over all processes.
 
-    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called as often on
-    every process, with as many rows as all have scored if they had what this one has; what it raises ends the
-    evaluation. With `calibrate` the task chooses its calibration on these rows (the validation rows, never
-    others) before the metrics are computed. The loss is the mean over rows. Raises `RuntimeError` if the rows
-    that came together are not the rows of the split, each once."""
+    `loader` is the prepared loader of the split's `EvaluationSampler`. `after_batch` is called equally often
+    on every process, with the number of rows that all have scored if they had as many as this one; an
+    exception in it ends the evaluation. With `calibrate` the task fits its calibration on these rows (the
+    validation rows, never others) before the metrics are computed. The loss is the mean over rows. Raises
+    `RuntimeError` if the gathered rows are not the rows of the split, each once."""
     was_training = model.training
     model.eval()
     try:
@@ -89,10 +89,8 @@ def scored_batches(
     accelerator: Accelerator, model: Any, score: Callable[[Any], tuple[torch.Tensor, ...]], loader: Any,
     count: int, after_batch: Callable[[int], object],
 ) -> Iterator[tuple[torch.Tensor, ...]]:  # fmt: skip
-    """Of one batch after another, the numbers of its rows, (rows,), and what `score` gives for them in
-    float32, (rows, ...).
-
-    `loader` and `after_batch` are as for `evaluate`, `count` are the rows of the split."""
+    """For each batch in turn, its row numbers, (rows,), and what `score` returns for them in float32, (rows,
+    ...). `loader` and `after_batch` are as for `evaluate`, `count` is the number of rows of the split."""
     most_rows, left = None, count
     for batch in loader:
         found, most_rows = within_memory(accelerator, model, score, batch, most_rows)
@@ -107,11 +105,12 @@ def within_memory(
     accelerator: Accelerator, model: Any, score: Callable[[Any], tuple[torch.Tensor, ...]], batch: Any,
     most_rows: int | None,
 ) -> tuple[tuple[torch.Tensor, ...], int | None]:  # fmt: skip
-    """What `score` gives for a batch, tensors (rows, ...), in parts of at most `most_rows` rows, if that is
-    set. Where the device's memory does not hold a part, in halves of it; the second value is the bound then,
-    for the next batches. The parts are padded as the whole, so the scores are the same but for rounding.
+    """What `score` returns for a batch, tensors (rows, ...), in parts of at most `most_rows` rows, if that is
+    set. A part that does not fit in the device's memory is halved; the second value is then the bound for the
+    next batches.
 
-    Raises `UserError` for a single row, and where the model lies in shards: all processes score together."""
+    The parts are padded like the whole, so the scores are the same up to rounding. Raises `UserError` for a
+    single row, and if the model is sharded: all processes score together."""
     while True:
         parts = [batch] if most_rows is None else batch.split(most_rows)
         largest = max(len(part.row_ids) for part in parts)
@@ -140,11 +139,9 @@ def within_memory(
 def gather_rows(
     accelerator: Accelerator, parts: Sequence[tuple[torch.Tensor, ...]], begin: int, end: int
 ) -> list[np.ndarray]:
-    """What all processes found for the rows from `begin` to before `end` of a split, on every process and in
-    the order of the rows.
-
-    `parts` are those of this process, one a batch: the numbers of its rows, (rows,), and what was found for
-    them, (rows, ...). Raises `RuntimeError` unless each row comes once."""
+    """What all processes found for the rows from `begin` up to but excluding `end` of a split, on every
+    process and in row order. `parts` are those of this process, one per batch: its row numbers, (rows,), and
+    what was found for them, (rows, ...). Raises `RuntimeError` unless each row occurs once."""
     gathered = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
     if accelerator.num_processes > 1:
         padded = [accelerator.pad_across_processes(t, dim=0, pad_index=-1) for t in gathered]
@@ -160,12 +157,12 @@ def gather_rows(
 
 
 def prefix_of(split: str) -> str:
-    """What stands before the names of a split's metrics, in results.json and the trackers."""
+    """The prefix of a split's metrics, in results.json and the trackers."""
     return "eval" if split == "validation" else split
 
 
 def found_of(results: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """What results.json has of a scored split."""
+    """The part of results.json about a scored split."""
     prefix = f"{prefix_of(split)}/"
     return {key[len(prefix) :]: value for key, value in results.items() if key.startswith(prefix)}
 

@@ -1,4 +1,4 @@
-"""Where an evaluation writes, and what it may not replace there."""
+"""Where an evaluation writes, and what it must not overwrite there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVALUATION = ("results.json", "report.html", "label_errors.jsonl")
 
 def evaluation_folder(output_dir: str, split: str) -> Path:
     """Where an evaluation writes: output_dir, or a folder of its own inside that of a training run or of
-    several seeds. Raises `UserError` where it cannot be made."""
+    several seeds. Raises `UserError` if it cannot be created."""
     folder = _evaluation_folder(output_dir, split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,9 +34,9 @@ def _evaluation_folder(output_dir: str, split: str) -> Path:
 
 
 def clear_evaluation(folder: Path, predictions: str) -> list[str]:
-    """Take away what an earlier evaluation has said in a folder, before another one does: it would be taken
-    for what is said of the new `predictions`, a file that takes the place of an older one. Returns what to
-    tell the user."""
+    """Remove the results of an earlier evaluation from a folder before another one writes there: they would
+    be mistaken for results of the new `predictions`, the name of the file to come. Returns notes for the
+    user."""
     is_known = _is_of_an_evaluation(folder)
     there = [name for name in EVALUATION if is_known and (folder / name).exists()]
     for name in there[::-1]:  # by results.json the others are known
@@ -59,7 +59,7 @@ def _is_of_an_evaluation(folder: Path) -> bool:
 
 
 def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> None:
-    """Raise `UserError` where an evaluation would replace the data that it reads."""
+    """Raise `UserError` if an evaluation would overwrite the data that it reads."""
     folder = _evaluation_folder(config.output_dir, split).resolve()
     written = {*EVALUATION, f"predictions.{config.predictions_format}"}
     others = [Path(file) for file in (config.train_file, config.validation_file) if file]
@@ -72,7 +72,7 @@ def check_apart(config: EvalConfig, split: str, sources: Iterable[Source]) -> No
 
 
 def check_free(config: EvalConfig, split: str) -> None:
-    """Raise `UserError` where results or a page that no evaluation has left would be replaced."""
+    """Raise `UserError` if results or a page that no evaluation wrote would be overwritten."""
     folder = _evaluation_folder(config.output_dir, split)
     there = [name for name in EVALUATION[:2] if (folder / name).exists()]
     if there and not _is_of_an_evaluation(folder):
@@ -84,7 +84,8 @@ def check_free(config: EvalConfig, split: str) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other evaluations out of a folder while one writes there. Raises `UserError` where one does."""
+    """Keep other evaluations out of a folder while this one writes there. Raises `UserError` if another one
+    does."""
     lock = lock_output_dir(folder)
     try:
         yield

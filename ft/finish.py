@@ -1,5 +1,5 @@
-"""The end of a run: the last model, the test rows scored once by the best model, results.json, the
-picture and the page."""
+"""The end of a run: the last model, the test rows scored once with the best model, results.json, training.png
+and report.html."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
-    report.html, say how it went, and push best/ where that is asked. Called on all processes."""
+    report.html, print the summary, and push best/ where that is asked. Called on all processes."""
     config, progress = run.config, run.progress
     # With save_strategy: no, a stop saves one all the same: resumed from it, a run that is finished would be
     # trained again.

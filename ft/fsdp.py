@@ -1,5 +1,5 @@
-"""How a launch with FSDP2 cuts a model into shards, one on each process: Accelerate's plugin, and what that
-leaves to do. (Zhao et al., 2023; torch's `fully_shard`.)"""
+"""How a launch with FSDP2 shards a model over the processes: Accelerate's plugin, and what that leaves to do.
+(Zhao et al., 2023; torch's `fully_shard`.)"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sharding(FullyShardedDataParallelPlugin):
-    """What the launch asks for (FSDP_* in the environment), as far as it changes no result: memory alone."""
+    """The launch's settings (FSDP_* in the environment), as far as they change only memory and no result."""
 
     transformer_cls_names_to_wrap: list[str] | None
 
@@ -47,11 +47,11 @@ class Sharding(FullyShardedDataParallelPlugin):
                 )
 
     def set_auto_wrap_policy(self, model: Any) -> None:
-        """Cut the layers that are repeated, one by one, where the launch names none. Accelerate would take
-        `_no_split_modules`: those of a BERT hold the embeddings, on which it then fails (seen with 1.15).
+        """Shard the repeated layers one by one, if the launch names none. Accelerate would take
+        `_no_split_modules`: those of a BERT contain the embeddings, on which it then fails (seen with 1.15).
 
-        Raises `UserError` for a model that has one tensor in several modules, as BART and T5 have their
-        embeddings: FSDP2 wants these cut together, which Accelerate does not do."""
+        Raises `UserError` for a model that shares a tensor between modules, as BART and T5 do with their
+        embeddings: FSDP2 requires these to be sharded together, which Accelerate does not do."""
         places: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             places.setdefault(id(parameter), []).append(name)
@@ -71,19 +71,18 @@ class Sharding(FullyShardedDataParallelPlugin):
             raise UserError(f"the launch asks for fsdp_transformer_layer_cls_to_wrap: {error}") from None
 
     def set_mixed_precision(self, *_: Any, **__: Any) -> None:
-        """None in FSDP2 itself: autocast does it (`finish_sharding`), with the results of any other launch,
-        and gradients are summed in fp32."""
+        """None in FSDP2 itself: autocast handles it (`finish_sharding`), with the results of any other
+        launch, and gradients are summed in fp32."""
 
 
 def shard_over_processes(accelerator: Accelerator, sharding: Sharding) -> None:
-    """Have a new Accelerator cut the model that it prepares. On a CPU it would keep it whole, and say
-    nothing."""
+    """Have a new Accelerator shard the model that it prepares. On a CPU it would silently keep it whole."""
     state: Any = accelerator.state
     state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, sharding
 
 
 def finish_sharding(accelerator: Accelerator, model: Any) -> None:
-    """What Accelerate leaves to do when it has cut a model."""
+    """What Accelerate leaves to do after sharding a model."""
     # Of what no layer holds (the head), the whole would else stay after an evaluation, and be used again when
     # its shards have changed.
     model.set_reshard_after_forward(True)
