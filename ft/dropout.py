@@ -171,8 +171,8 @@ def drop_and_scale(
 
 
 def threshold_of(p: float) -> int:
-    """The int32 value from which an element is kept, with probability 1 - p. Raises `UserError` if that is
-    none: then there is nothing to scale by 1 / (1 - p)."""
+    """The smallest int32 that is kept, so that an element is kept with probability 1 - p. Raises `UserError`
+    unless p is from 0 to below 1: otherwise there is nothing to scale by 1 / (1 - p)."""
     if not 0 <= p < 1:
         where = "config_overrides, or config.json of the model"
         raise UserError(f"{where}: found a dropout of {p:g}, expected from 0 to below 1.")

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, and loss spikes: found without waiting for the device."""
+"""Detects non-finite losses and gradients, and loss spikes, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPIKE_AFTER = 20  # updates; before, they say little
 
 @dataclass
 class Health:
-    """What went wrong so far; a part of a run's progress.
+    """What went wrong so far; part of a run's progress.
 
     A spike is a loss more than seven standard deviations above its running mean, much as OLMo 2's report
     counts them (Walsh et al., 2024)."""
@@ -49,23 +49,23 @@ class Health:
 
 
 def spread_nonfinite(loss: torch.Tensor) -> None:
-    """Make the gradient of a loss NaN where the loss is not finite, though its own gradient may be.
+    """Make the gradient of a loss NaN if the loss is not finite, although its own gradient may be.
 
-    The gradients that the processes exchange then tell all of them, and `ft.optim.clip_in_step` has the
-    update skipped on all alike. A finite loss keeps its gradient, to the bit."""
+    Through the gradients that the processes exchange, all of them then know, and `ft.optim.clip_in_step` has
+    the update skipped on all alike. A finite loss keeps its gradient, to the bit."""
     value = loss.detach()
     loss.register_hook(lambda gradient: gradient * (1 + 0 * value))
 
 
 class LateReader:
-    """Hands numbers of the device to the host one update late: the host may wait for the update before, never
-    for the one that it has just given to the device, which so has work."""
+    """Passes numbers from the device to the host one update late: the host may wait for the previous update,
+    never for the one that it has just launched, so the device is kept busy."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Any, torch.Tensor, Any]] = deque()
 
     def push(self, key: Any, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor) -> None:
-        """Begin to copy an update's summed loss and gradient norm; `key` comes back with them."""
+        """Start copying an update's summed loss and gradient norm; `key` is returned with them."""
         values = torch.stack([torch.stack([loss.float() for loss in losses]).sum(), grad_norm.float()])
         if values.device.type == "cpu":
             self._pending.append((key, values, None))
@@ -88,8 +88,8 @@ class LateReader:
 
 
 class HealthWatch:
-    """Counts what was not finite and the loss spikes, one update late, and ends a run whose numbers are
-    lost."""
+    """Counts non-finite updates and loss spikes, one update late, and ends a run after too many of the
+    former."""
 
     def __init__(
         self,
@@ -106,21 +106,22 @@ class HealthWatch:
         self._late = LateReader()
 
     def push(self, step: int, weight: float, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor) -> None:
-        """Note an update: the true weight of its rows, the summed losses of its micro-batches here."""
+        """Note an update: the true weight of its rows, the summed losses of its micro-batches on this
+        process."""
         self._late.push((step, weight), losses, grad_norm)
 
     def late(self, keep: int = 1) -> list[Any]:
-        """What is not looked at yet of all updates but the last `keep`, each with its summed loss on this
+        """What has not been checked yet of all updates but the last `keep`, each with its summed loss on this
         process as the second value."""
         return self._late.pop(keep)
 
     def check(self) -> None:
-        """Look at all updates. All processes call it; `UserError` is raised on all."""
+        """Check all updates. All processes call it; `UserError` is raised on all."""
         if late := self.late(keep=0):
             self.note(late, self._sum(*(loss for _, loss, _ in late)))
 
     def note(self, late: list[Any], totals: Sequence[float]) -> None:
-        """Look at these updates; `totals` are their losses, summed over the processes."""
+        """Check these updates; `totals` are their losses, summed over the processes."""
         for ((step, weight), _, grad_norm), total in zip(late, totals, strict=True):
             before = self.health.nonfinite
             self.health.note(total / weight, math.isfinite(grad_norm))

@@ -1,4 +1,4 @@
-"""The heap of a run on a CPU: what is freed stays in the process, and joins what is free beside it."""
+"""The heap of a run on a CPU: freed memory stays in the process, and free neighbours are merged."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def settle_heap() -> None:
     """Start this script again, as it was started, with the heap's `SETTINGS`: glibc reads them when a process
     starts.
 
-    Does nothing where that has happened, for a run on a GPU, and with another C library; nor where something
-    else is under way that must not begin anew: a notebook, a debugger, a program that has torch already; nor
-    with a config from a pipe, which can be read only once."""
+    Does nothing if that has happened already, for a run on a GPU, or with another C library; nor if something
+    must not be restarted: a notebook, a debugger, a program that has imported torch already; nor with a
+    config from a pipe, which can be read only once."""
     options, script = sys.orig_argv[1 : -len(sys.argv)], sys.orig_argv[-len(sys.argv) :]
     runs_another = any(re.match(r"-(?![XW])\w*[mc]", option) for option in options)  # -m pdb, -um pdb, -c
     is_script = script == sys.argv and not runs_another
@@ -61,8 +61,8 @@ def _mode(path: str) -> int:
 
 
 def start_again() -> None:
-    """Start this program again with the heap's `SETTINGS`, where it has not all of them. One of the user's
-    stays."""
+    """Start this program again with those of the heap's `SETTINGS` that it lacks. The user's own settings are
+    kept."""
     there = [word for word in os.environ.get(TUNABLES, "").split(":") if word]
     names = {word.partition("=")[0] for word in there}
     missing = [f"{name}={value}" for name, value in SETTINGS.items() if name not in names]
@@ -74,7 +74,7 @@ def start_again() -> None:
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment for a process that is to have the heap as the C library and the user set it."""
+    """The environment for a process whose heap is to be as the C library and the user set it."""
     ours = {f"{name}={value}" for name, value in SETTINGS.items()}
     words = [word for word in os.environ.get(TUNABLES, "").split(":") if word and word not in ours]
     others = {name: value for name, value in os.environ.items() if name != TUNABLES}

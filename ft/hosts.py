@@ -1,4 +1,4 @@
-"""Small numbers and answers that the processes of a run have in common, exchanged between their hosts."""
+"""Small numbers and answers that the processes of a run share, exchanged between the hosts' CPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE = timedelta(hours=6)
 
 
 class HostGroup:
-    """Adds up and gathers small numbers of the processes on their hosts: nobody waits for a device."""
+    """Sums and gathers small numbers of the processes on the host side: nobody waits for a device."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.num_processes, self.is_main = accelerator.num_processes, accelerator.is_main_process
@@ -31,7 +31,7 @@ class HostGroup:
         self._group = _host_group() if on_device else None
 
     def say(self, text: str) -> None:
-        """A line for the user, once."""
+        """Print a line for the user, once."""
         if self.is_main:
             tell(text)
 
@@ -44,15 +44,15 @@ class HostGroup:
         return numbers.tolist()
 
     def gather(self, *values: float) -> list[list[float]]:
-        """The values of each process, by rank, to be called by all of them with as many."""
+        """The values of each process, by rank; to be called by all of them with equally many."""
         places = [[0.0] * len(values) for _ in range(self.num_processes)]
         places[self.rank] = list(values)
         flat = iter(self.sum(*(value for place in places for value in place)))
         return [[next(flat) for _ in values] for _ in places]
 
     def check_same(self, values: dict[str, Any]) -> None:
-        """Raise `UserError` on all processes where one was given another value than the first: on several
-        hosts, each is launched by a command of its own."""
+        """Raise `UserError` on all processes if one was given another value than the first: on several hosts,
+        each is launched by a command of its own."""
         digests = [hashlib.sha256(json.dumps(value, default=str).encode()) for value in values.values()]
         ranks = self.gather(*(int(digest.hexdigest()[:12], 16) for digest in digests))  # exact in 64 bits
         for place, (name, value) in enumerate(values.items()):
@@ -64,8 +64,7 @@ class HostGroup:
                     )
 
     def from_main(self, function: Callable[[], ResultT]) -> ResultT:
-        """What a function gives on the main process, the only one that runs it; its `UserError` is raised on
-        all."""
+        """The result of a function that only the main process runs; its `UserError` is raised on all."""
         if self.num_processes == 1:
             return function()
         answer: list[Any] = [None, None]

@@ -1,4 +1,4 @@
-"""Does what a model gives for a row depend on that row alone? Tried on short rows, before training."""
+"""Tests, on short rows and before training, whether a model's output for a row depends on that row alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TOLERANCE = 1e-4  # relative; what rounding does is far below, what padding or n
 def key_dropout(
     model: nn.Module, mode: str, seed: int, compiled_length: int | None = None
 ) -> tuple[RowKeys, list[str]]:
-    """Install what `dropout_mode` asks for, and mask functions that read nothing, before the model is moved
-    or wrapped. `compiled_length` is the longest text, in tokens, that a compiled model will see.
+    """Install what `dropout_mode` asks for, and mask functions that do not read the mask, before the model is
+    moved or wrapped. `compiled_length` is the longest text, in tokens, that a compiled model will see.
 
     Returns the keys to set, and a line for each place that makes a row's output depend on more than the row;
-    with torch's own dropout the keys are there, but nothing reads them. Raises `UserError` for a dropout that
+    with torch's own dropout the keys exist, but nothing reads them. Raises `UserError` for a dropout that
     keeps nothing."""
     install_masks(model, is_compiled=compiled_length is not None)
     if mode == "torch":
@@ -42,7 +42,8 @@ def key_dropout(
 def find_rows(
     model: nn.Module, rows: RowKeys, names: dict[int, str], compiled_length: int | None = None
 ) -> list[str]:
-    """Learn where each dropout's input has its rows, by trials; and say what is not a function of the row.
+    """Learn by trials which axis of each dropout's input holds the rows, and report what is not a function of
+    the row alone.
 
     Three rows are tried alone, and once more in another order, padded, and beside a fourth. `names` are those
     of the layers with dropout."""

@@ -1,8 +1,8 @@
-"""The last layer of an encoder for the first position alone, where the head reads no other.
+"""Computes the last layer of an encoder only for the first position, if the head reads no other.
 
 A classification head of BERT, RoBERTa, ELECTRA or DistilBERT reads the first position of the last layer,
-which needs query, attention output and feed-forward network of that one only, and keys and values of none
-(`_attend_to_inputs`). The weights, their names and what the model gives stay the same, and so do the dropout
+which needs query, attention output and feed-forward network only for that position, and no keys and values at
+all (`_attend_to_inputs`). The weights, their names and the outputs stay the same, and so do the dropout
 masks: a row-keyed mask of the first position is a corner of that of all.
 
 Measured (BERT of width 384, 32 rows of 77 tokens, one CPU thread, in turn with the whole layer), with keys
@@ -29,12 +29,11 @@ EVERY = "the last layer is computed for every position"
 
 
 def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
-    """Let the last layer compute its first position alone, if the architecture and its head are Transformers'
-    own and known, and logits and gradients stay the same on three short rows; returns what to tell the user
-    where it is not so.
+    """Have the last layer compute only its first position, if the architecture and its head are Transformers'
+    own and known, and logits and gradients stay the same on three short rows; otherwise returns a note for
+    the user. `draws`: whether dropout draws from torch's generator, whose stream would change.
 
-    `draws`: whether dropout draws from torch's generator, whose stream would then be another. For a model in
-    fp32 on the CPU, before it is wrapped. Draws nothing from the global generators itself."""
+    For a model in fp32 on the CPU, before it is wrapped. Draws nothing from the global generators itself."""
     config: Any = getattr(model, "config", None)
     kind, attention = getattr(config, "model_type", ""), getattr(config, "_attn_implementation", None)
     # By the class, too: a head of somebody's own code may read other positions in some rows alone, such as
@@ -127,8 +126,8 @@ def _attend_to_inputs(
 ) -> torch.Tensor:  # fmt: skip
     """The same for a query of each row (rows, size), without keys and values of the positions.
 
-    q (W x + b) is (q W) x + q b, and a mean of W x + b is W of the mean of x, and b: the weights of keys and
-    values take part once a row, not once a token. (DeepSeek-V2, 2024, does so where it decodes.)"""
+    q (W x + b) is (q W) x + q b, and a mean of W x + b is W times the mean of x, plus b: the weights of keys
+    and values are applied once per row, not once per token. (DeepSeek-V2, 2024, does so in decoding.)"""
     heads = (-1, attention.attention_head_size)
     key_weight, value_weight = (side.weight.unflatten(0, heads) for side in (key, value))
     key_bias, value_bias = (side.bias.unflatten(0, heads) for side in (key, value))

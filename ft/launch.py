@@ -1,5 +1,5 @@
-"""How this process was launched: what the launcher asked for, and as how many processes. And the end of a
-launch that it has made itself."""
+"""How this process was launched: what the launcher asked for, and with how many processes. Also ends launches
+started from here."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def asked_precision() -> str:
 def asked_processes() -> int:
     """How many processes the launch asked for, as far as can be known from here.
 
-    `accelerate launch` with MULTI_CPU, or with --cpu and --num_processes 2, starts one process and says
-    nothing (seen with 1.15). Its own parser tells what it was asked for: the parent's command line holds it.
+    `accelerate launch` with MULTI_CPU, or with --cpu and --num_processes 2, silently starts one process (seen
+    with 1.15). Its own parser tells what was requested, from the parent's command line.
     """
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked > 1:
@@ -65,7 +65,7 @@ def _launch_options() -> tuple[Any, Any] | None:
 
 
 def relaunch_command() -> str:
-    """The command that started this process: that of its launcher, where there is one."""
+    """The command that started this process: that of its launcher, if there is one."""
     parent = _command_of(os.getppid())
     if (start := _launch_words(parent)) is not None:
         return shlex.join(["accelerate", "launch", *parent[start:]])
@@ -76,7 +76,7 @@ def relaunch_command() -> str:
 
 
 def launch_command(process_id: int) -> list[str] | None:
-    """The words behind `accelerate launch` in a process's command line; None where it is another program."""
+    """The arguments after `accelerate launch` in a process's command line; None if it is another program."""
     command = _command_of(process_id)
     start = _launch_words(command)
     return None if start is None else command[start:]
@@ -93,10 +93,11 @@ def _command_of(process_id: int) -> list[str]:
 
 
 def kill_launch(process: subprocess.Popen[Any]) -> None:
-    """SIGKILL to a launcher that still runs and to all that it has started; returns when they have ended.
+    """Send SIGKILL to a launcher that is still running and to all that it has started; returns when they have
+    ended.
 
-    A signal to its process group would reach the launcher alone: torchrun gives each process a session of
-    its own."""
+    A signal to its process group would reach only the launcher: torchrun gives each process a session of its
+    own."""
     import psutil
 
     if process.poll() is not None:

@@ -1,5 +1,5 @@
-"""The parts of a pretrained model that training treats each in its own way: head, layers, and what is below
-them; freezing by pattern."""
+"""The parts of a pretrained model that training treats differently: head, layers, and what is below them;
+freezing by pattern."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from ft.errors import UserError
 
 
 def head_names(model: Any) -> set[str]:
-    """The parameters of the head: what the task has put on the pretrained model.
-
-    Raises `UserError` for a model whose code does not say which part is which."""
+    """The parameters of the head: what the task has put on top of the pretrained model. Raises `UserError`
+    for a model whose code does not say which part is which."""
     stem, names = f"{model.base_model_prefix}.", [name for name, _ in model.named_parameters()]
     head = {name for name in names if not name.startswith(stem)}
     if not 0 < len(head) < len(names):
@@ -28,11 +27,11 @@ def head_names(model: Any) -> set[str]:
 
 
 def depths(model: Any) -> dict[str, int]:
-    """How many layers below the top each parameter stands: 0 in the top layer, in what comes after it and in
-    the head; the number of layers in the embeddings and all else that comes before them.
+    """How many layers below the top each parameter is: 0 in the top layer, in what comes after it and in the
+    head; the number of layers in the embeddings and everything else that comes before the layers.
 
-    Raises `UserError` for a model that has not one list of layers, but several (an encoder and a decoder) or
-    a single layer that is used again and again (ALBERT)."""
+    Raises `UserError` for a model that does not have exactly one list of layers, but several (an encoder and
+    a decoder) or a single layer that is used repeatedly (ALBERT)."""
     count = int(getattr(model.config, "num_hidden_layers", 0))
     lists = (name for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
     stacks = [name for name in lists if len(model.get_submodule(name)) == count]
@@ -63,11 +62,10 @@ def depths(model: Any) -> dict[str, int]:
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Leave the parameters out of training whose names match one of the patterns.
+    """Exclude from training the parameters whose names match one of the patterns.
 
-    A pattern is that of a shell (*, ?, [0-3]) and stands for whole parts of a name between its dots:
-    `encoder.layer.1` is layer 1, not 10. Raises `UserError` for one that matches nothing, and where nothing
-    is left to train."""
+    A pattern is shell-style (*, ?, [0-3]) and matches whole dot-separated parts of a name: `encoder.layer.1`
+    is layer 1, not 10. Raises `UserError` for one that matches nothing, and if nothing is left to train."""
     runs = {name: _runs(name) for name, _ in model.named_parameters()}
     for pattern in patterns:
         matched = [name for name, parts in runs.items() if any(fnmatchcase(part, pattern) for part in parts)]
@@ -94,7 +92,7 @@ def _runs(name: str) -> list[str]:
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model's lists of layers of one class, but for lists inside them."""
+    """The layers of a model's lists of layers of one class, except lists inside them."""
     outermost: list[nn.ModuleList] = []
     for layers in model.modules():
         if not isinstance(layers, nn.ModuleList) or len({type(layer).__name__ for layer in layers}) != 1:
@@ -105,12 +103,12 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Have torch compile a model's layers, each list of them once for all, at their first use; the whole
-    model where no layer is repeated. 1.55 times as fast in bf16 on an H100.
+    """Compile a model's layers with torch, one program per list of layers, at their first use; the whole
+    model if no layer is repeated. 1.55 times as fast in bf16 on an H100.
 
-    A program for one layer is made sooner than one for all of them, and between the layers DDP sends what
-    gradients are ready, so that torch need not cut programs into DDP's buckets. Without a mask, a layer would
-    need a second one."""
+    A program for one layer compiles faster than one for all of them, and between the layers DDP sends the
+    gradients that are ready, so that torch need not cut programs into DDP's buckets. Without a mask, a layer
+    would need a second program."""
     layers = repeated_layers(model)
     torch._dynamo.config.optimize_ddp = not layers
     for layer in layers or [model]:
@@ -119,7 +117,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def always_mask(model: nn.Module) -> None:
-    """Give a model a mask of the padding where a batch comes without one, as nothing in it is padded."""
+    """Give a model an all-ones mask if a batch comes without one because nothing in it is padded."""
     model.register_forward_pre_hook(_with_mask, with_kwargs=True)
 
 

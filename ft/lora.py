@@ -23,16 +23,16 @@ ALL_LINEAR = "all-linear"
 
 
 def check_peft() -> None:
-    """Raises `UserError` where peft is not installed."""
+    """Raises `UserError` if peft is not installed."""
     if not is_installed("peft"):
         raise UserError("lora_rank: peft is not installed; pip install '.[peft]', or leave it out.")
 
 
 def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set[str]) -> None:
-    """Freeze the pretrained weights and put trained matrices beside those of `lora_target_modules`, inside
-    the model (Hu et al., 2022). The head is trained, and so are the `new` parameters, which `path` lacks.
+    """Freeze the pretrained weights and add trainable matrices to `lora_target_modules`, inside the model (Hu
+    et al., 2022). The head is trained, and so are the `new` parameters, which are missing in `path`.
 
-    Raises `UserError` for targets that the model does not have, or where peft knows none for it."""
+    Raises `UserError` for targets that the model does not have, or if peft knows none for it."""
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
@@ -68,14 +68,14 @@ def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set
 
 
 def has_lora(model: Any) -> bool:
-    """Whether `add_lora` was here."""
+    """Whether the model has the adapter of `add_lora`."""
     return NAME in (getattr(model, "peft_config", None) or {})
 
 
 @torch.no_grad()
 def merge(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict of the model without LoRA that gives the same; `state` is that of `model`, which stays
-    as it is."""
+    """The state dict of an equivalent model without LoRA; `state` is that of `model`, which is not
+    changed."""
     merged = {
         name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name
     }

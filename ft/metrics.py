@@ -31,7 +31,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of logits of any shape, each by itself, in float64."""
+    """Probabilities of logits of any shape, element by element, in float64."""
     from scipy.special import expit
 
     return expit(scores.astype(np.float64))
@@ -85,11 +85,11 @@ def multilabel_metrics(
     """Metrics of `probabilities` (rows, labels) against `labels` (rows, labels) of 0 and 1.
 
     Numbers, at `thresholds` (labels,) or at 0.5: F1, precision and recall over all decisions (micro) and as a
-    mean over the labels that occur in rows or predictions (macro); F1 as a mean over rows, where a row that
-    has no label and is given none is right (f1_samples); the share of rows that are right in every label
-    (subset_accuracy). With thresholds the same at 0.5, too, under names that end in _at_0.5. auroc: the mean
-    over the labels that some rows have and some have not, None without any. Table: per_label (threshold,
-    precision, recall, f1, support)."""
+    mean over the labels that occur in rows or predictions (macro); F1 as a mean over rows, where a row
+    without labels for which none is predicted is correct (f1_samples); the share of rows with every label
+    correct (subset_accuracy). With thresholds, also the same at 0.5, under names that end in _at_0.5. auroc:
+    the mean over the labels that some rows have and others do not, None without any. Table: per_label
+    (threshold, precision, recall, f1, support)."""
     from sklearn.metrics import roc_auc_score
 
     used = np.full(len(names), 0.5) if thresholds is None else thresholds
@@ -133,9 +133,9 @@ def _at(predicted: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], li
 
 
 def regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-    """Metrics of `predicted` (rows,) against `targets` (rows,), in their own unit: mse, mae, r2, and
-    Pearson's and Spearman's correlation; None where the targets (for a correlation: or the predictions) are
-    all the same."""
+    """Metrics of `predicted` (rows,) against `targets` (rows,), in their original unit: mse, mae, r2, and
+    Pearson's and Spearman's correlation; None if the targets (for a correlation: or the predictions) are
+    constant."""
     from scipy import stats
     from sklearn import metrics
 
@@ -174,12 +174,12 @@ AVERAGES = {"classes": "macro", "labels": "micro"}
 
 
 class NamedMetrics:
-    """Metrics that the user named: from the `evaluate` library where it has them, else ours of the same name;
-    a name is the same number either way.
+    """Metrics that the user named: from the `evaluate` library if it has them, else ours of the same name; a
+    name gives the same number either way.
 
     F1, precision and recall are macro for classes and micro for labels. Raises `UserError`, before any
     training, for a name that neither knows, for one that is for another style of predictions (a key of
-    `STYLES`), and for one that fails on a few made-up rows of this style and so many classes or labels.
+    `STYLES`), and for one that fails on a few made-up rows of this style with `count` classes or labels.
     `notes` says what is computed here."""
 
     def __init__(self, names: list[str], ours: list[str], style: str = "classes", count: int = 2) -> None:
@@ -218,8 +218,7 @@ class NamedMetrics:
         return self._numbers
 
     def compute(self, predictions: np.ndarray, labels: np.ndarray, ours: dict[str, Any]) -> dict[str, Any]:
-        """The named metrics of predictions and labels in the style that was named; `ours` are those computed
-        here."""
+        """The named metrics of predictions and labels in the given style; `ours` are those computed here."""
         found: dict[str, Any] = {}
         for key, metric in self.metrics.items():
             if isinstance(metric, str):

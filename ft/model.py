@@ -1,4 +1,4 @@
-"""The weights: a pretrained model in, an exported model out."""
+"""Loads pretrained weights, and exports the trained model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ft.words import met_words, word_embeddings
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
     """The pretrained model with the task's head, in fp32 on the CPU; adds to `notes` what the user should
-    know of it."""
+    know about it."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # its bars of one second each would stand between ours
@@ -88,14 +88,15 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
 
 
 def embedded_tokens(model: Any) -> int | None:
-    """How many tokens the model has embeddings for; None where it is not a table that gives them."""
+    """How many tokens the model has embeddings for; None if they do not come from a table."""
     return getattr(word_embeddings(model), "num_embeddings", None)
 
 
 def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> None:
-    """Raise `UserError` for a text with a token that the model has no embedding for: one that was added to
-    the tokenizer alone. (Gemma 3 has such a token for images, which no ordinary text holds.) And for one that
-    holds the token by which BART, T5 and their kin find its end: they refuse any batch that it is in."""
+    """Raise `UserError` for a text with a token that the model has no embedding for: one that was added only
+    to the tokenizer. (Gemma 3 has such a token for images, which no ordinary text holds.) Also for a text
+    that contains the token by which BART, T5 and similar models find its end: they refuse any batch with
+    it."""
     there = embedded_tokens(model)
     end = model.config.eos_token_id if model.config.is_encoder_decoder else None
     # (T5Gemma takes the last token.)
@@ -159,8 +160,7 @@ def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config
 
 
 def checkpoint_activations(model: Any, **options: Any) -> None:
-    """Have the model compute activations again in the backward pass; `options` go to
-    torch.utils.checkpoint."""
+    """Have the model recompute activations in the backward pass; `options` go to torch.utils.checkpoint."""
     # Its new name since Transformers 5.2x, or the one before.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:
@@ -181,10 +181,10 @@ def export(
     card: str,
     keep: Path | None = None,
 ) -> None:
-    """Write a model folder that `from_pretrained` and `pipeline` load: whole, or not at all. An older one
-    there is kept as `keep`, if that is given.
+    """Write a model folder that `from_pretrained` and `pipeline` load, atomically. An older one there is kept
+    as `keep`, if that is given.
 
-    `max_length` goes along as the tokenizer's limit, so that later texts are cut where the training texts
+    `max_length` is stored as the tokenizer's limit, so that later texts are cut where the training texts
     were."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -217,8 +217,8 @@ def export(
 
 
 def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: Task) -> None:
-    """Give the prepared model the weights of an exported folder. The main process reads; the others, which
-    may stand on hosts that do not see the folder, are sent them."""
+    """Load the weights of an exported folder into the prepared model. The main process reads and sends them
+    to the others, which may be on hosts that do not see the folder."""
     from accelerate.utils import broadcast, broadcast_object_list
     from safetensors.torch import load_file
 

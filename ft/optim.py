@@ -19,8 +19,8 @@ MOST_UPDATES = 10_000_000  # of a run: the schedule holds a number for each
 
 
 def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), fused, which keeps an average of the weights where `ema_decay`
-    asks for it."""
+    """AdamW (Loshchilov and Hutter, 2019), fused, which also keeps an average of the weights if `ema_decay`
+    is set."""
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config),
         lr=config.learning_rate,
@@ -38,12 +38,12 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
 
 
 def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, Any]]:
-    """The trained parameters by learning rate and weight decay, which spares vectors: biases and
-    normalisation weights. The first group has `learning_rate`.
+    """The trained parameters grouped by learning rate and weight decay. Vectors (biases and normalisation
+    weights) are exempt from decay. The first group has `learning_rate`.
 
-    A layer's rate is that of the one above it times `layerwise_lr_decay` (as Sun et al., 2019); the head's is
-    `head_learning_rate`, if set. The "name" of a group says what has its rate: head, layer_3, embeddings or,
-    where the layers have the same, pretrained; several are joined as head_and_layer_3."""
+    A layer's rate is that of the one above it times `layerwise_lr_decay` (as in Sun et al., 2019); the head's
+    is `head_learning_rate`, if set. The "name" of a group says which parts have its rate: head, layer_3,
+    embeddings or, if all layers have the same, pretrained; several are joined, as in head_and_layer_3."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rates = dict.fromkeys(trained, config.learning_rate)
     parts = dict.fromkeys(trained, "pretrained")
@@ -76,11 +76,11 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
 
 
 def clip_in_step(optimizer: Any, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Have the next step of a prepared, fused optimizer scale the gradients to a norm of at most `max_norm`
-    (0 for any), all together, and change nothing if that norm is not finite. Returns the norm, on the device.
+    """Have the next step of a prepared, fused optimizer clip the norm of all gradients together to `max_norm`
+    (0 for no clipping), and change nothing if that norm is not finite. Returns the norm, on the device.
 
     torch's fused optimizers read both for `torch.amp.GradScaler`: `grad_scale`, by which they divide what
-    they load in any case (1.02 times the updates on short texts, on a CPU, against scaling before), and
+    they load in any case (1.02 times the updates on short texts, on a CPU, compared with scaling before), and
     `found_inf`, with which they skip a step, so that the host need not wait to know. In fp16 the scaler finds
     that out itself."""
     norm = total_norm([p.grad for p in parameters if p.grad is not None])
@@ -92,7 +92,7 @@ def clip_in_step(optimizer: Any, parameters: Iterable[torch.nn.Parameter], max_n
 
 
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The 2-norm of all gradients together, right to the last digits of fp32; where processes hold shards of
+    """The 2-norm of all gradients together, accurate to the last digits of fp32; if processes hold shards of
     them, to be called by all."""
     in_shards = any(isinstance(gradient, DTensor) for gradient in gradients)
     gradients = [shard(gradient) for gradient in gradients]
@@ -108,19 +108,19 @@ def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 
 class Schedule(LRScheduler):
-    """Learning rates by the number of updates that took effect: that of each group times `shape[n]` for the
-    one after n.
+    """Learning rates by the number of updates that took effect: for each group, its initial rate times
+    `shape[n]` after n of them.
 
-    The fused optimizer counts them, on the device, and leaves out those that it was told to skip. The rate is
-    read there, too, as a tensor: a skipped update moves no schedule, and the host never waits to know. `step`
-    looks where the optimizer stands, so that there is no state to save."""
+    The fused optimizer counts these on the device, leaving out those that it was told to skip. The rate is
+    read there, too, as a tensor: a skipped update does not advance the schedule, and the host never waits to
+    know. `step` reads the optimizer's count, so that there is no state to save."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, shape: list[float]) -> None:
         self.first, self.shape = shape[0], torch.tensor(shape, dtype=torch.float64)
         super().__init__(optimizer)
 
     def step(self, epoch: int | None = None) -> None:
-        """Give the optimizer the rate of its next update."""
+        """Set the optimizer's rate for its next update."""
         counts = [state["step"] for state in self.optimizer.state.values()]
         factor: float | torch.Tensor = self.first
         if counts:
@@ -138,7 +138,7 @@ class Schedule(LRScheduler):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Take the rate of where the optimizer stands, which was restored before."""
+        """Set the rate from the optimizer's state, which was restored before."""
         self.step()
 
 

@@ -1,4 +1,4 @@
-"""The output folder: who may write in it, and what of an earlier run goes."""
+"""The output folder: who may write in it, and what is removed of an earlier run."""
 
 import contextlib
 import json
@@ -32,10 +32,10 @@ LOCK_SECONDS = 10
 
 
 def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, None to start anew, and warnings. Writes nothing (damaged checkpoints
-    are renamed), so that a mistake found later costs nothing.
+    """The checkpoint to resume from, None to start from scratch, and warnings. Writes nothing (damaged
+    checkpoints are renamed), so that a mistake found later costs nothing.
 
-    Raises `UserError` for a folder that holds a run, unless told to go on or to start anew.
+    Raises `UserError` for a folder that holds a run, unless told to resume or to overwrite it.
     """
     folder = Path(options.output_dir)
     check_place(folder)
@@ -143,8 +143,8 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def check_seeds_dir(options: Config) -> None:
-    """Raise `UserError` where the runs of several seeds may not begin in a folder, as `check_output_dir` does
-    for one. Each of them looks at its own folder later."""
+    """Raise `UserError` if the runs of several seeds may not begin in a folder, as `check_output_dir` does
+    for one. Each of them checks its own folder later."""
     folder = Path(options.output_dir)
     check_place(folder)
     held = held_by_seeds(options)
@@ -165,8 +165,7 @@ def check_seeds_dir(options: Config) -> None:
 
 
 def set_aside(options: Config) -> None:
-    """Move what runs have left where several seeds are to leave theirs out of the way, to be put back or
-    forgotten."""
+    """Move earlier runs out of the way of several seeds, to be put back or deleted later."""
     folder = Path(options.output_dir)
     (folder / REPLACED).mkdir(exist_ok=True)
     for name in held_by_seeds(options):
@@ -176,7 +175,7 @@ def set_aside(options: Config) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Undo `set_aside`, as far as it came. What cannot be moved stays where it is."""
+    """Undo `set_aside`, as far as it got. What cannot be moved stays where it is."""
     with contextlib.suppress(OSError):
         for path in sorted((folder / REPLACED).iterdir()):
             with contextlib.suppress(OSError):
@@ -185,7 +184,7 @@ def put_back(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise `UserError` for what is, or lies in, a file, and for a place that may not be written."""
+    """Raise `UserError` if a folder is a file or inside one, and if it may not be written."""
     there = _first_that_exists(folder.absolute())
     if not there.is_dir():
         raise UserError(f"output_dir: {str(there)!r} is a file; name a folder.")
@@ -217,8 +216,8 @@ def standing(folder: Path) -> list[str]:
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """The folders of single seeds, see `ft.seeds`, by the record of them: another one of such a name is a run
-    of its own."""
+    """The folders of single seeds, see `ft.seeds`, as recorded: any other with such a name is a run of its
+    own."""
     try:
         known = dict(json.loads((folder / SEEDS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -227,7 +226,7 @@ def seed_folders(folder: Path) -> list[Path]:
 
 
 def held_by_seeds(options: Config) -> list[str]:
-    """What runs have left where several seeds are to leave theirs."""
+    """What earlier runs have left where several seeds are to write."""
     folder = Path(options.output_dir)
     names = (f"seed-{seed}" for seed in range(options.seed, options.seed + options.num_seeds))
     return list(dict.fromkeys([*held_in(folder), *(name for name in names if (folder / name).exists())]))
@@ -249,8 +248,8 @@ def _first_that_exists(folder: Path) -> Path:
 
 
 def lock_output_dir(folder: Path) -> FileLock:
-    """Keep other runs out of the folder for as long as this process lives; the system frees the lock of one
-    that died. Raises `UserError` where another run holds it."""
+    """Keep other runs out of the folder while this process lives; the system frees the lock of a process that
+    died. Raises `UserError` if another run holds it."""
     lock = FileLock(folder / ".lock", thread_local=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +264,7 @@ def lock_output_dir(folder: Path) -> FileLock:
 
 
 class OutputDir:
-    """The output folder of one run, on its main process, which from `hold` to `release` has it for itself."""
+    """The output folder of one run, on its main process, which owns it from `hold` to `release`."""
 
     def __init__(self, options: RunOptions) -> None:
         self.options, self.folder = options, Path(options.output_dir)
@@ -279,8 +278,8 @@ class OutputDir:
         return self._found, warnings
 
     def hold(self) -> Path | None:
-        """Keep other runs out. Returns the checkpoint to resume from, which is looked for again if another
-        run has written there since `look`; raises `UserError` as that does, and as `lock_output_dir`."""
+        """Keep other runs out. Returns the checkpoint to resume from, which is looked up again if another run
+        has written there since `look`; raises `UserError` like that, and like `lock_output_dir`."""
         self._lock = lock_output_dir(self.folder)
         if standing(self.folder) != self._seen:
             try:
@@ -296,7 +295,7 @@ class OutputDir:
 
 
 def release_output_dir(lock: FileLock) -> None:
-    """Let a folder go that `lock_output_dir` took; one that holds nothing else goes, too."""
+    """Release a folder that `lock_output_dir` locked; if it is otherwise empty, it is removed."""
     place = Path(lock.lock_file)
     place.unlink(missing_ok=True)  # before another run can take it
     lock.release()
@@ -305,7 +304,7 @@ def release_output_dir(lock: FileLock) -> None:
 
 
 def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove what an earlier run left, but for the names in `keep`; other files stay."""
+    """Remove what an earlier run left, except the names in `keep`; other files stay."""
     forget_bests(folder)
     for name in sorted(held_in(folder), key=lambda name: name in MARKS):  # last, as a kill may come between
         if name not in keep:
@@ -322,8 +321,8 @@ def _remove(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it, so that a reader never sees half of it. Raises
-    `UserError` where it cannot be written."""
+    """Write a text file under a temporary name and rename it, so that a reader never sees half of it. Raises
+    `UserError` if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         temporary.write_text(text, encoding="utf-8")

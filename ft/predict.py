@@ -1,4 +1,4 @@
-"""predict(): the rows of a split without labels, chunk by chunk, to a file of predictions."""
+"""predict(): writes the predictions for a split without labels, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def predict(
     config: EvalConfig, accelerator: Accelerator, hosts: HostGroup, task: Task, model: Any, tokenizer: Any,
     data: Data, split: str, notes: list[str], bar: Callable,
 ) -> int:  # fmt: skip
-    """Write the predictions of a split without labels, in the order of its rows; returns the exit code.
+    """Write the predictions for a split without labels, in row order; returns the exit code.
 
-    The encoded rows stay in their file and the scores of one chunk are held, so that memory grows with the
-    rows by a few bytes each. Raises `UserError` where nothing can be written, or a score is not finite."""
+    The encoded rows stay in their file and only one chunk's scores are in memory, which so grows by a few
+    bytes per row. Raises `UserError` if nothing can be written, or a score is not finite."""
     if config.suspected_label_errors:
         raise UserError(
             f"suspected_label_errors: no row of the {split} data has a label; leave it out, or name the "
@@ -86,12 +86,11 @@ def predicted_chunks(
     accelerator: Accelerator, task: Task, model: Any, loader: Any, chunks: list[tuple[int, int, int]],
     rows: EncodedRows, after_batch: Callable[[int], object],
 ) -> Iterator[tuple[EncodedRows, np.ndarray]]:  # fmt: skip
-    """The rows of one chunk after another with their scores (rows, targets), in their order, on every
-    process.
+    """The rows of one chunk after another with their scores (rows, targets), in order, on every process.
 
-    `loader` is the prepared loader of the split's `EvaluationSampler`, and `chunks` are the sampler's.
-    Of a chunk no more than its last batch is kept when the next is asked for, and nothing is done for the
-    next before it is. Raises `UserError` for scores that are not finite."""
+    `loader` is the prepared loader of the split's `EvaluationSampler`, and `chunks` are the sampler's. When
+    the next chunk is requested, no more than the last batch of a chunk is kept; nothing is done for the next
+    one before that. Raises `UserError` for scores that are not finite."""
     model.eval()
     batches = scored_batches(
         accelerator, model, lambda part: (task.score(model, part),), loader, len(rows), after_batch

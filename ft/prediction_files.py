@@ -1,4 +1,4 @@
-"""Predictions as lines, and their file in jsonl, csv or parquet: written as they come, whole or absent."""
+"""Prediction lines, and the file of them in jsonl, csv or parquet: written incrementally, complete or absent."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class PredictionFile(AbstractContextManager):
     """Takes the lines of `prediction_lines` in parts. The file gets its name when all are written; after an
     error nothing is left.
 
-    jsonl has the lines as they are. csv and parquet have, in the place of the probabilities, a column
-    probability_LABEL for each label. csv has every field in quotes, so that no text breaks a line, and
-    several labels in one field, joined by label_delimiter; parquet has them as lists, and a row group for
-    each part, or several. `schema` is that of the encoded rows, for the types of what is copied. Raises
-    `UserError` where nothing can be written, or a name or a label stands in the way."""
+    jsonl has the lines as they are. csv and parquet have, instead of the probabilities, a column
+    probability_LABEL for each label. csv quotes every field, so that no text breaks a line, and puts several
+    labels in one field, joined by label_delimiter; parquet has them as lists, and one row group or more per
+    part. `schema` is that of the encoded rows, for the types of copied columns. Raises `UserError` if nothing
+    can be written, or a name or a label is in the way."""
 
     def __init__(self, folder: Path, config: EvalConfig, schema: Any) -> None:
         self.kind, self.delimiter = config.predictions_format, config.label_delimiter or DELIMITER
@@ -111,7 +111,7 @@ class PredictionFile(AbstractContextManager):
             raise UserError(f"{self.path}: cannot be written: {error.strerror or error}.") from None
 
     def close(self) -> None:
-        """Have the disk take all of it, which may be full: from then on, what it replaces can go."""
+        """Flush all of it to disk, which may be full: from then on, what it replaces may be removed."""
         with self._complaints():
             self._finish()
 

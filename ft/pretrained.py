@@ -1,5 +1,5 @@
-"""What a pretrained model's folder says before its weights are loaded: config, tokenizer, how long a text may
-be."""
+"""What a pretrained model's folder says before its weights are loaded: config, tokenizer, maximum text
+length."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ POSITIONS_AFTER_PADDING = (
 
 
 def find_model(name: str, key: str = "model_name_or_path") -> str:
-    """A local folder as a path, or the name as it is, for the Hub."""
+    """A local folder as a path, or the unchanged name, for the Hub."""
     path = local_path(name)
     looks_local = name.startswith(("pkg:", ".", "/", "~")) or name.count("/") > 1
     if path.is_dir():
@@ -51,8 +51,8 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
 
 
 def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None]:
-    """The text columns and the label that a model in best/ or final/ of a run was trained on, named or found;
-    nothing where the run does not say."""
+    """The text columns and the label that a model in best/ or final/ of a run was trained on, named or
+    inferred; nothing if the run does not say."""
     try:
         known = of_training(options)["columns"]
         return tuple(known["texts"]), known["label"]
@@ -61,7 +61,7 @@ def training_columns(options: ModelOptions) -> tuple[tuple[str, ...], str | None
 
 
 def precision_note(options: ModelOptions, precision: str) -> list[str]:
-    """What to tell the user who scores a model of a run in another mixed precision than the run has."""
+    """A note for the user who scores a model of a run in another mixed precision than the run's."""
     known = of_training(options).get("mixed_precision", precision)
     if known == precision:
         return []
@@ -73,7 +73,7 @@ def precision_note(options: ModelOptions, precision: str) -> list[str]:
 
 
 def of_training(options: ModelOptions) -> dict[str, Any]:
-    """The environment.json of the run that a model in best/ or final/ is of; empty where there is none."""
+    """The environment.json of the run to which a model in best/ or final/ belongs; empty if there is none."""
     folder = local_path(options.model_name_or_path).resolve()
     if folder.name not in ("best", "final"):
         return {}
@@ -112,7 +112,7 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
 
 
 def load_model_config(options: Config) -> Any:
-    """The model's config with `config_overrides` applied; settles how long texts are cut, too."""
+    """The model's config with `config_overrides` applied; also settles how long texts are cut."""
     from transformers import AutoConfig
 
     path = find_model(options.model_name_or_path)
@@ -134,8 +134,8 @@ def load_model_config(options: Config) -> Any:
 
 
 def settle_long_text(options: Config, model_config: Any) -> None:
-    """Fill in long_text and max_windows where the user left them to the model, and note them in the model's
-    config, so that whoever loads an exported model can cut texts as its training did."""
+    """Fill in long_text and max_windows if the user left them to the model, and record them in the model's
+    config, so that whoever loads an exported model can cut texts as in its training."""
     if options.long_text is None:
         options.long_text = getattr(model_config, "long_text", None) or "truncate"
     if options.max_windows is not None and options.long_text != "windows":
@@ -153,9 +153,9 @@ def settle_long_text(options: Config, model_config: Any) -> None:
 
 
 def apply_overrides(config: Any, text: str) -> None:
-    """Change a model's config by "name=value,..."; each value takes the type of the one that is there.
+    """Change a model's config by "name=value,..."; each value takes the type of the existing one.
 
-    (Its own update_from_string cannot set what is None, and takes NaN.)"""
+    (Its own update_from_string cannot set what is None, and accepts NaN.)"""
     known = [*config.to_dict(), *config.attribute_map]
     for pair in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in pair.partition("="))
@@ -219,8 +219,8 @@ def _agree(model_config: Any, tokenizer: Any) -> None:
 
 
 def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
-    """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token, which
-    `model_config` gets, too."""
+    """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token, which is
+    also set in `model_config`."""
     from transformers import AutoTokenizer
 
     key = "tokenizer_name" if options.tokenizer_name else "model_name_or_path"
@@ -274,7 +274,8 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
 
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
-    """max_length in tokens: the one asked for, at most what the model has positions for, or that limit."""
+    """max_length in tokens: the one requested, at most what the model has positions for, or else that
+    limit."""
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 10**6
     if positions < 0:  # XLNet's way to say that it has no limit
         positions = 10**6

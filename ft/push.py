@@ -1,4 +1,4 @@
-"""best/ to the Hub: asked for before the training, done after it."""
+"""Uploads best/ to the Hub: checked before the training, done after it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ ADAPTER = ("adapter/", "adapter_config.json", "adapter_model.")  # begin the nam
 
 
 def check_hub(config: Config, create: bool = True) -> str:
-    """The id of the repository to which best/ is pushed later on, made here if it is not there; "" where
-    nothing is to be pushed. Raises `UserError` where that could not be. Without `create`, nothing is made."""
+    """The id of the repository to which best/ will be pushed, created here if it does not exist; "" if
+    nothing is to be pushed. Raises `UserError` if pushing would fail. Without `create`, nothing is
+    created."""
     if not config.push_to_hub:
         return ""
     from huggingface_hub import HfApi, constants, get_token
@@ -65,8 +66,8 @@ def _check_private(api: Any, name: str, asked: bool) -> None:
 
 
 def push(name: str, folder: Path) -> str:
-    """Upload the model in `folder` to a repository as one commit; returns where it is. Raises `UserError`
-    where that fails: the run itself is finished by then, and whole."""
+    """Upload the model in `folder` to a repository as one commit; returns its URL. Raises `UserError` if that
+    fails: by then, the run itself is finished and complete."""
     from huggingface_hub import HfApi
 
     api = HfApi()

@@ -27,8 +27,8 @@ def store_is_reused() -> bool:
 def init_method() -> str:
     """The `init_method` of `torch.distributed.init_process_group` that meets in a fresh part of the store.
 
-    With torch's own, `--max_restarts` may bring nobody back: a process reads the address that another one
-    wrote before it was lost, and fails or waits for it (seen with torch 2.13; pytorch's issue 135712).
+    With torch's own, `--max_restarts` may fail to bring a job back: a process reads the address that another
+    one wrote before it was lost, and fails or waits for it (seen with torch 2.13; pytorch issue 135712).
     """
     from torch.distributed import register_rendezvous_handler
 
@@ -45,14 +45,14 @@ def _meet(url: str, timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
 
 
 def agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) -> str:
-    """A name for this attempt that all its `size` processes hold, and that no attempt had before.
+    """A name for this attempt that all its `size` processes share, and that no earlier attempt had.
 
-    The store may hold anything of attempts before, so no key of it can be trusted by itself. Each process
-    makes a name up; the first one derives the attempt's name from all of them and hands it to each name; the
-    attempt is on when all who were named have answered. A name that a lost process left behind never
+    The store may hold anything from earlier attempts, so no key in it can be trusted by itself. Each process
+    makes up a name; the first process derives the attempt's name from all of them and stores it under each;
+    the attempt is on when all named processes have answered. A name left behind by a lost process never
     answers, until the new process has written its own in that place.
 
-    Raises `RuntimeError` where they have not all come within `timeout`.
+    Raises `RuntimeError` if not all have come within `timeout`.
     """
     own, answered, limit = uuid.uuid4().hex, "", time.monotonic() + timeout.total_seconds()
     store.set(f"process/{rank}", own)
