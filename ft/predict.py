@@ -38,8 +38,8 @@ def predict(
 ) -> int:  # fmt: skip
     """Write the predictions for a split without labels, in row order; returns the exit code.
 
-    The encoded rows stay in their file and only one chunk's scores are in memory, which so grows by a few
-    bytes per row. Raises `UserError` if nothing can be written, or a score is not finite."""
+    The encoded rows stay in their file and only one chunk's scores are held, so that memory grows by only a
+    few bytes per row. Raises `UserError` if nothing can be written, or a score is not finite."""
     if config.suspected_label_errors:
         raise UserError(
             f"suspected_label_errors: no row of the {split} data has a label; leave it out, or name the "

@@ -1,4 +1,4 @@
-"""Prediction lines, and the file of them in jsonl, csv or parquet: written incrementally, complete or absent."""
+"""Predictions as lines, and their file in jsonl, csv or parquet: written incrementally, complete or absent."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ DELIMITER = "|"  # stands between the labels of a row in csv, where the user has
 def prediction_lines(
     rows: Any, columns: Any, task: Task, scores: np.ndarray, places: np.ndarray | None = None
 ) -> Iterator[dict[str, Any]]:
-    """One object a row: row number, id where there is one, text (or both texts), label, prediction and
-    probabilities. `scores` is (rows, targets), in the order of the encoded split, in which `places` names the
-    rows; all of them, in the order of the source, by default."""
+    """One object per row: row number, id if there is one, text (or both texts), label, prediction and
+    probabilities.
+
+    `scores` is (rows, targets), in the order of the encoded split, in which `places` names the rows; by
+    default all of them, in the order of the source."""
     texts = [rows.table[name] for name in columns.texts]
     ids = rows.table[columns.id] if columns.id else None
     for place in np.argsort(rows.row, kind="stable") if places is None else places:

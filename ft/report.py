@@ -1,4 +1,4 @@
-"""What a person looks at: the summary in the terminal, the picture of the training, what the run ran on."""
+"""What people look at: the summary in the terminal, training.png, the description of the environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ft.words import count_parameters, met_words
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
-    """A tqdm bar on standard error; silent on other processes and where the output is no terminal."""
+    """A tqdm bar on standard error; silent on other processes and if the output is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(disable=not (show and sys.stderr.isatty()), dynamic_ncols=True, **options)
@@ -46,7 +46,7 @@ def padding_share(sampler: Any, updates: int = 200) -> float:
 
 
 def truncation_notes(splits: dict[str, Any]) -> list[str]:
-    """How many texts of each split of encoded rows are cut, or taken apart into windows; nothing for a split
+    """How many texts of each split of encoded rows are truncated, or split into windows; nothing for a split
     without any."""
     notes = []
     for name, rows in splits.items():
@@ -62,14 +62,14 @@ def truncation_notes(splits: dict[str, Any]) -> list[str]:
 
 
 def device_name(device: Any) -> str:
-    """The kind of a device as its maker calls it; cpu for the CPU."""
+    """The vendor's name of a device; cpu for the CPU."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
-    """What an evaluation of some splits has to say of them and of its device."""
+    """Notes on the splits of an evaluation and on its device."""
     notes = truncation_notes(splits)
     if device.type == "cpu" and asks_for_gpus():
         import torch
@@ -84,7 +84,7 @@ def evaluation_notes(splits: dict[str, Any], device: Any) -> list[str]:
 
 
 def rows_notes(config: Config, data: Any) -> list[str]:
-    """What the start of a run has to say of rows that are not used as the options sound."""
+    """Notes at the start of a run on rows that are not used as the options suggest."""
     notes = []
     if config.eval_strategy == "no" and "validation" in data.splits:
         remedy = "; validation_split_percentage: 0 trains on them" * data.was_set_aside("validation")
@@ -102,7 +102,7 @@ def start_summary(
     data: Any, task: Task, model: Any, sampler: Any, config: Config, total_updates: int, notes: list[str],
     accelerator: Any,
 ) -> str:  # fmt: skip
-    """What will be trained on what, in a few lines; `notes` are said first."""
+    """What will be trained on what, in a few lines, after the `notes`."""
     held_out = {name: rows for name, rows in data.splits.items() if name != "train"}
     said = [*data.notes, *notes, *evaluation_notes(held_out, accelerator.device)]
     lines = [f"note: {note}" for note in said]
@@ -141,7 +141,7 @@ def start_summary(
 
 def described_update(rows: int, processes: int, most: int) -> str:
     """The rows of an update as processes x rows x accumulation steps, in micro-batches of at most `most`
-    rows; where they do not divide, no more than that."""
+    rows; only the rows if they do not divide evenly."""
     share = -(-rows // processes)
     micro = min(share, most)
     steps = -(-share // micro)
@@ -153,7 +153,7 @@ def described_update(rows: int, processes: int, most: int) -> str:
 
 
 def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir: Path) -> str:
-    """How it went, in a few lines."""
+    """The outcome of a run, in a few lines."""
     metric = config.best_metric
     lines = []
     if results.get(f"best/{metric}") is not None:
@@ -178,7 +178,7 @@ def end_summary(results: dict[str, Any], config: Config, task: Task, output_dir:
 
 
 def validation_line(metrics: dict[str, Any], config: Config) -> str:
-    """What an evaluation on the way has found: the metric that chooses the best model, and the loss."""
+    """The result of an intermediate evaluation: the metric that selects the best model, and the loss."""
     names = dict.fromkeys((config.best_metric, "loss"))
     found = {name: short(metrics[name]) if is_defined(metrics[name]) else "undefined" for name in names}
     return "validation " + ", ".join(f"{name} {value}" for name, value in found.items())
@@ -198,7 +198,7 @@ def result_line(results: dict[str, Any], prefix: str, task: Task) -> str:
 
 
 def environment(config: Any, data: Any, accelerator: Any) -> dict[str, Any]:
-    """What the run ran on, and the command to run it again. No environment variable is written: some are
+    """What the run ran on, and the command to repeat it. No environment variable is written: some are
     secret."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -247,7 +247,7 @@ def _git_commit() -> str | None:
 
 
 def training_curves(output_dir: Path, metric: str) -> dict[str, dict[str, np.ndarray]]:
-    """Loss, learning rate and the validation metric over updates, as far as metrics.jsonl has them: for each
+    """Loss, learning rate and the validation metric by update, as far as metrics.jsonl has them: for each
     its series by name, (points, 2) of update and value."""
     lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -264,8 +264,8 @@ def training_curves(output_dir: Path, metric: str) -> dict[str, dict[str, np.nda
 
 
 def draw_training(output_dir: Path, metric: str) -> None:
-    """training.png: `training_curves`, one below the other; none where nothing was logged, as when a finished
-    run is taken up in another folder."""
+    """training.png: `training_curves`, one below the other; none if nothing was logged, as when a finished
+    run is resumed in another folder."""
     curves = training_curves(output_dir, metric)
     if not curves:
         return

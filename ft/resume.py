@@ -1,4 +1,4 @@
-"""Take up a run where a checkpoint has it, once the two were found to belong together."""
+"""Resume a run from a checkpoint, after checking that the two belong together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAY_CHANGE = {
 
 def identity(run: Run) -> dict[str, Any]:
     """What a checkpoint and the run that resumes it must share: the model before training, its targets, the
-    data, and every option but those that `MAY_CHANGE`."""
+    data, and every option except those in `MAY_CHANGE`."""
     config = run.config
     # The options come first, so that an error names what the user has changed.
     return {
@@ -66,8 +66,8 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def of_launch(config: Config, accelerator: Accelerator) -> dict[str, Any]:
-    """What all processes of a run must share before anything is read: every option but the places of files
-    and what the main process alone does. What is in the files is compared when they are read."""
+    """What all processes of a run must share before anything is read: every option except file paths and what
+    only the main process does. The contents of the files are compared when they are read."""
     own = {*DataOptions.__annotations__, *ModelOptions.__annotations__} - {"config_overrides"}
     own |= {"output_dir", "resume_from_checkpoint", "run_name", "report_to", "log_artifacts", "hub_model_id"}
     options = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in own}
@@ -81,9 +81,9 @@ def shapes_mark(model: torch.nn.Module) -> str:
 
 
 def weights_mark(model: torch.nn.Module) -> str:
-    """A hash of some weights of a pretrained model, by which it is known again where its place has changed.
-    What is new is left out, as the head is: another kind of CPU may draw other last bits. To be called before
-    the model is cut into shards."""
+    """A hash of some pretrained weights, which identifies a model even if its path has changed. New weights,
+    such as the head, are left out: another kind of CPU may draw different last bits. Call it before the model
+    is sharded."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         is_new = getattr(parameter, "was_drawn", False) or ".lora_" in name
@@ -93,8 +93,8 @@ def weights_mark(model: torch.nn.Module) -> str:
 
 
 def resume(run: Run, path: Path, notes: list[str]) -> Progress:
-    """Restore model, optimizer and schedule from the checkpoint `path`, on all processes, and return where it
-    stands; `notes` gets what to tell the user.
+    """Restore model, optimizer and schedule from the checkpoint `path`, on all processes, and return the
+    progress; adds notes for the user to `notes`.
 
     Raises `UserError` for a checkpoint of another run, or of one that is longer than this."""
     saved = run.hosts.from_main(lambda: checkpoint.read_state(path))

@@ -1,4 +1,5 @@
-"""One run's output folder and everything that happens beside the loop: log, evaluate, save, stop."""
+"""One run's output folder and everything that happens around the loop: logging, evaluating, saving,
+stopping."""
 
 from __future__ import annotations
 
@@ -52,11 +53,11 @@ if TYPE_CHECKING:
 
 
 class StopAsked(Exception):
-    """Some process was asked to stop, for the reason that this holds; raised on all at the same place."""
+    """Some process was asked to stop, for the reason given; raised on all at the same point."""
 
 
 class Run:
-    """The state of a run beside model and optimizer. Methods are called on all processes; the main one
+    """The state of a run besides model and optimizer. Methods are called on all processes; the main one
     writes."""
 
     takes_best = True  # along from the folder of a checkpoint that it goes on from in another one
@@ -107,8 +108,8 @@ class Run:
             raise UserError(f"metric_for_best_model: found {best!r}, expected one of {', '.join(known)}.")
 
     def compare_hosts(self, data: Data, model: Any) -> None:
-        """Raise `UserError` on all processes where one has read other data or another model, before any of it
-        is exchanged."""
+        """Raise `UserError` on all processes if one has read other data or another model, before any of it is
+        exchanged."""
         self.pretrained, self.shapes = weights_mark(model), shapes_mark(model)
         self.hosts.check_same(
             {"data": data.fingerprint, "model": self.shapes, "pretrained model": self.pretrained}
@@ -118,8 +119,8 @@ class Run:
         self, model: Any, optimizer: Any, scheduler: Any, sampler: PlanSampler, data: Data, tokenizer: Any,
         max_length: int, total: int, notes: list[str],
     ) -> Progress:  # fmt: skip
-        """Restore a checkpoint if there is one to resume from, write what a run leaves at once, say what is
-        to come."""
+        """Restore the checkpoint to resume from, if any, write the first files of the run, and print the
+        summary."""
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.sampler, self.data, self.tokenizer = sampler, data, tokenizer
         self.max_length, self.total = max_length, total
@@ -210,8 +211,8 @@ class Run:
         write_whole(self.output_dir / "config.yaml", dump(config.repeatable()))
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left, after an evaluation that the run owes; the sampler begins each where it
-        stands."""
+        """The remaining epochs, after an evaluation that is still due; the sampler begins each at the run's
+        current update."""
         progress = self.progress
         # It was stopped in the middle of it, or was shortened to where it stands, which is then its end.
         is_new_end = self.finished() and progress.evaluated_step < progress.step
@@ -239,7 +240,7 @@ class Run:
         self.watchdog.alive(f"update {self.progress.step:,}")
 
     def due(self, strategy: str, every: int | None) -> bool:
-        """Whether it is time to evaluate or to save: at the end of the run, and as the strategy says."""
+        """Whether it is time to evaluate or save: at the end of the run, and as the strategy says."""
         if strategy == "no":
             return False
         if self.finished():
@@ -249,21 +250,21 @@ class Run:
         return self.progress.step % (every or self.config.logging_steps) == 0
 
     def train_seconds(self) -> float:
-        """Seconds of all updates, of the starts before this one, too; without evaluations and saves."""
+        """Seconds of all updates, including those before a resume; without evaluations and saves."""
         return self._seconds_before + self.clock.seconds()
 
     def total_seconds(self) -> float:
-        """Seconds of all starts, with all that is not training."""
+        """Seconds over all starts of the run, including everything that is not training."""
         return self._total_seconds_before + time.monotonic() - self.began
 
     @property
     def epoch(self) -> float:
-        """Epochs done so far, with the fraction."""
+        """Epochs completed so far, including the fraction."""
         return self.progress.step / self.sampler.updates_per_epoch
 
     def log(self, grad_norm: torch.Tensor, learning_rates: Sequence[torch.Tensor | float]) -> None:
         """One row of train/*, perf/* and data/*: the mean loss over the rows since the last log, the last
-        gradient's norm, the rate that the options name and, where there are several, that of each group."""
+        gradient norm, the learning rate and, if there are several, that of each group."""
         loss, rate = self.train_loss.take_mean(), float(learning_rates[0])
         values = {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": float(grad_norm)}
         groups = {name: rate for name, rate in zip(self.rate_names, learning_rates, strict=True) if name}
@@ -307,7 +308,7 @@ class Run:
                 progress.best_weights = weights_sample(self.output_dir / "best")
 
     def save(self) -> None:
-        """Save a checkpoint, of the sums since the last log, too. The disk is left to a thread."""
+        """Save a checkpoint, including the sums since the last log. A thread writes it to disk."""
         with self._apart():
             self.health.check()
             self.train_loss.fold()
@@ -332,7 +333,7 @@ class Run:
             self.hosts.sum(0)
 
     def saved(self) -> bool:
-        """Whether a checkpoint of the last update stands, for which it waits. To be called on all
+        """Whether a checkpoint of the last update has been written; waits for it. To be called on all
         processes."""
         return self.saver.stands(self.progress.step)
 
@@ -343,7 +344,7 @@ class Run:
 
     def stop_if_asked(self) -> None:
         """Save and raise `Stopped` if any process got a signal or max_time has passed; raise `UserError`
-        where numbers or the disk went wrong too often. To be called after every update."""
+        after too many non-finite updates or failed writes. To be called after every update."""
         late = self.health.late()
         asked, totals = self._agree(*(loss for _, loss, _ in late))
         self.health.note(late, totals)
@@ -366,8 +367,8 @@ class Run:
     # --- evaluate, stop, export
 
     def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
-        """Evaluate the model on a split. Asked to stop in it, the run calls `before_stop`, saves and ends
-        here."""
+        """Evaluate the model on a split. If asked to stop meanwhile, the run calls `before_stop`, saves and
+        ends here."""
         rows = self.data.splits[split]
         if split not in self._loaders:
             loader = build_evaluation_loader(rows, self.tokenizer, self.config, self.accelerator)
@@ -392,7 +393,8 @@ class Run:
             raise asked
 
     def stop(self, asked: StopAsked) -> NoReturn:
-        """Save a checkpoint, wait until it stands, and end the run here, to be resumed: raises `Stopped`."""
+        """Save a checkpoint, wait until it is written, and end the run here, to be resumed: raises
+        `Stopped`."""
         for _ in range(2):  # one that the disk does not take is tried once more
             if not self.saved():
                 self.save()
@@ -408,7 +410,7 @@ class Run:
         raise Stopped
 
     def settle(self) -> None:
-        """After the last update: wait until all of it was looked at and its checkpoint is written."""
+        """After the last update: wait until all updates have been checked and the checkpoint is written."""
         self.health.check()
         if self.progress.log_weight:  # early stopping came between two logs
             self.tracker.log(self.progress.step, self.epoch, {"train/loss": self.train_loss.take_mean()})
@@ -417,21 +419,21 @@ class Run:
         self.updates_bar.close()
 
     def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
-        """Let trackers, watchdog and folder go. For the trackers are `summary`, empty where the run is to be
-        resumed, and what makes charts and artifacts (see `Tracker.finish`)."""
+        """Close trackers and watchdog, and release the folder. For the trackers: `summary`, empty if the run
+        is to be resumed, and functions that make charts and artifacts (see `Tracker.finish`)."""
         self.watchdog.end()
         self.tracker.finish(summary, *shown)  # an upload may take longer than hang_timeout
         if self.accelerator.is_main_process:
             self.folder.release()
 
     def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
-        """All that results.json has of a scored split. To be called on the main process, which has the
-        scores."""
+        """Everything that results.json has for a scored split. To be called on the main process, which has
+        the scores."""
         return assess(self.task, self.data, split, result, resamples)
 
     def export(self, name: str, scored: Evaluation | None, keep: Path | None = None) -> None:
-        """Write the model as it is to best/ or final/, with the validation rows as it `scored` them on the
-        card; the one that was there is kept as `keep`, or goes."""
+        """Write the current model to best/ or final/, with its results on the validation rows (`scored`) on
+        the card; an earlier one there is kept as `keep`, or removed."""
         chosen = name == "best" and self.progress.best_metric is not None
         with averaged(self.optimizer):
             model = self.accelerator.unwrap_model(self.model)

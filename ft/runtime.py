@@ -1,4 +1,4 @@
-"""Where a run meets the machine: environment, the one Accelerator, seeds, exit codes."""
+"""The run's interface to the machine: environment, the one Accelerator, seeds, exit codes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _says_yes(variable: str) -> bool:
 
 
 def _check_launch() -> None:
-    """Raise `UserError` for a launch that lacks its processes, or asks for what these scripts do not do."""
+    """Raise `UserError` for a launch that lacks processes, or asks for something these scripts do not do."""
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing:
         raise UserError(
@@ -167,7 +167,7 @@ def _check_launch() -> None:
 def build_accelerator(config: Config) -> Accelerator:
     """The Accelerator of the run; nothing else configures Accelerate.
 
-    Raises `UserError` where fewer processes run than were asked for.
+    Raises `UserError` if fewer processes run than were requested.
     """
     import torch
     from accelerate import Accelerator
@@ -251,9 +251,9 @@ def build_accelerator(config: Config) -> Accelerator:
 
 
 def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
-    """Settle global_batch_size and the bound on a micro-batch in `config`; returns what to tell the user.
+    """Settle global_batch_size and the micro-batch limit in `config`; returns notes for the user.
 
-    After it, the config means the same on any launch: global_batch_size is set, gradient_accumulation_steps
+    Afterwards, the config means the same on any launch: global_batch_size is set, gradient_accumulation_steps
     is not."""
     bound, steps, note = config.per_device_train_batch_size, config.gradient_accumulation_steps, ""
     if config.global_batch_size is None and bound and steps:
@@ -304,5 +304,6 @@ def total_updates(config: Config, updates_per_epoch: int) -> int:
 
 
 def run_began() -> float:
-    """When a run that begins now began (of `time.monotonic`): the first of a process began with it."""
+    """When a run that begins now began (in `time.monotonic`): the first run of a process began with the
+    process."""
     return _first_start.pop() if _first_start else time.monotonic()

@@ -1,5 +1,5 @@
-"""The checkpoints of a run that goes on: copied while it waits, written in the background, given up when the
-disk takes none."""
+"""The checkpoints of a running training: copied while it waits, written in the background; too many failures
+end the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FAILED_SAVES = 3  # in a row
 
 class Saver:
     """The main process writes; methods are called on all. `step` is the update of the last checkpoint that
-    was asked for, -1 where there was none, and `best_step` the best one that it knows."""
+    was requested, -1 if there was none, and `best_step` the best one that it knows of."""
 
     def __init__(self, hosts: HostGroup, output_dir: Path, step: int, best_step: int) -> None:
         self.hosts, self.output_dir = hosts, output_dir
@@ -32,10 +32,9 @@ class Saver:
         self, progress: Progress, flush: Callable[[], object], copy: Callable[[], dict[str, Any]],
         identity: Callable[[], dict[str, Any]], total_updates: int, limit: int | None,
     ) -> None:  # fmt: skip
-        """Copy the state and have it written. Of the functions, `copy`, called on all processes, gives the
-        main one a copy of all tensors, and `identity`, called there, what a run that resumes it must share;
-        see `write_checkpoint`. `flush` is the first step of the writing: it has the disk take what the
-        checkpoint counts on."""
+        """Copy the state and have it written. `copy`, called on all processes, gives the main one a copy of
+        all tensors; `identity`, called on the main process, gives what a run that resumes it must share; see
+        `write_checkpoint`. `flush` is the first step of writing: it flushes what the checkpoint relies on."""
         self.step, self.best_step = progress.step, progress.best_step
         self._writer.wait()  # before the copy, so that there is one at a time
         state = copy()
@@ -56,14 +55,14 @@ class Saver:
         self._writer.wait()
 
     def stands(self, step: int) -> bool:
-        """Whether the last write has ended, was that of update `step`, and did not fail: the same on all
+        """Whether the last write has finished, was that of update `step`, and did not fail: the same on all
         processes."""
         self._writer.wait()
         return self.step == step and not self.hosts.sum(self.failures)[0]
 
     @property
     def failures(self) -> int:
-        """How many writes of this process have failed since the last one that did not."""
+        """How many writes of this process have failed since the last successful one."""
         return self._writer.failures
 
     def check(self, failures: float) -> None:
@@ -75,7 +74,7 @@ class Saver:
             )
 
     def wait_until_it_stands(self) -> None:
-        """Wait until the last write has ended; raises `UserError` on all processes if it failed."""
+        """Wait until the last write has finished; raises `UserError` on all processes if it failed."""
         self._writer.wait()
         if self.hosts.sum(self.failures)[0]:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The predictions.jsonl of an evaluation, read back."""
+"""Reads the predictions.jsonl of an evaluation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Scored:
 
     @staticmethod
     def by_model(folder: Path) -> Scored | None:
-        """A file without rows, of the task of an exported model; None where its config does not say."""
+        """A file without rows, for the task of an exported model; None if its config does not say."""
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             kind = KINDS[config["problem_type"]]
@@ -112,7 +112,7 @@ def _read_line(text: str) -> dict[str, Any] | None:
 
 
 def check_same(one: Scored, other: Scored) -> None:
-    """Raise `UserError` where two files are not about the same rows and the same task."""
+    """Raise `UserError` if two files are not about the same rows and the same task."""
     if one.kind != other.kind:
         raise UserError(
             f"compare: the tasks differ: {one.path} predicts {one.kind}, {other.path} {other.kind}."

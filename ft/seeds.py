@@ -1,4 +1,4 @@
-"""`num_seeds`: the same training with several seeds, one after the other, and what they say together."""
+"""`num_seeds`: the same training with several seeds, one after the other, and their combined results."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ SUMMARISED = ("eval/", "test/", "best/")
 def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
     """Run `train` for each seed in its own folder output_dir/seed-N; returns the exit code.
 
-    Resumed, it passes over the seeds that are finished and goes on with the one that was cut. Everything that
-    a run draws comes from its own seed, so each is the run that this seed alone would give, to the bit."""
+    When resumed, it skips finished seeds and continues the interrupted one. Everything random in a run comes
+    from its own seed, so each is bit-identical to a run of that seed alone."""
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
     notes = resolve_batch_size(config, accelerator.num_processes)
@@ -194,8 +194,8 @@ def _forget(config: Config) -> None:
 
 
 def summarise(folders: Sequence[Path]) -> dict[str, Any]:
-    """The results of some runs together: for each number that all of them have under eval/, test/ or best/
-    its mean, its sample standard deviation under NAME_std, and all results of each run under "runs".
+    """The combined results of some runs: for each number that all of them have under eval/, test/ or best/,
+    its mean and its sample standard deviation (NAME_std); and all results of each run under "runs".
 
     The interval of one run (NAME_low, NAME_high) is about its rows, and has no mean here."""
     runs = {folder.name: json.loads(_results_of(folder).read_text(encoding="utf-8")) for folder in folders}

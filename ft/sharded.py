@@ -1,6 +1,6 @@
-"""Tensors of a model that lies in shards, one on each process (FSDP2): whole ones out of them, and back.
+"""Tensors of a model that is sharded over the processes (FSDP2): gathering whole ones, and back.
 
-Those of any other model pass as they are."""
+Tensors of any other model pass unchanged."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def class_name(model: torch.nn.Module) -> str:
-    """The name of a model's class; one in shards has a class of its own."""
+    """The name of a model's class; a sharded model has a class of its own."""
     return type(model).__name__.removeprefix("FSDP" if is_sharded(model) else "")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor, to be called by all processes."""
+    """The whole of a tensor; to be called by all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(tensor: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a tensor: the same memory."""
+    """This process's part of a tensor: the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def cut(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, which every process has, in shards `like` another of its shape."""
+    """A whole tensor, which every process has, sharded `like` another of its shape."""
     if not isinstance(like, DTensor):
         return value
     mesh = like.device_mesh
@@ -40,12 +40,12 @@ def cut(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """Give a tensor the values of a whole one of its shape, which every process has."""
+    """Copy a whole tensor of the same shape, which every process has, into a tensor."""
     shard(tensor).copy_(shard(cut(value, tensor)))
 
 
 def distinct(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a model's state dict without the second names of shared ones, which safetensors refuses;
+    """The tensors of a model's state dict without duplicate names of shared ones, which safetensors refuses;
     the names are the same on all processes."""
     seen, kept = set(), {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -59,8 +59,8 @@ def distinct(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def host_copy(value: Any, keep: bool) -> Any:
-    """A copy of all tensors in nested dicts and lists, whole and in the host's memory, where `keep` says so;
-    to be called by all processes if they hold shards."""
+    """A copy of all tensors in nested dicts and lists, whole and in host memory, if `keep` says so; to be
+    called by all processes if they hold shards."""
     if isinstance(value, torch.Tensor):
         value = whole(value.detach())
         return value.to("cpu", copy=True, memory_format=torch.contiguous_format) if keep else None
@@ -72,6 +72,6 @@ def host_copy(value: Any, keep: bool) -> Any:
 
 
 def whole_state(model: torch.nn.Module, keep: bool) -> dict[str, Any]:
-    """The state dict of a model; of one in shards, a copy of it as `host_copy` makes it."""
+    """The state dict of a model; for a sharded one, a copy of it as made by `host_copy`."""
     state = model.state_dict()
     return host_copy(state, keep) if is_sharded(model) else state

@@ -1,8 +1,8 @@
-"""Gradients of processes that train on the CPUs of one host, exchanged in memory that they share.
+"""Gradient exchange between processes on the CPUs of one host, through shared memory.
 
-gloo sends them through the host's network stack. Measured (MiniLM with 62 MB of gradients on short texts, two
-processes of one thread, in turn with DDP's exchange and that of met rows, the same 250 updates by each): 1.08
-times the updates a second."""
+gloo sends gradients through the host's network stack. Measured (MiniLM with 62 MB of gradients on short
+texts, two processes of one thread, in turn with DDP's exchange and that of met rows, the same 250 updates
+each): 1.08 times the updates per second."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ PART = 2**17  # columns whose mean is taken at a time: a processor's cache holds
 
 
 class SharedGradients:
-    """Gives the gradient of each of `weights`, contiguous and in fp32, its mean over the processes of a host.
+    """Replaces the gradient of each of `weights`, contiguous and in fp32, by its mean over the processes of a
+    host.
 
-    Gradients lie in `memory` (processes, numbers): each process has a row, in which its backward passes
-    gather them. Then it takes its share of the columns, and writes the mean of all rows to all of them."""
+    Gradients are stored in `memory` (processes, numbers): each process has a row, in which its backward
+    passes accumulate them. Then it takes its share of the columns, and writes the mean of all rows to all of
+    them."""
 
     def __init__(self, weights: dict[str, nn.Parameter], memory: torch.Tensor, rank: int) -> None:
         self.weights = weights
@@ -60,8 +62,8 @@ def _move(place: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def shared_memory(rows: int, numbers: int, hosts: HostGroup) -> torch.Tensor | None:
-    """Zeros (rows, numbers) in fp32 that all processes share, while one has them; None where they cannot, as
-    on several hosts, and elsewhere than on Linux. To be called by all."""
+    """Zeros (rows, numbers) in fp32 that all processes share, for as long as one of them uses them; None if
+    that is impossible, as on several hosts and outside Linux. To be called by all."""
     size, name = rows * numbers, hosts.from_main(lambda: uuid.uuid4().hex)
     file, memory = None, None
     with suppress(AttributeError, OSError):

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop: noted by a handler, acted on after the running update."""
+"""The signals that ask a run to stop: noted by a handler, acted on after the current update."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ REPEAT_SECONDS = 1.0
 
 
 class StopSignals:
-    """What was received since `listen`: the first signal is kept in `received`, a second one ends at once."""
+    """What was received since `listen`: the first signal is kept in `received`, a second one ends the process
+    at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -29,8 +30,8 @@ class StopSignals:
         self._since = 0.0
 
     def listen(self) -> None:
-        """Note the signals from here on; what an earlier listener of this process noted counts, too. Before
-        the first, they end the process in the ordinary way."""
+        """Note signals from here on; what an earlier listener of this process noted counts, too. Before the
+        first listener, they end the process as usual."""
         self.received, self._since = noted_signal(), time.monotonic()
         handle_stop(self._handle)
 
@@ -50,23 +51,23 @@ class StopSignals:
 def handle_stop(handler: Callable[[int, FrameType | None], object]) -> None:
     """Have the handler called for all signals that ask a run to stop, and when its launcher has died.
 
-    SIGHUP (the terminal or the connection is gone) stays ignored where nohup has it so. (Not below torchrun:
-    it listens itself, under nohup, too, and passes the signal on.)"""
+    SIGHUP (the terminal or the connection is gone) stays ignored under nohup. (Not under torchrun: it handles
+    it itself, under nohup, too, and forwards the signal.)"""
     for number in (*STOP_SIGNALS, LAUNCHER_DIED):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler for `handle_stop`: there is nothing to save, and a place is to be cleared, whoever says it
-    again."""
+    """A handler for `handle_stop` if there is nothing to save but something to clean up; ignores further
+    signals."""
     for other in (*STOP_SIGNALS, LAUNCHER_DIED):
         signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)
 
 
 def noted_signal() -> str | None:
-    """The signal that the listener of this process has noted, if there is one."""
+    """The signal that the listener of this process has noted, if any."""
     listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return listener.received if isinstance(listener, StopSignals) else None
 
@@ -74,8 +75,8 @@ def noted_signal() -> str | None:
 def follow_launcher(launcher: int) -> None:
     """Have the kernel tell this process when its launcher, the parent with this process id, has died.
 
-    `accelerate launch` with one process leaves it behind otherwise when it is ended (seen with 1.15), and so
-    does every launcher that is killed. Linux alone has this call; elsewhere it does nothing.
+    Otherwise `accelerate launch` with one process leaves it behind when the launcher is ended (seen with
+    1.15), and so does every launcher that is killed. Only Linux has this call; elsewhere it does nothing.
     """
     if sys.platform != "linux":
         return

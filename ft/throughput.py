@@ -1,4 +1,4 @@
-"""What a run's updates hold and how fast they go, between one log and the next, over all processes."""
+"""How much a run's updates contain and how fast they are, from one log to the next, over all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Seconds of training, without those of evaluating and saving."""
+    """Seconds of training, excluding evaluation and saving."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
@@ -28,16 +28,16 @@ class Clock:
             self._paused += time.perf_counter() - self._pause
 
     def seconds(self) -> float:
-        """Seconds so far, all breaks (`with clock:`) left out."""
+        """Seconds so far, excluding all breaks (`with clock:`)."""
         now = self._pause if self._breaks else time.perf_counter()
         return now - self._begin - self._paused
 
 
 class Throughput:
-    """Counts rows, tokens, padding and the wait for data on the host; no device is asked.
+    """Counts rows, tokens, padding and the wait for data on the host, without reading from the device.
 
-    `rows` and `tokens` (real ones, not padding) are those of the updates that this process's run has made,
-    over all processes. Times are of the run's `clock`."""
+    `rows` and `tokens` (without padding) are those of the updates that this process's run has made, over all
+    processes. Times are from the run's `clock`."""
 
     def __init__(self, sampler: PlanSampler, step: int, clock: Clock) -> None:
         self.lengths, self.clock = sampler.dataset.rows.lengths, clock
@@ -48,7 +48,7 @@ class Throughput:
         self._waited = 0.0
 
     def waited(self, updates: Iterable[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
-        """The same updates; how long each was waited for, and its padding, are noted."""
+        """Yields the same updates, noting how long each was waited for, and its padding."""
         remaining = iter(updates)
         while True:
             begin = time.perf_counter()
@@ -68,15 +68,15 @@ class Throughput:
         self.tokens += slot.update_tokens
 
     def totals(self) -> tuple[int, int]:
-        """Rows and tokens of all updates, of the starts before this one, too."""
+        """Rows and tokens of all updates, including those before a resume."""
         return self._before[0] + self.rows, self._before[1] + self.tokens
 
     def since_last(self, gather: Callable[..., list[list[float]]]) -> dict[str, float]:
         """perf/* since the last call, and data/* since the beginning of the run. All processes call it;
         `gather` gives the numbers of each.
 
-        Rates are of the whole launch. A perf/rank_* is the lowest, mean and highest of the processes, each by
-        its own clock."""
+        Rates are of the whole launch. perf/rank_* are the minimum, mean and maximum over the processes, each
+        by its own clock."""
         now = (self.clock.seconds(), self.rows, self.tokens)
         seconds, rows, tokens = (new - old for new, old in zip(now, self._last, strict=True))
         ours = gather(seconds, self._own_tokens, self._positions, self._waited)

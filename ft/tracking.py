@@ -1,8 +1,8 @@
 """Where the numbers go: metrics.jsonl always; W&B, TensorBoard and Trackio through Accelerate's trackers.
 
 metrics.jsonl is the record of the run; the trackers are copies of it. One that cannot start, or breaks later,
-is dropped with a warning and the run goes on. Numbers that JSON does not know are the strings "NaN",
-"Infinity" and "-Infinity", which `float` reads; null stands for a metric that is not defined for the data."""
+is dropped with a warning and the run continues. Numbers that JSON cannot represent are the strings "NaN",
+"Infinity" and "-Infinity", which `float` reads; null means that a metric is not defined for the data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWER_SECONDS = 60.0
 
 
 def choose_trackers(names: list[str]) -> list[str]:
-    """The trackers that report_to names: "all" stands for those that are installed, "none" for no one."""
+    """The trackers that report_to names: "all" stands for those that are installed, "none" for none."""
     chosen = [name for name in dict.fromkeys(names) if name not in ("none", "all")]
     for name in chosen:
         if name not in STARTS:
@@ -45,7 +45,7 @@ def choose_trackers(names: list[str]) -> list[str]:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """`json.dumps` that strict parsers read: NaN and the infinities, anywhere in it, become strings."""
+    """`json.dumps` for strict parsers: NaN and the infinities, anywhere in it, become strings."""
     return json.dumps(_strict(value), allow_nan=False, **options)
 
 
@@ -65,8 +65,8 @@ def _is_scored(name: str) -> bool:
 
 
 class Tracker:
-    """Writes metrics.jsonl on the main process, one row a log or evaluation, and hands the numbers to the
-    trackers. `make_room` is called where the disk takes no row, once, before the run is given up."""
+    """Writes metrics.jsonl on the main process, one row per log or evaluation, and passes the numbers to the
+    trackers. `make_room` is called once if a row cannot be written to disk, before the run is given up."""
 
     def __init__(
         self, accelerator: Accelerator, config: Config, output_dir: Path, start_step: int, rows: int,
@@ -127,7 +127,7 @@ class Tracker:
                 make_room()
 
     def alert(self, title: str, text: str, level: str = "ERROR") -> None:
-        """Where W&B is a tracker, have it tell the user, by mail or as they chose there."""
+        """If W&B is a tracker, have it notify the user, by email or as configured there."""
         for tracker in [one for one in self.accelerator.trackers if one.name == "wandb"]:
             try:
                 _in_time(partial(tracker.tracker.alert, title=title, text=text, level=level))
@@ -140,8 +140,8 @@ class Tracker:
         charts: Callable[[], Mapping[str, Chart]] = dict,
         artifacts: Callable[[], Sequence[Artifact]] = list,
     ) -> None:
-        """Close the file and the trackers. W&B takes `summary` for the run's summary, and charts and
-        artifacts, which are made only then. An empty summary says that the run stops here to be resumed."""
+        """Close the file and the trackers. W&B gets `summary` for the run's summary, and charts and
+        artifacts, which are made only then. An empty summary means that the run stops here to be resumed."""
         if not self.accelerator.is_main_process:
             return
         self._file.close()
@@ -204,7 +204,7 @@ class Tracker:
                 _in_time(sys.modules["wandb"].teardown)
 
     def flush(self) -> None:
-        """Have the disk take the rows so far, on the main process. Raises `OSError`: network file systems say
+        """Flush the rows so far to disk, on the main process. Raises `OSError`: network file systems report
         only here that they are full."""
         try:
             os.fsync(self._file.fileno())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TrainLoss:
-    """Sums what each process has seen; `progress` holds the weight of these rows, and for a checkpoint the
+    """Sums the losses of each process; `progress` holds the weight of these rows and, for a checkpoint, the
     sum. `take_mean` and `fold` are to be called by all processes."""
 
     def __init__(self, accelerator: Accelerator, progress: Progress) -> None:
@@ -34,13 +34,13 @@ class TrainLoss:
         self._progress.log_weight += weight
 
     def fold(self) -> float:
-        """The sum over all processes, which is then in `progress`."""
+        """Store the sum over all processes in `progress`."""
         self._progress.log_loss = float(self._accelerator.reduce(self._sum, reduction="sum"))
         self._restart()
         return self._progress.log_loss
 
     def take_mean(self) -> float:
-        """The mean, after which the next one begins."""
+        """Return the mean, and start a new one."""
         mean = self.fold() / self._progress.log_weight
         self._progress.log_loss = self._progress.log_weight = 0.0
         self._restart()

@@ -1,4 +1,4 @@
-"""Short rows, on which a model is tried before training."""
+"""Short rows on which a model is tested before training."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def short_rows(
 
 
 def logits_of(model: nn.Module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a model gives for rows (rows, ...), in the mode that it is in; nothing is drawn from the global
-    generators of the CPU."""
+    """The model's output for rows (rows, ...), in its current mode; nothing is drawn from the CPU's global
+    generators."""
     with torch.random.fork_rng(devices=[]):
         outputs = model(**rows)
     return outputs if isinstance(outputs, torch.Tensor) else outputs.logits
 
 
 def evaluated_logits(model: nn.Module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same in the mode of an evaluation."""
+    """The same in evaluation mode."""
     was_training = model.training
     try:
         return logits_of(model.eval(), rows)

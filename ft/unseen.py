@@ -1,5 +1,5 @@
-"""Rows that a model has learned or was chosen by: what an evaluation may not score, and a second training is
-to know of."""
+"""Rows that a model was trained on or selected by: an evaluation must not score them, and a second training
+must know of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
-    """Raise `UserError` where the rows of a split are set aside from the training rows, but not as training
-    has set them aside: the model may have learned most of them. Returns what to tell the user where that
-    cannot be known."""
+    """Raise `UserError` if the rows of a split are set aside from the training rows, but differently than in
+    training: the model may have been trained on most of them. Returns notes for the user if that cannot be
+    known."""
     if not data.was_set_aside(split):
         if split != "train" and _was_split(options, data, split, "train"):
             return [f"WARNING {split}: these are the rows of the data that the model was trained on"]
@@ -43,9 +43,9 @@ def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
 
 
 def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[str]:
-    """What to tell the user whose training begins with a model of an earlier one, in best/ or final/ of its
-    run, where the validation or test rows may be rows that this has learned: their results would be too
-    good, and so would be what is chosen by them. `targets` are the data's, as `Task.state` has them."""
+    """Notes for the user whose training starts from a model of an earlier run, in its best/ or final/, if
+    that model may have been trained on the validation or test rows: their results would be too good, and so
+    would be what they select. `targets` are the data's, as returned by `Task.state`."""
     splits = [split for split in data.splits if split != "train"]
     drawn = [split for split in splits if data.was_set_aside(split)]
     notes = [

@@ -1,4 +1,4 @@
-"""Values that options take as short texts: names, durations, weights by label; and metrics as numbers."""
+"""Option values given as short strings: names, durations, weights by label; and metrics as numbers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def split_names(value: list[str] | str | None) -> list[str]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether there is such a module to import. (A folder of its name, such as W&B's, is none.)"""
+    """Whether such a module can be imported. (A folder of that name, such as W&B's, does not count.)"""
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None
 
 
 def precision_name(launched: str) -> str:
-    """What people call a mixed precision of Accelerate's, which calls none of them "no"."""
+    """The usual name of a mixed precision of Accelerate's, where "no" means none."""
     return "fp32" if launched == "no" else launched
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
-    """The numbers among some metrics; tables stay behind."""
+    """The numbers among some metrics, without the tables."""
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
 
 
 def short(value: float, digits: int = 4, sign: str = "") -> str:
-    """A metric for people: so many digits behind the point, or, of one too small for it, three that count;
-    with "+" for `sign`, a plus before one that is not negative."""
+    """A metric for display: with a fixed number of decimals, or, if it is too small for them, three
+    significant digits; with `sign`, a plus before one that is not negative."""
     is_small = 0 < abs(value) < 10.0 ** (1 - digits)
     return f"{value:{sign}.3g}" if is_small else f"{value:{sign}.{digits}f}"
 

@@ -1,4 +1,5 @@
-"""`train.py --verify`: one config on a matrix of launches, a few updates each: do they give the same?"""
+"""`train.py --verify`: one config under a matrix of launches, a few updates each: do they give the same
+result?"""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ HALF_TOLERANCE = 2e-2  # of bf16 and fp16, whose numbers have 8 and 11 bits
 
 @dataclass
 class Difference:
-    """How far two runs are apart: the largest relative difference of each quantity, and where the first one
+    """How much two runs differ: the largest relative difference of each quantity, and where the first one
     beyond its tolerance is."""
 
     worst: dict[str, float]
@@ -51,7 +52,7 @@ class Difference:
 def compare(
     one: Path, other: Path, tolerance: float = TOLERANCE, weights: float = WEIGHTS_TOLERANCE
 ) -> Difference:
-    """Hold the output folders of two runs against each other, update by update."""
+    """Compare the output folders of two runs, update by update."""
     rows, others = _rows(one), _rows(other)
     found = Difference(dict.fromkeys(QUANTITIES.values(), 0.0), (0, 0))
     if [(row["step"], sorted(row)) for row in rows] != [(row["step"], sorted(row)) for row in others]:
@@ -75,7 +76,7 @@ def compare(
 
 def weights_difference(one: Path, other: Path, but: str | None = None) -> float:
     """The norm of the difference of two exported models' weights, relative to the norm of the weights; `but`
-    leaves out those whose names end so."""
+    leaves out those whose names end with it."""
     import torch
     from safetensors.torch import load_file
 
@@ -88,8 +89,8 @@ def weights_difference(one: Path, other: Path, but: str | None = None) -> float:
 
 
 def verify(config: Config) -> int:
-    """Print the table; 0 where all launches give the same, else 1 and the first update and quantity that do
-    not. Works in temporary folders."""
+    """Print the table; returns 0 if all launches give the same result, else 1, and prints the first update
+    and quantity that differ. Works in temporary folders."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("verify: launches its own processes; start it as one: python train.py ... --verify")
     resolve_batch_size(config, 1)

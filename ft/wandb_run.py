@@ -1,5 +1,5 @@
-"""The one file that imports W&B: a run of it under the id of its output_dir, offline where its server cannot
-be used; its series, summary, alerts, charts and artifacts."""
+"""The only file that imports W&B: a W&B run under the id of its output_dir, offline if its server cannot be
+used; its series, summary, alerts, charts and artifacts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _ours = {""}  # folders that this process named in the environment
 
 @dataclass(frozen=True)
 class Chart:
-    """A table, or a picture of one. The columns of a matrix are the true and the predicted class and the
-    number of rows; of curves, the curve's name, x and y."""
+    """A table, or a plot of one. The columns of a matrix are the true and the predicted class and the number
+    of rows; those of curves, the curve's name, x and y."""
 
     kind: Literal["table", "matrix", "curves"]
     title: str
@@ -46,8 +46,8 @@ class Chart:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that W&B keeps, version after version under one name: what is said `about` it, with its
-    fingerprint, in few keys; its content is the files of a folder, or goes to one file as JSON."""
+    """Something that W&B stores in versions under one name: `about` describes it, with its fingerprint, in
+    few keys; its content is the files of a folder, or is written to one file as JSON."""
 
     kind: Literal["dataset", "model"]
     name: str
@@ -56,7 +56,7 @@ class Artifact:
 
 
 def group_runs(name: str, trackers: list[str]) -> None:
-    """Have the runs that this process will start stand in one group of W&B. To be called before the first."""
+    """Put the runs that this process will start into one W&B group. To be called before the first."""
     if not {"wandb", "all"} & set(trackers):
         return
     if os.environ.get("WANDB_RUN_ID"):
@@ -68,7 +68,7 @@ def group_runs(name: str, trackers: list[str]) -> None:
 
 
 def start(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
-    """Start W&B under the id of this output_dir, in its folder; offline where its server cannot be used."""
+    """Start W&B under the id of this output_dir, in its folder; offline if its server cannot be used."""
     from accelerate.tracking import WandBTracker
 
     # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
@@ -131,17 +131,17 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
 
 
 def define_best(run: Any, name: str, is_higher: bool) -> None:
-    """Have the summary keep the best value of a metric, and the last."""
+    """Have the summary keep the best and the last value of a metric."""
     run.define_metric(name, step_metric="step", summary=f"{'max' if is_higher else 'min'},last")
 
 
 def conclude(run: Any, summary: Mapping[str, Any]) -> None:
-    """Give a run that is at its end the numbers to sum it up."""
+    """Give a finishing run the numbers of its summary."""
     run.summary.update(summary)
 
 
 def show(run: Any, summary: Mapping[str, Any], charts: Mapping[str, Chart]) -> None:
-    """Log charts in a last row, with the best values that a sweep may look at."""
+    """Log charts in a last row, with the best values that a sweep may use."""
     import wandb
 
     drawn: dict[str, Any] = {}
@@ -181,8 +181,8 @@ def keep(run: Any, artifacts: Callable[[], Sequence[Artifact]]) -> None:
 
 
 def wait_for_upload(logged: Any) -> None:
-    """Wait for an artifact, however long a model takes, but not when the run is asked to stop: what is left
-    then has FINISH_TIMEOUT. Raises what the upload raises."""
+    """Wait for an artifact, however long a model takes, but not if the run is asked to stop: then the rest
+    has FINISH_TIMEOUT. Raises what the upload raises."""
     raised: list[Exception] = []
 
     def wait() -> None:

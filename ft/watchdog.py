@@ -1,4 +1,4 @@
-"""Ends a run that hangs, and shows where."""
+"""Ends a hung run, and shows where it hangs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TICK_SECONDS = 1.0  # between two looks
 
 
 class Watchdog:
-    """A thread that prints the stacks of this process and ends it with 1 when `alive` was not called for
+    """A thread that prints the stacks of this process and ends it with 1 if `alive` was not called for
     `seconds`.
 
-    None turns it off. Every process has its own, so that each says where it stands. Time in which the process
-    did not run, as that of a job that was suspended, does not count.
+    None turns it off. Every process has its own, so that each shows where it is. Time in which the process
+    did not run, as in a suspended job, does not count.
     """
 
     def __init__(self, seconds: float | None, rank: int) -> None:
@@ -30,7 +30,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def alive(self, what: str) -> None:
-        """Something came to its end; `what` says what, for the message."""
+        """Something has finished; `what` names it, for the message."""
         self.what, self._count = what, self._count + 1
 
     def end(self) -> None:

@@ -1,11 +1,10 @@
-"""The word embeddings of the tokens that the data has: of the table for a whole vocabulary, their rows alone
-are trained.
+"""Trains only the word embeddings of tokens in the data, out of the table for the whole vocabulary.
 
-AdamW changes every row of the table in every update, though no text of the data holds most of its tokens; a
-row that never has a gradient has nothing but its weight decay. Here the model has the rows of the data's
-tokens, and one more, of ones, that no token meets: weight decay leaves of it what it leaves of all the
-others, which are put back when a model is exported. (Abdaoui et al., 2020, cut a vocabulary to that of the
-data for good.) What a model gives, learns and exports stays the same but for rounding.
+AdamW changes every row of the table in every update, although most tokens occur in no text of the data; a row
+that never gets a gradient is only changed by weight decay. Here the model has the rows of the data's tokens,
+and one more, of ones, that no token uses: weight decay shrinks it like all the omitted rows, which are put
+back when a model is exported. (Abdaoui et al., 2020, cut a vocabulary to that of the data for good.) What a
+model outputs, learns and exports stays the same up to rounding.
 
 The table is half of a BERT of width 384, and two thirds of an XLM-R. Measured (two CPU threads, in turn with
 the whole table): updates of the first on short texts are 1.016 times as fast with 11,600 of 30,522 rows, 1.23
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
 
 class MetWords(nn.Embedding):
-    """In the place of a table of word embeddings (vocabulary, width). `weight` (tokens + 1, width) has the
-    rows of `tokens` (tokens,), and one of ones; any other token is an error.
+    """Replaces a table of word embeddings (vocabulary, width). `weight` (tokens + 1, width) has the rows of
+    `tokens` (tokens,), and one of ones; any other token is an error.
 
     `pretrained` is the whole table, on the host, if this process is to `keep` it for an export."""
 
@@ -63,11 +62,12 @@ class MetWords(nn.Embedding):
 
 
 def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, hosts: HostGroup) -> None:
-    """Have the model train the word embeddings of `data_tokens` (tokens,) alone, and of those that it needs
-    itself, where it has a plain table for them, makes no other use of it, and gives the same on short rows.
+    """Have the model train only the word embeddings of `data_tokens` (tokens,), and of those that it needs
+    itself, if it has a plain table for them, does not use it elsewhere, and gives the same output on short
+    rows.
 
-    To be called on all processes before it is moved or wrapped; raises `UserError` where they come to train
-    others. The main one keeps what `with_all_words` needs."""
+    To be called on all processes before the model is moved or wrapped; raises `UserError` if they would train
+    different ones. The main process keeps what `with_all_words` needs."""
     _narrow(model, tokenizer, data_tokens, keep=hosts.is_main)
     hosts.check_same({"choice of word embeddings": trained_words_mark(model)})
 
@@ -112,7 +112,7 @@ def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
 
 
 def word_embeddings(model: Any) -> Any:
-    """The module that gives a model its word embeddings; None where it is not one."""
+    """The module of a model's word embeddings; None if there is no such module."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:  # CANINE makes them of hashes
@@ -120,15 +120,15 @@ def word_embeddings(model: Any) -> Any:
 
 
 def met_words(model: nn.Module) -> dict[str, MetWords]:
-    """The tables of a model that `train_met_words` has put there, by the names of their weights."""
+    """The tables that `train_met_words` has put into a model, by the names of their weights."""
     return {
         f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, MetWords)
     }
 
 
 def trained_words_mark(model: nn.Module) -> list[str]:
-    """How many tokens the trained rows of a model's table are of, with a hash of which; empty where it trains
-    the whole table, or none of it."""
+    """How many tokens have trained rows in a model's table, with a hash of which; empty if it trains the
+    whole table, or none of it."""
     tokens = [words.tokens for words in met_words(model).values()]
     return [f"{len(some):,} ({hashlib.sha256(some.numpy().tobytes()).hexdigest()[:12]})" for some in tokens]
 
@@ -139,7 +139,7 @@ def with_all_words(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """The numbers in a model's weights, with whole tables, and those that are trained."""
+    """The number of a model's parameters, with whole tables, and of those that are trained."""
     weights, tables = list(model.parameters()), met_words(model).values()
     left = sum(words.num_embeddings * words.embedding_dim - words.weight.numel() for words in tables)
     ones = sum(words.embedding_dim for words in tables)

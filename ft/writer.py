@@ -1,4 +1,4 @@
-"""Writes one thing at a time to the disk in the background, and counts what could not be written."""
+"""Writes one thing at a time to disk in the background, and counts failed writes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NAME = "writer"
 
 
 def finish_writing() -> None:
-    """Return when nothing is being written any more by any writer."""
+    """Return when no writer is writing any more."""
     for thread in threading.enumerate():
         if thread.name == NAME:
             thread.join()
 
 
 class BackgroundWriter:
-    """At most one write is under way: `submit` waits for the one before. A write that fails is reported, and
+    """At most one write is in progress: `submit` waits for the one before. A failed write is reported, and
     counted in `failures` until one succeeds."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
 
     def submit(self, what: str, write: Callable[[], object]) -> None:
-        """Run `write` on a thread. `what` it writes is named where it fails."""
+        """Run `write` on a thread. `what` names what it writes, in case it fails."""
         self.wait()
         # Not a daemon: Python then waits for it when it exits, after an error in the loop, too; where that is
         # passed over, `finish_writing` does.

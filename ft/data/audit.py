@@ -1,5 +1,4 @@
-"""Look at rows before anything is trained on them: which cannot be used, which stand twice, and how they are
-named in messages."""
+"""Checks rows before training: which are unusable, which are duplicates, and how messages describe them."""
 
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -19,15 +18,15 @@ SHOWN = 10  # rows or values in a message
 
 
 def joined_rows(table: pa.Table, split: str) -> list[str]:
-    """What to say of lines of a csv file that a quote has made one row."""
+    """A warning about lines of a csv file that an open quote has joined into one row."""
     where = (table.schema.metadata or {}).get(JOINED)
     said = "are one row, as a quote opens there; where these are several, double the quotes inside a field"
     return [f"WARNING {split}: {where.decode()} {said}"] if where else []
 
 
 def has_labels(table: pa.Table, label: str, task: Task) -> bool:
-    """Whether a split has a label at all; test splits of competitions often have none, or -1 in the place of
-    each (GLUE's), unless that is one of the labels that the task knows, or no list that holds one."""
+    """Whether a split has labels at all; test splits of competitions often have none, or -1 for every row
+    (GLUE's), unless that is a label that the task knows, or empty lists."""
     if table.column_names.count(label) > 1:
         return True  # whoever chooses the columns refuses it
     if label not in table.column_names or pc.all(_is_missing(table[label])).as_py():
@@ -62,7 +61,7 @@ def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def find_bad_rows(table: pa.Table, columns: Columns, blank_is_a_target: bool) -> dict[str, np.ndarray]:
-    """Row numbers (from 0) of the rows that cannot be used, under the reason."""
+    """Row numbers (from 0) of unusable rows, by reason."""
     bad = {}
     for name in columns.texts:
         null, blank = pc.is_null(table[name]), _is_blank(table[name])
@@ -92,8 +91,8 @@ def _rows(mask: pa.ChunkedArray) -> np.ndarray:
 
 
 def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | None = None) -> str:
-    """ "rows 3, 17 and 40 more" for a message, with the files of the rows if `names` has them; rows count
-    from 0."""
+    """A description for a message, "rows 3, 17 and 40 more", with the files of the rows if `names` has them;
+    rows count from 0."""
     shown = [str(int(row)) + (f" ({names[int(row)]})" if names is not None else "") for row in rows[:SHOWN]]
     return f"row{'s' if len(rows) > 1 else ''} {_first_of(len(rows), shown)}"
 
@@ -110,7 +109,7 @@ def _first_of(count: int, shown: list[str]) -> str:
 
 
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
-    """One string a row: the text, or both texts of a pair."""
+    """One string per row: the text, or both texts of a pair."""
     arrays = [table[name] for name in columns.texts]
     return (
         arrays[0]
@@ -120,8 +119,8 @@ def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
 
 
 def text_marks(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
-    """A hash of each row's text, or of both: the same where these are, letter for letter. (To look for copies
-    among the texts themselves takes up to three times their memory.)"""
+    """A hash of each row's text or pair of texts: equal for identical ones. (Searching for copies among the
+    texts themselves takes up to three times their memory.)"""
     parts = []
     for batch in table.select(list(columns.texts)).to_batches(max_chunksize=1024):
         texts = zip(*(column.to_pylist() for column in batch.columns), strict=True)
@@ -131,12 +130,12 @@ def text_marks(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
 
 
 def shared_rows(marks: pa.ChunkedArray, others: pa.ChunkedArray) -> np.ndarray:
-    """Numbers of the rows of which the mark is among `others`."""
+    """Numbers of the rows whose mark is among `others`."""
     return _rows(pc.is_in(marks, value_set=others))
 
 
 def chosen(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Some rows, by their numbers in rising order. (Arrow's `take` would first copy all texts, to join
+    """Some rows, by their numbers in ascending order. (Arrow's `take` would first copy all texts, to join
     them.)"""
     if len(rows) == table.num_rows:
         return table

@@ -1,4 +1,4 @@
-"""Which columns of a table are the text, the label and the id, and in what form their values are used."""
+"""Which columns of a table are the text, the label and the id, and how their values are used."""
 
 import json
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ MEASURED = ["confidence", "error"]  # beside the texts of worst_errors
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are used: one text, or the two of a pair, the label, and, for predictions, an id; ""
-    where there is none."""
+    """The columns in use: one text or the two of a pair, the label, and, for predictions, an id; "" for
+    none."""
 
     texts: tuple[str, ...]
     label: str
@@ -32,8 +32,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What else an evaluation asks of the columns: the texts and the label that the model was trained on,
-    which are taken where the data has them and the user names none, and the id that the user named."""
+    """What an evaluation adds to the choice of columns: the texts and the label that the model was trained
+    on, which are used if the data has them and the user names none, and the id column that the user named."""
 
     texts: tuple[str, ...] = ()
     label: str | None = None
@@ -48,8 +48,8 @@ def choose_columns(
     is_labelled: bool = True,
     id_column: str = "",
 ) -> Columns:
-    """The columns that the user named, or those that a name or a type gives away. For rows that are not
-    labelled, `label` is a column to leave alone, which need not be there."""
+    """The columns that the user named, or those inferred from names or types. For unlabelled rows, `label` is
+    a column to ignore, which need not exist."""
     listed = _listed(table)
     label = label or guess_label(table)
     if label is None and is_labelled:
@@ -81,15 +81,15 @@ def choose_columns(
 
 
 def guess_label(table: pa.Table) -> str | None:
-    """The column whose name says that it is the label, if there is one."""
+    """The column whose name suggests that it is the label, if there is one."""
     return next(
         (name for wanted in LABEL_NAMES for name in table.column_names if name.lower() == wanted), None
     )
 
 
 def choose_id(table: pa.Table, wanted: str | None, used: Sequence[str], split: str) -> str:
-    """The column that is copied to the predictions as the id of a row: the one that the user named, or one
-    whose name says it; "" where there is none. `used` are the columns with another use."""
+    """The column to copy to the predictions as row id: the one that the user named, or one with a suitable
+    name; "" for none. `used` are the columns with another use."""
     there = table.column_names
     if wanted is None:
         known = [name for known in ID_NAMES for name in there if name.lower() == known]
@@ -121,8 +121,8 @@ def ids_of(table: pa.Table, columns: Columns) -> pa.ChunkedArray:
 
 
 def unquoted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """A column whose values have several types, and are kept as JSON, with its texts as they are; any other
-    column as it is."""
+    """For a column with values of several types, kept as JSON: its strings unquoted; any other column
+    unchanged."""
     if not is_mixed(field):
         return column
     read = ([_plain(text) for text in chunk.to_pylist()] for chunk in column.chunks)
@@ -155,7 +155,7 @@ def _listed(table: pa.Table) -> str:
 
 
 def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
-    """Raise `UserError` where the column that an option names is not in the data of a split, or is there
+    """Raise `UserError` if the column that an option names is missing in the data of a split, or occurs
     twice."""
     there = table.column_names
     if there.count(name) != 1:
@@ -167,7 +167,7 @@ def check_there(key: str, table: pa.Table, name: str, split: str) -> None:
 
 
 def unused_texts(table: pa.Table, columns: Columns) -> list[str]:
-    """Other columns of text, which a user who named none may have meant, too."""
+    """Other text columns, which a user who named none may also have meant."""
     if table.schema.metadata == ONE_FILE_A_ROW:
         return []
     used = (*columns.texts, columns.label, columns.id)
@@ -194,7 +194,7 @@ def _check_text(table: pa.Table, name: str, split: str) -> None:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column holds a list a row."""
+    """Whether a column holds lists."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
@@ -211,8 +211,7 @@ def is_string(kind: pa.DataType) -> bool:
 
 
 def plain(table: pa.Table, columns: Columns) -> pa.Table:
-    """The table with the strings of the columns that are used in one form: categories and views written
-    out."""
+    """The table with the strings of the columns in use in one form: dictionaries and views decoded."""
     for name in dict.fromkeys((*columns.texts, *([columns.label] if columns.label else []))):
         column, field = table[name], table.schema.field(name)
         if pa.types.is_dictionary(column.type):

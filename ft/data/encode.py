@@ -1,4 +1,4 @@
-"""Texts to token ids, written to an Arrow file as they come and mapped into memory from there."""
+"""Texts to token ids, written incrementally to an Arrow file and memory-mapped from there."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def encode(
     workers: int | None,
     bar: Any,
 ) -> np.ndarray:
-    """Write `table`, with the columns that `Encoder` adds, to the Arrow file `path`; returns the tokens that
-    are in it (tokens,), in order."""
+    """Write `table`, with the columns that `Encoder` adds, to the Arrow file `path`; returns the sorted token
+    ids that occur in it (tokens,)."""
     encoder = Encoder(tokenizer, len(columns.texts), cut)
     size = sum(table[name].nbytes for name in columns.texts)
     batches = list(_batches(table, columns.texts))
@@ -61,12 +61,13 @@ def _batches(table: pa.Table, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 class EncodedRows:
-    """The encoded rows of one split, mapped from their Arrow file: a few bytes a row are in memory.
+    """The encoded rows of one split, memory-mapped from their Arrow file: only a few bytes per row are in
+    memory.
 
-    `lengths` (rows,) holds the tokens that the model sees, `full_lengths` those of the whole text, `cut`
-    whether it does not see all of it, `row` the row number in the source. `labels` is (rows,), or (rows,
-    labels) of 0 and 1; None without any. `pieces` (rows,): the windows of each text, all of a text of one
-    length; None where a text is one piece. `longest` is the longest piece, in tokens."""
+    `lengths` (rows,) holds the number of tokens that the model sees, `full_lengths` that of the whole text,
+    `cut` whether it is truncated, `row` the row number in the source. `labels` is (rows,), or (rows, labels)
+    of 0 and 1; None without any. `pieces` (rows,): the number of windows of each text, all windows of a text
+    having one length; None if each text is one piece. `longest` is the longest piece, in tokens."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -99,15 +100,15 @@ class EncodedRows:
         return EncodedRows(pa.concat_tables([self.table.slice(int(row), 1) for row in rows]).combine_chunks())
 
     def part(self, begin: int, end: int) -> EncodedRows:
-        """The rows from `begin` to before `end`, still mapped."""
+        """The rows from `begin` up to but excluding `end`, still memory-mapped."""
         return EncodedRows(self.table.slice(begin, end - begin))
 
     def highest_token(self) -> int:
-        """The highest number of a token in any of the rows."""
+        """The highest token id in any of the rows."""
         return max((int(values.max(initial=0)) for values in self._lists["input_ids"]), default=0)
 
     def times(self, token: int) -> np.ndarray:
-        """How often a token stands in each row (rows,), padding aside."""
+        """How often a token occurs in each row (rows,), ignoring padding."""
         chunks = zip(self._lists["input_ids"], self._offsets, strict=True)
         return np.concatenate(
             [np.diff(np.append(0, np.cumsum(values == token))[offsets]) for values, offsets in chunks]
@@ -118,8 +119,8 @@ class EncodedRows:
         return np.ones(len(rows), np.int32) if self.pieces is None else self.pieces[rows]
 
     def padded_shape(self, rows: np.ndarray, multiple: int = 1) -> tuple[int, int]:
-        """Pieces of `rows`, and tokens to which they are padded: those of the longest piece, rounded up to a
-        multiple as far as there are rows as long."""
+        """The number of pieces of `rows`, and the length to which they are padded: that of the longest piece,
+        rounded up to a multiple, but not beyond the longest piece of the split."""
         pieces = self.pieces_of(rows)
         width = int((self.lengths[rows] // pieces).max())
         return int(pieces.sum()), min(-(-width // multiple) * multiple, max(width, self.longest))
@@ -127,11 +128,9 @@ class EncodedRows:
     def padded(
         self, rows: np.ndarray, pad_id: int, multiple: int = 1, on_left: bool = False
     ) -> dict[str, np.ndarray]:
-        """input_ids, attention_mask (and token_type_ids) of `rows`, each of `padded_shape`, int64;
-        the pieces of a row follow one another.
-
-        Padding is on the right: a token's position, and so its dropout, is the same in any batch. `on_left`
-        is for a model that reads the last place."""
+        """input_ids, attention_mask (and token_type_ids) of `rows`, each of `padded_shape`, int64; the pieces
+        of a row are adjacent. Padding is on the right, so that a token's position, and with it its dropout,
+        is the same in any batch. `on_left` is for a model that reads the last position."""
         pieces, shape = self.pieces_of(rows), self.padded_shape(rows, multiple)
         out = {"input_ids": np.full(shape, pad_id, np.int64), "attention_mask": np.zeros(shape, np.int64)}
         if "token_type_ids" in self._lists:

@@ -1,4 +1,4 @@
-"""Texts to token ids: those that the tokenizer gives, cut where a text is too long for the model."""
+"""Texts to token ids, truncated if a text is too long for the model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MANY_BYTES_IN_PYTHON = 5 * 2**20  # some five seconds, of which a second process
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Encoder:
     """A function from texts to columns of encoded rows, which can be sent to another process.
 
-    It asks the tokenizers library itself, without offsets: 1.15 times as fast as the tokenizer of
-    Transformers, which a process that encodes need not import. A tokenizer in Python, and one with a way of
-    its own (LUKE), is called as it is."""
+    It calls the tokenizers library directly, without offsets: 1.15 times as fast as the tokenizer of
+    Transformers, which an encoding process then need not import. A tokenizer in Python, or with its own way
+    of encoding (LUKE), is called as it is."""
 
     def __init__(self, tokenizer: Any, columns: int, cut: Cut) -> None:
         from transformers import PreTrainedTokenizerFast
@@ -45,21 +45,21 @@ class Encoder:
             self.split_special_tokens = tokenizer.split_special_tokens
 
     def best_workers(self, size: int) -> int:
-        """How many processes encode texts of so many bytes soonest.
+        """The number of processes that encodes so many bytes of text fastest.
 
-        Rust's tokenizers have threads of their own. Two such processes, with half of the threads each, keep
-        the cores busy also while one makes arrays of what its threads gave it; and they have the heap as the
-        C library sets it, not as a run does (`ft/heap.py`), which costs a tokenizer a seventh of its time.
-        One in Python has none, and takes twice as long on two cores (ByT5; most are slower)."""
+        Rust tokenizers are multi-threaded. Two such processes, with half of the threads each, keep the cores
+        busy even while one makes arrays of its threads' results; and they have the C library's default heap,
+        not a run's (`ft/heap.py`), which costs a tokenizer a seventh of its time. A Python tokenizer is
+        single-threaded, and takes twice as long on two cores (ByT5; most are slower)."""
         if size < (MANY_BYTES if self.has_threads else MANY_BYTES_IN_PYTHON):
             return 1
         return min(2, cores()) if self.has_threads else cores()
 
     def __call__(self, texts: list[list[str]]) -> dict[str, pa.Array]:
-        """The columns of some rows, of which `texts` has the one text or the two of a pair: input_ids;
-        token_type_ids (for pairs, where the tokenizer has them); full_length, the tokens that the text has
-        before it is cut; cut, whether the model does not see all of it; and, for windows, pieces: into how
-        many of one length input_ids is to be taken apart."""
+        """The columns of some rows, whose one text or two texts of a pair are in `texts`: input_ids;
+        token_type_ids (for pairs, if the tokenizer has them); full_length, the number of tokens before
+        truncation; cut, whether the text is truncated; and, for windows, pieces: the number of equally long
+        pieces into which input_ids is to be split."""
         cut = self.cut
         ids, types = self._token_ids(texts)
         full = np.fromiter(map(len, ids), np.int32, len(ids))

@@ -1,4 +1,4 @@
-"""Read one file of rows into an Arrow table; what is wrong with the file is a `UserError` that names the
+"""Reads one file of rows into an Arrow table; anything wrong with the file is a `UserError` that names the
 line."""
 
 import csv
@@ -29,8 +29,7 @@ ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a f
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file name stands for, with .gz taken off where that makes sense; None for any
-    other."""
+    """The format that a file name stands for, ignoring .gz where it is allowed; None for any other."""
     parts = path.name.lower().split(".")
     if len(parts) > 2 and parts[-1] == "gz" and parts[-2] in TEXT_FORMATS:
         return parts[-2]
@@ -38,10 +37,11 @@ def format_of(path: Path) -> str | None:
 
 
 def read_table(path: Path, errors: str = "strict") -> pa.Table:
-    """All rows of a csv, tsv, json, jsonl (each also .gz), parquet or arrow file, in their order.
+    """All rows of a csv, tsv, json, jsonl (each also .gz), parquet or arrow file, in order. Columns of csv
+    and tsv are strings.
 
-    Columns of csv and tsv are strings. Raises `UserError` for a file that is empty, broken or not UTF-8;
-    `errors="replace"` reads a text file that is not UTF-8 all the same, with a mark for what is no character.
+    Raises `UserError` for a file that is empty, broken or not UTF-8; `errors="replace"` reads a text file
+    that is not UTF-8 anyway, with replacement characters.
     """
     kind = format_of(path)
     try:
@@ -80,14 +80,14 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    """Whether a file is a Git LFS pointer to one that was not fetched."""
     with open(path, "rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def class_labels(path: Path) -> dict[str, list[str]]:
-    """The names of the classes of ClassLabel columns and of lists of them, which `datasets` keeps in the
-    parquet and arrow files that it writes; empty for any other file, and for one that is broken."""
+    """The class names of ClassLabel columns and of lists of them, which `datasets` stores in its parquet and
+    arrow files; empty for any other file, and for a broken one."""
     try:
         if format_of(path) == "parquet":
             import pyarrow.parquet
@@ -113,7 +113,8 @@ def class_labels(path: Path) -> dict[str, list[str]]:
 
 
 def read_text(path: Path) -> str | None:
-    """The whole of a .txt file (also .gz); None where it is not UTF-8."""
+    """The whole of a .txt file (also .gz); None if it is not UTF-8. [lines_not_utf8] The numbers, from 1, of
+    the lines of a text file that are not UTF-8, with the error in each."""
     try:
         with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as text:
             return text.read()

@@ -1,4 +1,4 @@
-"""Data of the Hub: a repository by its id, or a local copy of one, read by `datasets`."""
+"""Data from the Hub: a repository by its id, or a local copy of one, read by `datasets`."""
 
 import re
 from collections import defaultdict
@@ -29,10 +29,10 @@ def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
 
 def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     """The splits of a folder with a repository's files in it, such as data/train-00000-of-00002.parquet; None
-    where it holds none. Of csv and tsv files, a split is the list of them, not read yet.
+    if it holds none. For csv and tsv files, a split is the list of them, not read yet.
 
-    Its README.md may name configurations; without, each folder with training files is one. Raises `UserError`
-    for shards that are missing, and where it is not clear which configuration is meant."""
+    Its README.md may name configurations; otherwise, each folder with training files is one. Raises
+    `UserError` for missing shards, and if it is not clear which configuration is meant."""
     path = path.resolve()  # to `datasets`, "csv" is no folder
     files = sorted(
         p for p in path.rglob("*") if format_of(p) and not p.is_dir() and not is_hidden(p.relative_to(path))

@@ -1,4 +1,4 @@
-"""From the plan to micro-batches of tensors, in the order in which Accelerate's sharding deals them to
+"""From the plan to micro-batches of tensors, in the order in which Accelerate distributes them to
 processes."""
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slot:
-    """One micro-batch before its tensors are made. A slot without rows borrows `filler`, which counts
-    nothing."""
+    """One micro-batch before its tensors are made. A slot without rows uses `filler`, which has no weight."""
 
     rows: np.ndarray
     filler: int
@@ -40,9 +39,9 @@ class Slot:
 
 @dataclass(frozen=True)
 class Pieces:
-    """To which rows the windows of a micro-batch belong. counts (rows,) is on the host. ids (pieces,) int64:
-    numbers that no two pieces of a split share. rows (pieces,) int64: the place of each piece's row. shares
-    (pieces,) float32: what it counts in the mean of its row."""
+    """Which windows of a micro-batch belong to which rows. counts (rows,) is on the host. ids (pieces,)
+    int64: numbers that no two pieces of a split share. rows (pieces,) int64: the index of each piece's row.
+    shares (pieces,) float32: its weight in the mean of its row."""
 
     counts: np.ndarray
     ids: torch.Tensor
@@ -51,7 +50,7 @@ class Pieces:
 
     @staticmethod
     def of(rows: np.ndarray, counts: np.ndarray) -> Pieces:
-        """Of rows with so many pieces each."""
+        """For rows with the given numbers of pieces."""
         places = np.repeat(np.arange(len(rows)), counts)
         number = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
         tensors = (
@@ -62,28 +61,28 @@ class Pieces:
         return Pieces(counts, *map(torch.from_numpy, tensors))
 
     def where(self, rows: slice) -> slice:
-        """Where the pieces of some rows stand."""
+        """The positions of the pieces of some rows."""
         begin = int(self.counts[: rows.start].sum())
         return slice(begin, begin + int(self.counts[rows].sum()))
 
     def part(self, rows: slice) -> Pieces:
-        """Of some of the rows."""
+        """For some of the rows."""
         ids, places, shares = (tensor[self.where(rows)] for tensor in (self.ids, self.rows, self.shares))
         return Pieces(self.counts[rows], ids, places - rows.start, shares)
 
     def map(self, function: Any) -> Pieces:
-        """With each tensor as `function` gives it."""
+        """With `function` applied to each tensor."""
         return Pieces(self.counts, *map(function, (self.ids, self.rows, self.shares)))
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors of some rows, and what the host knows of their update.
+    """The tensors of some rows, and what the host knows about their update.
 
-    inputs: input_ids, attention_mask (where something is padded), token_type_ids (of pairs), each (pieces,
+    inputs: input_ids, attention_mask (if anything is padded), token_type_ids (for pairs), each (pieces,
     tokens) int64. A row is one piece, and `pieces` None, unless long texts are cut into windows. labels:
-    (rows,) int64 or float64, or (rows, labels) uint8, or (rows, 0) where there are none. row_ids (the numbers
-    of the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
+    (rows,) int64 or float64, or (rows, labels) uint8, or (rows, 0) if there are none. row_ids (the numbers of
+    the rows in the encoded split): (rows,) int64. weights: (rows,) float32, 0 for a filler row.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -95,12 +94,12 @@ class MicroBatch:
 
     @property
     def piece_ids(self) -> torch.Tensor:
-        """(pieces,) int64 numbers that no two pieces of a split share; those of the rows, where a row is one
+        """(pieces,) int64 numbers that no two pieces of a split share; those of the rows, if a row is one
         piece."""
         return self.row_ids if self.pieces is None else self.pieces.ids
 
     def of_rows(self, scores: torch.Tensor) -> torch.Tensor:
-        """The scores (pieces, targets) as one for each row (rows, targets): the mean of its pieces."""
+        """The scores (pieces, targets) combined per row (rows, targets): the mean over its pieces."""
         if self.pieces is None:
             return scores
         rows = scores.new_zeros(len(self.row_ids), scores.shape[1])
@@ -111,7 +110,7 @@ class MicroBatch:
         return self._map(lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> MicroBatch:
-        """The same in page-locked memory, from which copies to a device run in the background."""
+        """The same in pinned memory, from which copies to a device run in the background."""
         return self._map(torch.Tensor.pin_memory)
 
     def split(self, most_rows: int) -> list[MicroBatch]:
@@ -145,7 +144,7 @@ LABEL_TYPES = {"i": np.int64, "u": np.uint8, "f": np.float64}
 
 
 class RowDataset(Dataset):
-    """Makes the micro-batch of a `Slot`; it stands where a DataLoader expects a map-style data set."""
+    """Makes the micro-batch of a `Slot`; used where a DataLoader expects a map-style data set."""
 
     def __init__(self, rows: EncodedRows, tokenizer: Any, row_weights: np.ndarray | None = None) -> None:
         self.rows = rows
@@ -176,7 +175,7 @@ class RowDataset(Dataset):
 class PlanSampler:
     """A batch sampler that lists, for update after update, the micro-batches of all processes in turn.
 
-    Accelerate gives batch i to process i modulo the number of processes. `start` chooses where the next pass
+    Accelerate gives batch i to process i modulo the number of processes. `start` sets where the next pass
     begins, so that resuming at an update costs nothing. `total_updates` ends the last epoch early."""
 
     def __init__(
@@ -194,12 +193,12 @@ class PlanSampler:
         self.step = 0
 
     def start(self, step: int, total_updates: int) -> None:
-        """Let the next pass run from the update after `step` updates to the end of its epoch, or of the
+        """Have the next pass run from the update after `step` updates to the end of its epoch, or of the
         run."""
         self.step, self.total_updates = step, total_updates
 
     def seen(self, step: int) -> tuple[int, int]:
-        """Rows and real tokens of the first `step` updates of a run."""
+        """Rows and tokens (without padding) of the first `step` updates of a run."""
         epochs, updates = divmod(step, self.updates_per_epoch)
         lengths = self.dataset.rows.lengths.astype(np.int64)
         begun = self.plan(epochs).order[: updates * self.global_batch_size]
@@ -211,7 +210,7 @@ class PlanSampler:
         return plan(self.dataset.rows.lengths, self.global_batch_size, self.seed, epoch)
 
     def rows_of(self, step: int) -> str:
-        """The rows of the update that made `step` updates, as the user numbers them."""
+        """The rows of update number `step`, as the user numbers them."""
         epoch, update = divmod(step - 1, self.updates_per_epoch)
         rows = self.dataset.rows.row[self.plan(epoch).rows(update)]
         return f"training rows are {', '.join(map(str, sorted(rows.tolist())))} (counted from 0)"
@@ -233,10 +232,10 @@ class PlanSampler:
 
 
 class EvaluationSampler:
-    """A batch sampler over every row once; empty slots give every process as many batches.
+    """A batch sampler over every row once; empty slots give every process the same number of batches.
 
-    With `chunk_rows`, the batches of so many neighbouring rows come before those of the next: `chunks` are
-    their first rows, their ends, and the number of batches that a process has of each."""
+    With `chunk_rows`, the batches of that many consecutive rows come before those of the next: `chunks` holds
+    their first rows, their ends, and the number of batches that each process has of each."""
 
     def __init__(
         self, dataset: RowDataset, batch_size: int, num_processes: int, chunk_rows: int | None = None
@@ -269,7 +268,7 @@ class EvaluationSampler:
 
 def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: torch.device) -> DataLoader:
     """A DataLoader over a sampler of slots. For a GPU, which multiplies matrices in tiles, texts are padded
-    to a multiple of eight tokens, in page-locked memory."""
+    to a multiple of eight tokens, in pinned memory."""
     if device.type == "cuda":
         dataset.multiple = 8
     if num_workers:
@@ -290,7 +289,7 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
 def build_evaluation_loader(
     rows: EncodedRows, tokenizer: Any, options: Config, accelerator: Accelerator
 ) -> DataLoader:
-    """Every row of a split once, to be prepared by the accelerator."""
+    """A loader over every row of a split once, to be prepared by the accelerator."""
     dataset = RowDataset(rows, tokenizer)
     sampler = EvaluationSampler(dataset, options.per_device_eval_batch_size, accelerator.num_processes)
     return build_loader(dataset, sampler, options.dataloader_num_workers, accelerator.device)

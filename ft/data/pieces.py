@@ -1,4 +1,4 @@
-"""What of a long text the model sees: its beginning, its beginning and end, or overlapping windows of it."""
+"""What the model sees of a long text: its beginning, its beginning and end, or overlapping windows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ HEAD = 4  # head_tail keeps a fourth from the beginning
 
 @dataclass(frozen=True)
 class Cut:
-    """Texts of more than `max_length` tokens, the special ones counted, are cut as `long_text` says:
-    truncate, head_tail, or windows, of which a text has `max_windows` at most."""
+    """Texts of more than `max_length` tokens, including special tokens, are cut as `long_text` says:
+    truncate, head_tail, or windows, at most `max_windows` per text."""
 
     max_length: int
     long_text: str = "truncate"
@@ -21,10 +21,10 @@ class Cut:
     def pieces(self, ids: list[int], prefix: list[int], suffix: list[int]) -> list[list[int]]:
         """A text that is too long, in pieces of `max_length` tokens, each between the special tokens.
 
-        truncate gives one, the beginning. head_tail gives one: the first fourth and, from the end, the rest,
+        truncate gives one, the beginning. head_tail gives one: the first quarter and, from the end, the rest,
         as Sun, Qiu, Xu and Huang ("How to Fine-Tune BERT for Text Classification?", 2019) found best. windows
-        gives several that overlap by a fourth; the last one ends where the text does, unless `max_windows`
-        come before that."""
+        gives several that overlap by a quarter; the last one ends where the text does, unless `max_windows`
+        is reached before."""
         body = ids[len(prefix) : len(ids) - len(suffix)]
         room = self.max_length - len(prefix) - len(suffix)
         if self.long_text == "truncate":
@@ -39,7 +39,7 @@ class Cut:
         return [prefix + part + suffix for part in parts]
 
     def loses(self, full_length: int, specials: int) -> bool:
-        """Whether the model does not see all of a text of so many tokens."""
+        """Whether the model does not see the whole of a text with so many tokens."""
         if self.long_text != "windows":
             return full_length > self.max_length
         room = self.max_length - specials

@@ -27,16 +27,16 @@ class Plan:
 
 
 def plan(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> Plan:
-    """Deal the rows of an epoch into updates of rows of like length, so that almost nothing is padded.
+    """Group the rows of an epoch into updates of rows of similar length, so that there is almost no padding.
 
-    The rows are shuffled, cut into windows of up to 200 updates, sorted by length inside a window and sliced;
+    The rows are shuffled, cut into windows of up to 200 updates, sorted by length within a window and sliced;
     then the updates are shuffled. So neighbours differ in every epoch, ties are broken at random, and lengths
-    do not drift over the epoch. What does not fill an update is drawn first, at random, and forms a short
+    do not drift over the epoch. Rows that do not fill an update are drawn first, at random, and form a short
     update at the end.
 
-    `lengths` is (rows,) in tokens. Nothing about the launch is an argument. Costs about 0.1 s a
-    million rows, and 4 bytes a row (16 while it is made). Bucketing by length: "group_by_length" of
-    Transformers and fairseq's token buckets are alike."""
+    `lengths` is (rows,) in tokens. Nothing about the launch is an argument. Takes about 0.1 s per million
+    rows, and 4 bytes per row (16 while it is made). Similar to Transformers' "group_by_length" and fairseq's
+    token buckets."""
     count = len(lengths)
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(np.arange(count, dtype=np.int32 if count < 2**31 else np.int64))
@@ -55,14 +55,13 @@ def plan(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> 
 def shares(
     rows: np.ndarray, lengths: np.ndarray, num_processes: int, micro_batch_size: int
 ) -> list[list[np.ndarray]]:
-    """Cut the rows of one update into micro-batches: `[m][r]` is the m-th of process r. `lengths` (rows,) in
-    tokens is of those rows, which are sorted by it.
+    """Divide the rows of one update into micro-batches: `[m][r]` is the m-th of process r.
 
-    From the longest on, each row goes to the process that has the fewest tokens so far (Graham's rule, 1969),
-    so that no process waits long for another. Each share is cut into the same number of micro-batches of at
-    most `micro_batch_size` rows, as few as equal shares would need: where that bound is tight, a share can be
-    no larger than those, even if its rows are short. A micro-batch may be empty where there are fewer rows
-    than places."""
+    `lengths` (rows,) in tokens is of those rows, which are sorted by it. From the longest down, each row goes
+    to the process with the fewest tokens so far (Graham's rule, 1969), so that no process waits long for
+    another. Each share is cut into the same number of micro-batches of at most `micro_batch_size` rows, as
+    few as equal shares would need: if that bound is tight, no share can have more rows than equal shares
+    would, even if its rows are short. A micro-batch may be empty if there are fewer rows than slots."""
     count = max(1, -(-len(rows) // (num_processes * micro_batch_size)))
     if num_processes == 1:
         return [[part] for part in np.array_split(rows, count)]
@@ -84,8 +83,9 @@ def evaluation_batches(
     lengths: np.ndarray, batch_size: int, pieces: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """Every row once, sorted from long to short, in batches that are the same for any launch; so are the
-    scores. `pieces` (rows,): what each row counts of a batch, where that is not one. Measured (MiniLM, sst2,
-    two CPU cores): 2.0 and 2.2 times as many rows a second as in random order."""
+    scores. `pieces` (rows,): how much each row counts towards the batch size, if not one.
+
+    Measured (MiniLM, sst2, two CPU cores): 2.0 and 2.2 times as many rows per second as in random order."""
     order = np.argsort(-lengths, kind="stable")
     if pieces is None:
         return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

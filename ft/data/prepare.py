@@ -1,4 +1,5 @@
-"""From a config to encoded splits: find sources; encode what is usable, once per machine, and cache it."""
+"""From a config to encoded splits: find the sources; encode the usable rows, once per machine, and cache
+them."""
 
 import copy
 import hashlib
@@ -31,15 +32,14 @@ CACHE_VERSION = 15  # part of every key: raise it when encodings change; what la
 
 @dataclass
 class Data:
-    """The encoded splits ("train", "validation", "test"; those that there are), and what is known of them.
-    One that an evaluation asked for has no labels where no row of its source has one.
+    """The encoded splits ("train", "validation", "test"; those that exist), and what is known about them. One
+    requested by an evaluation has no labels if no row of its source has one.
 
-    `facts` has, for each split, rows, rows dropped by reason, and rows with a text that stands elsewhere,
-    too; `notes` are the lines to tell the user; `tokens` (tokens,) has the number of each token that is in
-    any row, in order; `fingerprint` stands for all that decided the encoding, `sources` for the bytes of each
-    source.
-    `slices` has, for each split that is scored, the columns by which results are sliced, of all rows of its
-    source, and their classes where they are numbers of some."""
+    `facts` has, for each split, rows, rows dropped by reason, and rows whose text occurs elsewhere, too;
+    `notes` are lines for the user; `tokens` (tokens,) holds the sorted ids of all tokens that occur in any
+    row; `fingerprint` identifies everything that decided the encoding, `sources` the bytes of each source.
+    `slices` has, for each scored split, the columns by which results are sliced, of all rows of its source,
+    and their class names if they are class numbers."""
 
     splits: dict[str, EncodedRows]
     columns: Columns
@@ -51,16 +51,17 @@ class Data:
     slices: dict[str, dict[str, tuple[pa.ChunkedArray, list[str]]]] = field(default_factory=dict)
 
     def was_set_aside(self, split: str) -> bool:
-        """Whether the rows of a split were training rows, and have no source of their own."""
+        """Whether the rows of a split were set aside from the training rows, and have no source of their
+        own."""
         return "dropped" not in self.facts[split]
 
     def rows_of_update(self, global_batch_size: int | None) -> int:
-        """How many rows an update has: all training rows, where these are fewer than were asked for."""
+        """The number of rows in an update: all training rows, if these are fewer than requested."""
         rows = len(self.splits["train"])
         return min(global_batch_size or rows, rows)
 
     def draw(self, options: DataOptions) -> dict[str, Any]:
-        """What decides which training rows are set aside: these, for which splits, and how many; the labels,
+        """What decides which training rows are set aside: the rows, the splits and their sizes; the labels,
         by which they are stratified; and the bad rows among them."""
         # A test split without labels has a source, but no facts; rows may be set aside in its place.
         shares = {
@@ -89,11 +90,12 @@ def prepare_data(
 ) -> Data:
     """Read, audit and encode the data that the options name, or map what an earlier run has encoded.
 
-    `only` limits the work to one of train, validation and test; where that is not train, the task must know
-    its targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need no
-    labels. `sources` are what the options name, where they were found already. One process of a machine does
-    the work while the others wait for its lock, not in a collective that could time out. Raises `UserError`
-    for whatever is wrong with the data."""
+    `only` limits the work to one of train, validation and test; if that is not train, the task must know its
+    targets already. `scoring` is for the one split of an evaluation: its rows may have ids, and need no
+    labels. `sources` are what the options name, if they were found already.
+
+    One process per machine does the work while the others wait for its lock, not in a collective that could
+    time out. Raises `UserError` for anything wrong with the data."""
     sources = sources or find_sources(options)
     if only is None and "train" not in sources:
         raise UserError(
@@ -170,7 +172,7 @@ def _open(folder: Path, task: Task) -> Data | None:
 
 
 def cache_root() -> Path:
-    """Where encodings are kept: beside the caches of the other Hugging Face libraries (HF_HOME)."""
+    """Where encodings are cached: beside the caches of the other Hugging Face libraries (HF_HOME)."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
     )

@@ -1,5 +1,5 @@
-"""The values of the columns by which results are sliced: read when a run begins, with the data that it learns
-from, as the files may be others when it ends."""
+"""The values of the columns by which results are sliced: read at the start of a run, together with the
+training data, because the files may have changed when it ends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ft.errors import UserError
 
 
 def read_slice_columns(options: Config, data: Data) -> None:
-    """Note in `data` the columns of `slice_columns` of each split that is scored. Raises `UserError` where
-    one is not there."""
+    """Store in `data` the columns of `slice_columns` for each scored split. Raises `UserError` if one is
+    missing."""
     if not options.slice_names:
         return
     sources = find_sources(options)
@@ -37,8 +37,8 @@ def read_slice_columns(options: Config, data: Data) -> None:
 
 
 def slice_values(data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any]]:
-    """For each column of `slice_columns` its values in some rows (rows,) of a split, which are named by their
-    numbers in the source."""
+    """For each column of `slice_columns`, its values in some rows (rows,) of a split, given by their numbers
+    in the source."""
     found = {}
     for name, (column, classes) in data.slices.get(split, {}).items():
         values = column.take(rows).to_pylist()

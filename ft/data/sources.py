@@ -1,4 +1,5 @@
-"""Find the training, validation and test data that a config names: Hub ids, files, folders and pkg: paths."""
+"""Finds the training, validation and test data that a config names: Hub ids, files, folders and pkg:
+paths."""
 
 import contextlib
 import hashlib
@@ -26,7 +27,7 @@ SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", 
 
 @dataclass
 class Source:
-    """One split before it is read: where it lies, what its bytes are, and how to read it."""
+    """One split before it is read: where it is, what its bytes are, and how to read it."""
 
     name: str
     files: list[Path]
@@ -37,8 +38,8 @@ class Source:
     identity: str = ""  # stands for the bytes where there are no files
 
     def fingerprint(self) -> str:
-        """SHA-256 over the bytes of the files, in hexadecimal, and over what else decides how they are read;
-        not over where they lie."""
+        """SHA-256, in hexadecimal, over the bytes of the files and everything else that decides how they are
+        read, but not over their location."""
         total = hashlib.sha256(json.dumps([self.identity, self.class_names]).encode())
         for path in self.files:
             try:
@@ -52,7 +53,7 @@ class Source:
 
 def find_sources(options: DataOptions) -> dict[str, Source]:
     """The splits that the options name, keyed train, validation and test; those that do not exist are left
-    out. Of an evaluation of a test file, that alone: the others may not be on this machine."""
+    out. For an evaluation of a test file, only that: the others may not be on this machine."""
     try:
         return _find_sources(options)
     except OSError as error:  # of a folder that this user may not enter
@@ -75,7 +76,7 @@ def fingerprints(sources: dict[str, Source]) -> dict[str, str]:
 
 
 def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
-    """The split to score where none is named: test where there is one, else validation, else train."""
+    """The split to score if none is named: test if there is one, else validation, else train."""
     for split in ("test", "validation"):
         if split in sources or ("train" in sources and getattr(options, f"{split}_split_percentage")):
             return split
@@ -83,7 +84,7 @@ def choose_split(options: DataOptions, sources: dict[str, Source]) -> str:
 
 
 def local_path(name: str) -> Path:
-    """The path that a name stands for; pkg:PACKAGE/inside lies in an installed package, which is not
+    """The path that a name stands for; pkg:PACKAGE/inside is in an installed package, which is not
     imported."""
     if "\0" in name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):
         raise UserError(

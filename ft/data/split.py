@@ -1,4 +1,4 @@
-"""Draw rows: a stratified split, and a sample. Both depend on the rows alone, so that runs with different
+"""Draws rows: a stratified split, and a sample. Both depend only on the rows, so that runs with different
 seeds are compared on the same rows."""
 
 import numpy as np
@@ -18,11 +18,11 @@ def sample(count: int, most: int | None) -> np.ndarray:
 
 
 def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, np.ndarray]:
-    """Row numbers of each named part, and under "train" of the rest, every class cut in the same proportions.
+    """Row numbers of each named part, and under "train" of the rest, with every class split in the same
+    proportions. `strata` is (rows,) of class numbers, or what a task gives instead.
 
-    `strata` is (rows,) of class numbers, or what a task gives in their place. The parts of a class are
-    rounded so that the sizes of the parts add up, but for classes with one row, which stay in training. Row
-    numbers are in rising order."""
+    The parts of a class are rounded so that the sizes of the parts add up, except for classes with one row,
+    which stay in training. Row numbers are in ascending order."""
     generator = np.random.default_rng(DRAW_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
     owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class

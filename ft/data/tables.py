@@ -1,4 +1,4 @@
-"""Gather rows into an Arrow table, a chunk at a time; a column of several types is kept as JSON."""
+"""Collects rows into an Arrow table, a chunk at a time; a column of several types is kept as JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ MIXED = {b"values": b"mixed"}  # metadata of a column
 
 
 def gather(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()) -> pa.Table:
-    """Gather rows in chunks, so that a large file is never held as Python objects. `names` are the columns
-    that every row has; without them they are those that occur.
+    """Collect rows in chunks, so that a large file is never held as Python objects. `names` are the columns
+    that every row has; without them, they are those that occur.
 
-    A column whose values have several types (a number here, a string there) is kept as JSON texts, with
-    `MIXED` in its metadata: it matters only where the column is used, and the audit then names the odd row.
+    A column whose values have several types (a number here, a string there) is kept as JSON strings, with
+    `MIXED` in its metadata: it matters only if the column is used, and the audit then names the odd row.
     """
     sizes: list[int] = []
     chunks: list[dict[str, Any]] = []  # a list in the place of an array where pyarrow found several types
@@ -67,7 +67,7 @@ def gather(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
 
 
 def is_mixed(field: pa.Field) -> bool:
-    """Whether a column holds values of several types, as JSON texts."""
+    """Whether a column holds values of several types, as JSON strings."""
     return bool(field.metadata) and MIXED.items() <= field.metadata.items()
 
 

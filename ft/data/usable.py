@@ -1,4 +1,4 @@
-"""From sources to the usable rows of every split: columns, bad rows, splits set aside, copies, samples."""
+"""From sources to the usable rows of every split: columns, bad rows, held-out splits, duplicates, samples."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def usable_splits(
     options: DataOptions, task: Task, sources: dict[str, Source], only: str | None, scoring: Scoring | None
 ) -> tuple[dict[str, pa.Table], Columns, dict[str, Any], list[str]]:
     """The usable rows of every split, with the columns row, label (as numbers), the texts and the id; which
-    columns those are; what is known of each split; and the notes for the user. A task that does not know its
+    columns those are; facts about each split; and the notes for the user. A task that does not know its
     targets yet learns them here."""
     read: dict[str, pa.Table] = {}
     if scoring and only in sources:
@@ -222,8 +222,8 @@ def usable_rows(
     notes: list[str],
     blank_is_a_target: bool,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Numbers of the rows that can be used, and how many cannot for which reason. Raises `UserError` for bad
-    rows, unless they are to be dropped."""
+    """Numbers of the usable rows, and how many are unusable, by reason. Raises `UserError` for bad rows,
+    unless they are to be dropped."""
     bad = find_bad_rows(raw, columns, blank_is_a_target)
     rows = np.unique(np.concatenate([*bad.values(), np.zeros(0, np.int64)])).astype(np.int64)
     if len(rows) and options.on_bad_rows == "error":

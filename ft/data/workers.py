@@ -1,5 +1,5 @@
-"""Processes beside the run that encode its texts: the heap that suits a run makes a tokenizer slower (0.84 of
-the library's own speed in the run, 1.04 beside it)."""
+"""Separate processes that encode the texts: the heap that suits a run makes a tokenizer slower (0.84 of the
+library's own speed within the run, 1.04 in separate processes)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ PROGRAM = (
 def encode_apart(
     texts: Iterable[list[list[str]]], encoder: Encoder, count: int
 ) -> Iterator[dict[str, pa.Array]]:
-    """What `encoder` makes of one batch after another, by so many processes, with few batches in memory.
+    """What `encoder` makes of one batch after another, in `count` processes, with few batches in memory.
 
-    Raises `UserError` where a process cannot be started, or is killed, `RuntimeError` where its code fails;
-    then it has printed why."""
+    Raises `UserError` if a process cannot be started, or is killed; `RuntimeError` if its code fails, after
+    it has printed why."""
     environment = plain_environment()
     environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // count)))  # of a tokenizer in Rust
     processes: list[subprocess.Popen] = []
@@ -107,7 +107,7 @@ def _unusable(what: str) -> UserError:
 
 
 def work() -> None:
-    """Encode the batches that come in, until the run has ended."""
+    """Encode incoming batches until the run has ended."""
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # what a tokenizer prints is no answer
         try:
