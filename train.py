@@ -1,7 +1,7 @@
 """Fine-tune a pretrained Transformers model: `accelerate launch train.py [CONFIG.yaml] [--flag value ...]`.
 
-Without arguments it runs the quickstart. Read downward, this file is what a run does; defaults < YAML <
-command line."""
+Without arguments it runs the quickstart. Read from top to bottom, this file is what a run does. Precedence
+of options: defaults < YAML < command line."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ QUICKSTART = Path(__file__).parent / "ft" / "recipes" / "quickstart.yaml"
 
 
 def train(config: Config, run_class: Callable | None = None) -> int:
-    """One training run; returns its exit code. `run_class` stands in the place of `Run`."""
+    """One training run; returns its exit code. `run_class` replaces `Run`."""
     if config.verify:
         from ft.verify import verify
 
@@ -30,7 +30,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
 
         return train_seeds(config, train)
 
-    # Imported here, after the command line was read, so that --help and a typing error answer at once.
+    # Imported here, after the command line was parsed, so that --help and typos are answered at once.
     from ft.attempts import Attempts
     from ft.data.loader import PlanSampler, RowDataset, build_loader, updates
     from ft.data.prepare import prepare_data
@@ -89,20 +89,20 @@ def train(config: Config, run_class: Callable | None = None) -> int:
             for attempt in attempts.at(micro_batches):
                 with attempt:
                     reseed(config.seed, progress.step, accelerator.process_index)
-                    loss, losses = None, []  # the graph of an attempt that ran out of memory goes
+                    loss, losses = None, []  # frees the graph of an attempt that ran out of memory
                     for micro_batch in attempt:
                         row_keys.set(progress.step, micro_batch.piece_ids)
-                        # Once an update; shards every time, or each process would hold whole gradients.
+                        # Once per update; shards every time, or each process would hold whole gradients.
                         exchanged = micro_batch.slot.is_last or accelerator.is_fsdp2
                         with nullcontext() if exchanged else accelerator.no_sync(model):
                             loss = task.loss(model, micro_batch)  # a sum over rows
                             spread_nonfinite(loss)
-                            # The mean over the update's rows; DDP divides by processes: undone here.
+                            # The mean over the update's rows, undoing DDP's mean over the processes.
                             accelerator.backward(
                                 loss * (accelerator.num_processes / micro_batch.slot.update_weight)
                             )
                         losses.append(loss.detach())
-                    exchange_gradients()  # those that DDP leaves alone, on CPUs
+                    exchange_gradients()  # those that DDP does not handle, on CPUs
                     accelerator.unscale_gradients()  # of fp16
                     grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()
