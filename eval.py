@@ -1,8 +1,8 @@
 """Score an exported model: `accelerate launch eval.py --model_name_or_path DIR [CONFIG.yaml] [--flag value
-...]`, or hold two runs against each other: `eval.py --compare RUN_A RUN_B`.
+...]`, or compare two runs: `eval.py --compare RUN_A RUN_B`.
 
-Uses the evaluation of train.py on the same options, so the numbers are those that training gave. Writes
-results.json, report.html and the predictions to output_dir; where no row has a label, predictions alone."""
+Uses train.py's evaluation with the same options, so it reproduces the numbers from training. Writes
+results.json, report.html and the predictions to output_dir; if no row has a label, only predictions."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ft.runtime import run_script
 
 
 def score(config: EvalConfig, sources: dict | None = None) -> int:
-    """One evaluation, of other `sources` than those that the config names, if given; returns its exit
+    """One evaluation, of `sources` if given instead of those that the config names; returns its exit
     code."""
     if config.compare is not None:
         from ft.compare import compare
@@ -55,7 +55,7 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
     from ft.tracking import to_json
     from ft.unseen import check_unseen, fitted_on
 
-    mark = config.mark()  # before anything is settled in it
+    mark = config.mark()  # before the config is completed
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
     hosts.from_main(lambda: check_place(Path(config.output_dir)))
