@@ -31,14 +31,26 @@ settings.register_profile(
 )
 settings.load_profile("steady")
 
+# What the environment of a user, a cluster or another launch may hold, and runs would heed: a precision, a
+# project of W&B, a cache (where models of a stand-in of the Hub would stay, under real names), a proxy that
+# does not reach this machine. HF_HOME has another value in every session, which a fork of it keeps.
+PREFIXES = (
+    "ACCELERATE_", "FSDP_", "HF_", "HUGGINGFACE_", "TORCHELASTIC_", "TRACKIO_", "TRANSFORMERS_", "WANDB_",
+)  # fmt: skip
+NAMES = (
+    "WORLD_SIZE LOCAL_WORLD_SIZE RANK LOCAL_RANK MASTER_ADDR MASTER_PORT GLOO_SOCKET_IFNAME NETRC HTTP_PROXY "
+    "HTTPS_PROXY ALL_PROXY NO_PROXY"
+).split()
+for name in set(os.environ) - {"HF_HOME"}:
+    if name.startswith(PREFIXES) or name.upper() in NAMES:
+        del os.environ[name]
+
 # Before any Hugging Face library is imported: no network, and a cache of this session's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Before torch is: one thread, here and in every launch. What ran in this process is compared bit for bit with
 # what a launcher ran, and another number of threads sums in another order.
 os.environ["OMP_NUM_THREADS"] = "1"
-for name in ("WANDB_API_KEY", "WANDB_MODE", "WORLD_SIZE", "LOCAL_RANK", "RANK"):
-    os.environ.pop(name, None)
 
 WORDS = {
     "bad": ["awful", "poor", "broken", "dull", "sad", "worst"],
