@@ -123,9 +123,10 @@ def results_of(output_dir):
 
 @pytest.fixture
 def wandb_here(monkeypatch, tmp_path):
-    """W&B reads the environment once a process; forget it before and after. A run that its service left
-    unfinished still listens to what is printed: each line would be an error that W&B logs, whose traceback
-    pytest keeps, and with it whatever run has printed it."""
+    """No key in the home of whoever runs the tests: a run would go to that account. W&B reads the environment
+    once a process; forget it before and after. A run that its service left unfinished still listens to what
+    is printed: each line would be an error that W&B logs, whose traceback pytest keeps, and with it whatever
+    run has printed it."""
     import wandb
     from wandb.sdk.lib import console_capture
 
@@ -230,7 +231,7 @@ def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp
     assert run.exit_code == 0
 
 
-def test_two_processes_make_one_run(base_flags, tmp_path):
+def test_two_processes_make_one_run(base_flags, tmp_path, wandb_here):
     words = {**base_flags, "num_train_epochs": 1, "report_to": "wandb"}
     done = launch(FORKS, flags(**words))
     assert done.returncode == 0, done.stderr
@@ -447,7 +448,7 @@ def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, t
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 15))
 
 
-def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_path):
+def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_path, wandb_here):
     """Several processes leave by os._exit (ft/runtime.py), which runs none of W&B's own endings."""
     words = {**base_flags, "learning_rate": 1e30, "report_to": "wandb"}
     done = launch(FORKS, flags(**words))
