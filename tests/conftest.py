@@ -329,6 +329,15 @@ def heeds_hangups() -> Iterator[None]:
 
 
 @pytest.fixture
+def fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib has its list of fonts where it can be read. It says on stderr that it makes one, where that
+    takes more than five seconds, and that it may not write where the user's home is."""
+    import matplotlib.font_manager
+
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+
+
+@pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
     """`start` for a test, however that ends: what still runs then is killed."""
     processes: list[subprocess.Popen[str] | Fork] = []

@@ -194,6 +194,7 @@ def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkey
         train_here(**base_flags, num_seeds=2, report_to="wandb")
 
 
+@pytest.mark.usefixtures("fonts")
 def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp_path, serve):
     """Nothing is asked, nothing is contacted, nothing lies elsewhere; one line says how to upload."""
     proxy, home = serve(200), tmp_path / "home"

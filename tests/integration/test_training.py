@@ -566,6 +566,7 @@ def test_a_compiled_model_is_made_for_the_longest_text_of_the_data_and_not_of_th
     assert asked == [max(map(len, tokenizer(texts)["input_ids"])), None]
 
 
+@pytest.mark.usefixtures("fonts")
 def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):
     done = launch(ONE, flags(**base_flags))
     assert done.returncode == 0
