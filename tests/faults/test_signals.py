@@ -351,7 +351,8 @@ def test_an_orphan_from_the_start_ends(run_words, tmp_path):
         "TORCHELASTIC_RUN_ID": "none",
     }  # fmt: skip
     command = shlex.join([sys.executable, str(ROOT / "train.py"), *run_words])
-    shell = ["sh", "-c", f"(sleep 1; exec {command}) >{tmp_path}/said 2>&1 & echo $!"]
+    said = shlex.quote(str(tmp_path / "said"))
+    shell = ["sh", "-c", f"(sleep 1; exec {command}) >{said} 2>&1 & echo $!"]
     done = subprocess.run(shell, capture_output=True, text=True, env={**os.environ, **environment})
     process = psutil.Process(int(done.stdout))
     end = time.monotonic() + 60

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -50,9 +51,9 @@ def environment_of(output_dir):
 
 
 def says_that_it_is_launched_by(output_dir, launcher):
-    """Whether a run knows the command by which it is launched again."""
-    script = f"{ROOT / 'train.py'} --model_name_or_path"
-    return environment_of(output_dir)["command"].startswith(f"{launcher} {script}")
+    """Whether a run knows the command by which it is launched again: these words, and then the script."""
+    begin = shlex.join([*launcher, str(ROOT / "train.py"), "--model_name_or_path"])
+    return environment_of(output_dir)["command"].startswith(begin)
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_two_jobs_on_one_machine_do_not_get_into_each_others_way(short, tmp_path
     assert [world_size(folder) for folder in folders] == [2, 2]
     losses = [series(folder, "train/loss") for folder in folders]
     assert losses[0] == losses[1] and len(losses[0]) == 2
-    launcher = f"accelerate launch {' '.join(config_file('multi_cpu'))}"
+    launcher = ["accelerate", "launch", *config_file("multi_cpu")]
     assert all(says_that_it_is_launched_by(folder, launcher) for folder in folders)
 
 
@@ -179,7 +180,7 @@ def test_torchrun_starts_two_which_say_so(short):
     done = launch([*TORCHRUN, "2"], flags(**short))
     assert done.returncode == 0, done.stderr
     assert world_size(short["output_dir"]) == 2
-    launcher = "torchrun --standalone --nproc_per_node 2"
+    launcher = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     assert says_that_it_is_launched_by(short["output_dir"], launcher)
 
 
@@ -275,4 +276,4 @@ def test_a_script_that_starts_a_run_is_no_launcher_whatever_its_name(short, tmp_
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     assert world_size(short["output_dir"]) == 1
-    assert says_that_it_is_launched_by(short["output_dir"], Path(sys.executable).name)
+    assert says_that_it_is_launched_by(short["output_dir"], [Path(sys.executable).name])

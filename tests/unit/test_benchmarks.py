@@ -451,8 +451,9 @@ def test_the_trainer_groups_as_in_an_epoch_of_all_rows():
 def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     tiny_model, reviews, tmp_path, monkeypatch
 ):
-    words = f"throughput --data {reviews} --model {tiny_model} --max_length 64 --updates 6 --rounds 1 --arms"
-    options = parse([*words.split(), "ours", "trainer", "plain", "tutorial", "--name", "table"])
+    folders = ["--data", str(reviews), "--model", str(tiny_model)]
+    words = "--max_length 64 --updates 6 --rounds 1 --name table --arms ours trainer plain tutorial"
+    options = parse(["throughput", *folders, *words.split()])
     found = dict(throughput.one_round(options, 0))
     sums = [
         [sum(step[key] for step in one["steps"]) for key in ("rows", "tokens", "squares")]
@@ -543,8 +544,9 @@ def test_exactness_finds_no_difference_between_launches_of_train_py(
     monkeypatch.setattr(exactness, "launch", forked)
     monkeypatch.setattr(exactness, "gemm_peak", lambda: 100.0)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    words = f"exactness --data {reviews} --model {tiny_model} --updates 6 --max_length 64 --dropout with"
-    exactness.run(parse([*words.split(), "--name", "table"]))
+    folders = ["--data", str(reviews), "--model", str(tiny_model)]
+    words = "--updates 6 --max_length 64 --dropout with --name table"
+    exactness.run(parse(["exactness", *folders, *words.split()]))
     measured = json.loads((tmp_path / "table.json").read_text())["measured"]
     assert [len(measured[f"ours, True, {name}"]["steps"]) for name in (one, micro)] == [6, 6]
     found = measured[f"ours, True, {micro}"]
