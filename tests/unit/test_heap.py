@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from ft.heap import SETTINGS, TUNABLES
 
@@ -54,7 +55,7 @@ def say(tmp_path, text, *words, **environment):
     plain = {name: value for name, value in os.environ.items() if name != TUNABLES}
     with subprocess.Popen(
         [sys.executable, "-B", "-X", "dev", "-Wignore::ImportWarning", tmp_path / "script.py", *words],
-        env={**plain, "PYTHONPATH": os.getcwd(), **environment},
+        env={**plain, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -86,7 +87,7 @@ def test_a_launch_for_the_cpu_beside_a_gpu_has_the_heap(tmp_path, told):
     plain = {name: value for name, value in os.environ.items() if name not in known}
     done = subprocess.run(
         [sys.executable, "script.py"],
-        env={**plain, "PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": told},
+        env={**plain, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": told},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -119,7 +120,7 @@ def test_a_program_that_is_no_script_just_started_is_left_alone(tmp_path, words,
     environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
     done = subprocess.run(
         [sys.executable, *words],
-        env={**environment, "PYTHONPATH": os.getcwd()},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -342,9 +342,7 @@ def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_pat
     """Nor do they run its script, which has no guard."""
     (tmp_path / "slowly.py").write_text(SLOWLY)
     words = [sys.executable, tmp_path / "slowly.py", tiny_model, tmp_path / "rows.arrow"]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}
-    ) as run:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as run:
         assert run.stdout.readline() == b"a batch\n"
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) == 2

@@ -85,7 +85,7 @@ def test_the_hugging_face_libraries_count_nothing_and_are_offline_together(offli
     known = ("HF_UPDATE_DOWNLOAD_COUNTS", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
     words = {name: value for name, value in os.environ.items() if name not in known}
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**words, "HF_HUB_OFFLINE": offline}, text=True,
+        [sys.executable, "-c", script], env={**words, "HF_HUB_OFFLINE": offline}, text=True, cwd=ROOT,
         capture_output=True, check=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.split() == ["False", "False", str(offline == "1")]
