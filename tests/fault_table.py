@@ -25,6 +25,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "case(done, happened): a row of the table of faults")
     config.fault_rows = {}
+    if config.getoption("--table") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--table: add -n 0; of several processes, none knows all rows")
 
 
 def pytest_collection_modifyitems(items):
