@@ -642,23 +642,6 @@ def test_a_service_of_wandb_that_answers_no_more_holds_up_nothing(
     assert len(metrics_of(tmp_path / "run")) == 14 + 2
 
 
-def test_charts_have_a_time_of_their_own(base_flags, tmp_path, wandb_here, monkeypatch, capsys):
-    import ft.finish
-    from ft import tracking
-
-    charts = ft.finish.charts
-
-    def slow(*args):
-        time.sleep(3)
-        return charts(*args)
-
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 2.0)
-    monkeypatch.setattr(ft.finish, "charts", slow)
-    assert train_here(**base_flags, report_to="wandb") == 0
-    assert "warning: wandb" not in capsys.readouterr().err
-
-
 @pytest.mark.case(
     "a tracker that does not start",
     "a warning; the others have all numbers",

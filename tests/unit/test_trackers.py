@@ -4,6 +4,7 @@ import json
 import math
 import re
 import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,7 +179,7 @@ def test_the_wandb_id_is_made_once_and_resumes_are_counted(tmp_path):
 class WandbRun:
     """What a tracker asks of W&B's run."""
 
-    name, config = "wandb", {"resumes": 1}
+    name, config, offline = "wandb", {"resumes": 1}, True
 
     def __init__(self):
         self.tracker, self.summary, self.rows, self.defined, self.alerts = self, {}, [], {}, []
@@ -196,8 +197,15 @@ class WandbRun:
         pass
 
 
-def test_the_best_values_are_those_of_the_whole_run_before_a_resume_too(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb_alone(monkeypatch):
+    """W&B as far as the end of a run needs it."""
     monkeypatch.setitem(tracking.sys.modules, "wandb", SimpleNamespace(teardown=lambda: None))
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "300")
+
+
+@pytest.mark.usefixtures("wandb_alone")
+def test_the_best_values_are_those_of_the_whole_run_before_a_resume_too(tmp_path, capsys):
     before = [
         {"step": 1, "epoch": 0.5, "eval/rows": 9, "eval/accuracy": 0.9, "eval/loss": 0.2, "eval/auroc": None},
         {"step": 1, "epoch": 0.5, "train/loss": 9.0},
@@ -220,6 +228,22 @@ def test_the_best_values_are_those_of_the_whole_run_before_a_resume_too(tmp_path
         "eval/auroc": ("step", "max,last"),
     }  # fmt: skip
     assert run.rows[-1] == {"step": 2, "resumes": 1, "best/accuracy": 0.9}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("wandb_alone")
+def test_charts_have_a_time_of_their_own(tmp_path, monkeypatch, capsys):
+    """Making them is no answer that a tracker owes."""
+    tracker, run = open_tracker(tmp_path), WandbRun()
+    tracker.accelerator.trackers.append(run)
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 0.5)
+
+    def slow():
+        time.sleep(1)
+        return {}
+
+    tracker.finish({"train/total_steps": 2}, slow)
+    assert capsys.readouterr().err == "" and run.rows == [{"step": 2, "resumes": 1}]
 
 
 def test_an_alert_goes_to_wandb_alone_and_one_that_fails_costs_a_warning(tmp_path, capsys):
