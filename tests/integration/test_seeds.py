@@ -342,8 +342,7 @@ def test_verify_tries_one_seed(three, tmp_path):
 
 def test_seeds_of_other_data_are_not_one_experiment(three, reviews, tmp_path):
     data = shutil.copytree(reviews, tmp_path / "data")
-    three |= {"dataset_name": data, "max_train_steps": 2, "num_seeds": 1}
-    three |= {"num_seeds": 2, "output_dir": tmp_path / "run"}
+    three |= {"dataset_name": data, "max_train_steps": 2, "num_seeds": 2}
     assert train_here(**three) == EXIT_DONE
     path = data / "train.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))

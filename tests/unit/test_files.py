@@ -285,7 +285,7 @@ def test_a_file_without_rows(tmp_path, name, content):
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @pytest.mark.parametrize("gz", ["", ".gz"])
 def test_bytes_that_are_not_utf8_are_named_with_line_and_byte(tmp_path, kind, gz):
-    content = text_of(kind).encode() * 1  # five lines of csv, three of jsonl
+    content = text_of(kind).encode()  # five lines of csv, three of jsonl
     bad = '{"text": "é"}\n' if kind == "jsonl" else "é,x\n"
     line, byte = content.count(b"\n") + 1, bad.index("é") + 1
     message = refused(write(tmp_path / f"a.{kind}{gz}", content + bad.encode("latin-1")))

@@ -744,10 +744,7 @@ def test_samples_of_the_splits(tokenizer, reviews):
 def test_validation_rows_are_set_aside_in_proportion_and_never_from_the_test_split(tokenizer, tmp_path):
     rows = [{"text": f"a {i}", "label": "rare" if i % 10 == 0 else "common"} for i in range(200)]
     write_csv(tmp_path / "d" / "train.csv", rows)
-    write_csv(
-        tmp_path / "d" / "test.csv",
-        make_rows(30) and [{"text": f"b {i}", "label": "rare"} for i in range(30)],
-    )
+    write_csv(tmp_path / "d" / "test.csv", [{"text": f"b {i}", "label": "rare"} for i in range(30)])
     made = Prepared(tokenizer, dataset_name=tmp_path / "d")
     assert {name: len(split) for name, split in made.splits.items()} == {
         "train": 180,
