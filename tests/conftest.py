@@ -224,7 +224,7 @@ def train_here(*, drawn: bool = False, resampled: bool = False, **values: Any) -
     from ft.errors import EXIT_STOPPED, Stopped
     from ft.signals import LAUNCHER_DIED, STOP_SIGNALS
 
-    _forget_accelerator()
+    forget_accelerator()
     handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, LAUNCHER_DIED)}
     try:
         with spared(drawn, resampled):
@@ -242,12 +242,13 @@ def score_here(**values: Any) -> int:
     from ft.cli import parse
     from ft.config import EvalConfig
 
-    _forget_accelerator()
+    forget_accelerator()
     with spared():
         return script.score(parse(EvalConfig, flags(**values)))
 
 
-def _forget_accelerator() -> None:
+def forget_accelerator() -> None:
+    """Let the next run of this process make an Accelerator of its own."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)

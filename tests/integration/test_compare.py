@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import FORK, FORKS, flags, launch, score_here, train_here
+from conftest import FORK, FORKS, flags, forget_accelerator, launch, score_here, train_here
 
 import eval as evaluation
 from ft.cli import parse
@@ -50,10 +50,7 @@ def numbers(predictions):
 
 
 def compare(one, other, output, **more):
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     words = ["--compare", str(one), str(other), *flags(output_dir=output, **more)]
     assert evaluation.score(parse(EvalConfig, words)) == EXIT_DONE
     return json.loads((output / "comparison.json").read_text())

@@ -180,20 +180,9 @@ def test_best_is_merged_and_its_adapter_gives_the_same_with_peft(config, whole):
 def test_eval_py_scores_a_merged_model_as_training_did_and_needs_no_peft(
     config, whole, tmp_path, monkeypatch
 ):
-    from accelerate.state import AcceleratorState, GradientState
-
-    import eval as scoring
-    from ft.cli import parse
-    from ft.config import EvalConfig
-
     monkeypatch.setitem(sys.modules, "peft", None)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    words = [
-        str(whole / "config.yaml"),
-        *flags(model_name_or_path=whole / "best", output_dir=tmp_path / "scored"),
-    ]
-    assert scoring.score(parse(EvalConfig, words)) == 0
+    words = {"config": whole / "config.yaml", "model_name_or_path": whole / "best"}
+    assert score_here(**words, output_dir=tmp_path / "scored") == 0
     trained, scored = (json.loads((f / "results.json").read_text()) for f in (whole, tmp_path / "scored"))
     assert scored["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-5)
     assert scored["test/accuracy"] == trained["test/accuracy"]

@@ -7,11 +7,8 @@ import random
 import shutil
 
 import pytest
-from conftest import flags, train_here, write_csv
+from conftest import score_here, train_here, write_csv
 
-import eval as evaluation
-from ft.cli import parse
-from ft.config import EvalConfig
 from ft.errors import EXIT_DONE
 
 
@@ -69,12 +66,8 @@ def test_it_goes_along_with_the_model(whole, tmp_path):
     assert results["best/step"] != results["train/total_steps"]
     assert temperature_of(run / "final") != temperature_of(run / "best")
     assert "eval/temperature" not in results and "eval/ece_scaled" not in results  # they chose it
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    words = [str(run / "config.yaml"), *flags(model_name_or_path=run / "best", output_dir=run)]
-    assert evaluation.score(parse(EvalConfig, words)) == EXIT_DONE
+    words = {"config": run / "config.yaml", "model_name_or_path": run / "best", "output_dir": run}
+    assert score_here(**words) == EXIT_DONE
     again = results_of(run / "evaluation-test")
     for key in ("temperature", "ece_scaled", "log_loss_scaled", "brier_scaled"):
         assert again[f"test/{key}"] == results[f"test/{key}"]

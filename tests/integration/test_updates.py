@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FORK, FORKS, _forget_accelerator, flags, launch, train_here
+from conftest import FORK, FORKS, flags, forget_accelerator, launch, train_here
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -224,7 +224,7 @@ def on_another_device(monkeypatch):
             train_here(**words)
 
     yield run
-    _forget_accelerator()  # whose device this is
+    forget_accelerator()  # whose device this is
 
 
 @pytest.mark.parametrize("data, words", KINDS)

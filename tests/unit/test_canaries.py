@@ -11,18 +11,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ACCELERATE, TORCHRUN
+from conftest import ACCELERATE, TORCHRUN, forget_accelerator
 from torch import nn
 
 
 def new_accelerator():
-    from accelerate.state import AcceleratorState, GradientState
-
     from ft.config import Config
     from ft.runtime import build_accelerator
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     return build_accelerator(Config())
 
 
@@ -78,11 +75,9 @@ def test_backward_divides_by_nothing_even_if_the_environment_asks_for_accumulati
 def test_accelerates_own_default_does_divide(monkeypatch):
     """The reason for the plugin above; without it, it could go."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
 
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     weight = torch.ones(1, requires_grad=True)
     Accelerator(cpu=True).backward((3 * weight).sum())
     assert weight.grad.item() == 0.75

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, forget_accelerator
 from prepared import Prepared
 
 from ft import report, tracking
@@ -92,11 +92,8 @@ def test_the_hugging_face_libraries_count_nothing_and_are_offline_together(offli
 
 
 def test_an_evaluation_needs_no_tracker_of_its_run(monkeypatch):
-    from accelerate.state import AcceleratorState, GradientState
-
     monkeypatch.setattr(tracking, "is_installed", lambda name: False)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     assert build_accelerator(EvalConfig(report_to="wandb")).log_with == []
     with pytest.raises(UserError, match="report_to: wandb is not installed"):
         build_accelerator(Config(report_to="wandb"))
@@ -104,10 +101,7 @@ def test_an_evaluation_needs_no_tracker_of_its_run(monkeypatch):
 
 @pytest.mark.parametrize("tf32", [True, False])
 def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     build_accelerator(Config(tf32=tf32))
     assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
     code = {path.name: path.read_text() for path in (*ROOT.glob("*.py"), *ROOT.glob("ft/**/*.py"))}
