@@ -321,6 +321,23 @@ def start(
     )  # fmt: skip
 
 
+def changed_train(path: Path, change: str) -> str:
+    """Write a script that is train.py, but for what some lines of Python change; gives its name back."""
+    text = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv[0] = {str(ROOT / "train.py")!r}
+{change}
+import train
+from ft.cli import parse
+from ft.config import Config
+from ft.runtime import run_script
+run_script(train.train, parse(Config))
+"""
+    path.write_text(text)
+    return str(path)
+
+
 @pytest.fixture
 def heeds_hangups() -> Iterator[None]:
     """SIGHUP is not ignored, as it would be under nohup, by this process and what it starts."""

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from compare import same_bits, without_timing
-from conftest import DAMAGE, FORK, FORKS, ONE, ROOT, flags, launch, train_here
+from conftest import DAMAGE, FORK, FORKS, ONE, changed_train, flags, launch, train_here
 
 from ft import durable
 from ft.errors import UserError
@@ -183,10 +183,7 @@ def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_
 
 # Each process writes the code that it leaves with: that of two together is 1, whatever it is.
 SLOW_WRITE = """
-import os, sys, time
 from pathlib import Path
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
 import ft.saver
 from ft.errors import UserError
 from ft.run import Run
@@ -202,11 +199,6 @@ def leaving(code):
     Path({place!r}, os.environ["RANK"]).write_text(str(code))
     leave(code)
 ft.saver.write_checkpoint, Run.count, os._exit = slow, failing, leaving
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-run_script(train.train, parse(Config))
 """
 
 
@@ -215,10 +207,9 @@ run_script(train.train, parse(Config))
     "exit 2 after the checkpoint stands",
 )
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(base_flags, tmp_path):
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW_WRITE.format(root=str(ROOT), place=str(tmp_path)))
+    script = changed_train(tmp_path / "slow.py", SLOW_WRITE.format(place=str(tmp_path)))
     words = flags(**base_flags, save_strategy="steps", save_steps=3)
-    done = launch(FORKS, words, script=str(script))
+    done = launch(FORKS, words, script=script)
     assert done.returncode != 0 and "broken on purpose" in done.stderr
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
     assert [path.name for path in (tmp_path / "run/checkpoints").glob("*step*")] == ["step-00000003"]

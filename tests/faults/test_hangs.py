@@ -6,12 +6,10 @@ import sys
 import time
 
 import pytest
-from conftest import FORK, FORKS, ROOT, TORCHRUN, flags, launch
+from conftest import FORK, FORKS, ROOT, TORCHRUN, changed_train, flags, launch
 
+# In the fifth micro-batch of one process.
 FAULTY = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
 from ft.tasks.text_classification import TextClassification as Task
 loss, calls = Task.loss, []
 def faulty(self, model, batch):
@@ -20,11 +18,6 @@ def faulty(self, model, batch):
         {fault}
     return loss(self, model, batch)
 Task.loss = faulty
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-run_script(train.train, parse(Config))
 """
 
 
@@ -35,11 +28,10 @@ PATIENCE = "10s"  # more than the first update takes on a machine with much else
 def run_faulty(base_flags, tmp_path):
     def run(command, fault, rank="0", **changes):
         """The end of a launch, and the seconds from the fault to it."""
-        script, place = tmp_path / "faulty.py", tmp_path / "now"
-        script.write_text(
-            FAULTY.format(root=str(ROOT), fault=f"open({str(place)!r}, 'w'); {fault}", rank=rank)
-        )
-        done = launch(command, flags(**base_flags, **changes), script=str(script))
+        place = tmp_path / "now"
+        change = FAULTY.format(fault=f"open({str(place)!r}, 'w'); {fault}", rank=rank)
+        script = changed_train(tmp_path / "faulty.py", change)
+        done = launch(command, flags(**base_flags, **changes), script=script)
         return done, time.time() - place.stat().st_mtime
 
     return run

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import FORK, ONE, ROOT, flags, launch, make_rows, train_here, write_csv
+from conftest import FORK, ONE, changed_train, flags, launch, make_rows, train_here, write_csv
 from safetensors.torch import load_file
 
 from ft.data import files
@@ -203,9 +203,7 @@ def test_the_clock_may_be_set_back(base_flags, tmp_path, monkeypatch):
 
 
 KILL_WORKER = """
-import itertools, os, sys
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
+import itertools
 from ft.data.loader import RowDataset
 original, parent, calls = RowDataset.__getitems__, os.getpid(), itertools.count(1)
 def deadly(self, slot):
@@ -213,11 +211,6 @@ def deadly(self, slot):
         os.kill(os.getpid(), 9)
     return original(self, slot)
 RowDataset.__getitems__ = deadly
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-run_script(train.train, parse(Config))
 """
 
 
@@ -225,9 +218,8 @@ run_script(train.train, parse(Config))
     "a DataLoader's worker is killed", "the run ends within a minute with an error that says so"
 )
 def test_a_dead_worker_ends_the_run(base_flags, tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(KILL_WORKER.format(root=str(ROOT)))
+    script = changed_train(tmp_path / "worker.py", KILL_WORKER)
     words = [*flags(**base_flags), "--dataloader_num_workers", "1"]
-    done = launch(FORK, words, script=str(script), timeout=60)
+    done = launch(FORK, words, script=script, timeout=60)
     assert done.returncode == 1
     assert "worker" in done.stderr and "killed" in done.stderr

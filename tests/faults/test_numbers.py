@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from compare import largest_difference, same_bits
-from conftest import FORKS, ROOT, flags, launch, series, short_run, train_here
+from conftest import FORKS, changed_train, flags, launch, series, short_run, train_here
 from safetensors.torch import load_file
 from test_hangs import FAULTY
 
@@ -120,12 +120,11 @@ Run.count = noted
     "on both the update changes no weight, no state of the optimizer and no learning rate",
 )
 def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path):
-    script = tmp_path / "infinite.py"
     fault = "return loss(self, model, batch) + float('inf')"
-    faulty = FAULTY.format(root=str(ROOT), fault=fault, rank="1")  # in update 5
-    script.write_text(faulty.replace("import train\n", f"{WITNESS}import train\n"))
+    faulty = FAULTY.format(fault=fault, rank="1")  # in update 5
+    script = changed_train(tmp_path / "infinite.py", faulty + WITNESS)
     words = flags(**{**config, **EACH, "max_train_steps": 6})
-    done = launch(FORKS, words, script=str(script))
+    done = launch(FORKS, words, script=script)
     assert done.returncode == 0, done.stderr
     assert "update 5 is skipped: its loss or gradient is not finite (loss inf" in done.stdout
     assert nothing_moved(tmp_path / "run", 4, 5)
@@ -194,9 +193,6 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp
 
 # The model of some of two processes has no memory for more than 8 rows in its forward pass.
 OUT_IN_FORWARD = """
-import os, sys
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
 import torch
 import ft.ddp
 prepare = ft.ddp.prepare_for_ddp
@@ -210,19 +206,13 @@ def prepare_small(model, *rest):
 ft.ddp.prepare_for_ddp = prepare_small
 if {by!r} == "DDP":
     ft.ddp.shared_memory = lambda *_: None
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-run_script(train.train, parse(Config))
 """
 
 
 def out_in_forward(config, folder, ranks, by):
     """A run on two processes, of which those of `ranks` run out of memory, and what it said."""
-    script = folder / "small.py"
-    script.write_text(OUT_IN_FORWARD.format(root=str(ROOT), ranks=ranks, by=by))
-    done = launch(FORKS, flags(**config), script=str(script))
+    script = changed_train(folder / "small.py", OUT_IN_FORWARD.format(ranks=ranks, by=by))
+    done = launch(FORKS, flags(**config), script=script)
     assert done.returncode == 0, done.stderr
     return config["output_dir"], done.stdout
 

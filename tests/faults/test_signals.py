@@ -23,6 +23,7 @@ from conftest import (
     ONE,
     ROOT,
     TORCHRUN,
+    changed_train,
     flags,
     kill_launch,
     launch,
@@ -204,9 +205,7 @@ def test_two_processes_save_together_whoever_got_the_signal(started, run_words, 
 
 # Each batch of an evaluation waits.
 SLOW_EVALUATION = """
-import sys, time
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
+from ft.signals import noted_signal
 from ft.tasks.text_classification import TextClassification as Task
 predict = Task.predict
 def slowly(*args):
@@ -214,21 +213,14 @@ def slowly(*args):
     {wait}
     return predict(*args)
 Task.predict = slowly
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-from ft.signals import noted_signal
-run_script(train.train, parse(Config))
 """
 
 
 @pytest.fixture
 def start_slow_evaluation(started, run_words, tmp_path):
     def start(wait):
-        script = tmp_path / "slow.py"
-        script.write_text(SLOW_EVALUATION.format(root=str(ROOT), wait=wait))
-        return started(ONE, run_words, script=str(script))
+        script = changed_train(tmp_path / "slow.py", SLOW_EVALUATION.format(wait=wait))
+        return started(ONE, run_words, script=script)
 
     return start
 

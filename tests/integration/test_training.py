@@ -16,7 +16,7 @@ from conftest import (
     FORK,
     FORKS,
     ONE,
-    ROOT,
+    changed_train,
     flags,
     launch,
     make_rows,
@@ -574,27 +574,19 @@ def test_nothing_but_lines_where_the_output_is_no_terminal(base_flags):
 
 
 SLOW_WRITER = """
-import sys, time
-sys.path.insert(0, {root!r})
-sys.argv[0] = {root!r} + "/train.py"
 import ft.run
 sample = ft.run.weights_sample
 def slow(*args):  # the main process alone calls it, for a new best model
     time.sleep(3)
     return sample(*args)
 ft.run.weights_sample = slow
-import train
-from ft.cli import parse
-from ft.config import Config
-from ft.runtime import run_script
-run_script(train.train, parse(Config))
 """
 
 
 def test_no_process_counts_the_time_in_which_it_waits_for_the_main_one_to_write(base_flags, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW_WRITER.format(root=str(ROOT)))
+    script = changed_train(tmp_path / "slow.py", SLOW_WRITER)
     words = {**base_flags, "eval_strategy": "steps", "eval_steps": 2, "max_train_steps": 4}
-    done = launch(FORKS, flags(**words), script=str(tmp_path / "slow.py"))
+    done = launch(FORKS, flags(**words), script=script)
     assert done.returncode == 0, done.stderr
     rows = [row for row in metrics_of(tmp_path / "run") if "train/loss" in row]
     low, high = (rows[2][f"perf/rank_tokens_per_second_{end}"] for end in ("min", "max"))
