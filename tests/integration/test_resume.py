@@ -113,6 +113,14 @@ def test_another_number_of_processes_continues_the_trajectory(config, whole, tmp
     assert_same(whole, place)
 
 
+def test_fewer_processes_continue_the_trajectory_too(config, whole, tmp_path):
+    done = launch(FORKS, flags(**{**config, "output_dir": tmp_path / "two"}))
+    assert done.returncode == 0, done.stderr
+    place = cut_at(tmp_path / "two", 12, tmp_path / "cut")
+    assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
+    assert_same(whole, place)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_started_again_by_the_same_command_ends_bit_identical(
     config, whole, started, tmp_path, processes
