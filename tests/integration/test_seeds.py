@@ -195,6 +195,15 @@ def test_a_finished_seed_whose_results_are_gone_writes_them_again(whole, three, 
     assert same_results(whole, tmp_path / "run") and same_runs(whole, tmp_path / "run")
 
 
+def test_seeds_that_were_jobs_of_their_own_are_taken_together(whole, three, tmp_path, capsys):
+    """The names of their folders alone say that they belong together."""
+    for seed in (7, 8, 9):
+        shutil.copytree(whole / f"seed-{seed}", tmp_path / f"run/seed-{seed}")
+    assert train_here(**three, resume_from_checkpoint="latest") == EXIT_DONE
+    assert "finished before" not in capsys.readouterr().out  # each is scored again
+    assert same_results(whole, tmp_path / "run") and same_runs(whole, tmp_path / "run")
+
+
 def test_more_updates_can_be_asked_for_later(three, tmp_path, capsys):
     three |= {"num_seeds": 2, "lr_scheduler_type": "constant", "save_strategy": "epoch"}
     assert train_here(**{**three, "num_train_epochs": 1}) == EXIT_DONE
