@@ -166,13 +166,16 @@ TELL = (
 )
 
 
-def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_path):
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_path, quiet):
     """ft/launch.py's asked_processes reads the launcher's command line because of the first; if two start
-    now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1."""
-    command = [*ACCELERATE, "--cpu", "--num_processes", "2"]
+    now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1, and that it
+    adds a traceback unless --quiet is said."""
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2", *quiet]
     done = run_script(tmp_path, command, TELL % "" + "raise SystemExit(75)")
     assert done.stdout.splitlines() == ["I am 0 of 1"], done.stderr
     assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == (not quiet), done.stderr
 
 
 AVERAGE = (
