@@ -1,5 +1,6 @@
 """Hold two runs against each other, quantity by quantity."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -47,6 +48,12 @@ def assert_same(one: Path, other: Path, weights: float = 1e-5) -> None:
 def without_timing(output_dir: Path) -> list[dict]:
     """The rows of metrics.jsonl without what a clock decides."""
     return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in metrics_of(output_dir)]
+
+
+def results_in(output_dir: Path) -> dict:
+    """results.json without what a clock decides."""
+    found = json.loads((output_dir / "results.json").read_text())
+    return {key: value for key, value in found.items() if not key.startswith("perf/")}
 
 
 def same_bits(one: Path, other: Path) -> bool:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from compare import assert_same, same_bits, without_timing
+from compare import assert_same, results_in, same_bits, without_timing
 from conftest import FORKS, flags, launch, score_here, series, train_here
 from safetensors.torch import load_file
 
@@ -74,8 +74,7 @@ def test_a_resumed_run_ends_bit_identical(config, recipe, whole, tmp_path, step)
     for name in ("best", "final"):
         assert same_bits(whole / name, place / name)
     assert without_timing(whole) == without_timing(place)
-    results = [json.loads((f / "results.json").read_text()) for f in (whole, place)]
-    assert all(results[0][key] == results[1][key] for key in results[0] if not key.startswith("perf/"))
+    assert results_in(whole) == results_in(place)
 
 
 def test_a_stop_while_best_is_scored_saves_the_last_update_and_not_best(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from compare import KEYS_BIAS, assert_same, same_bits, without_timing
+from compare import KEYS_BIAS, assert_same, results_in, same_bits, without_timing
 from conftest import FORK, FORKS, ROOT, flags, launch, series, train_here, two_processes, wait_for
 from safetensors import SafetensorError
 
@@ -92,8 +92,7 @@ def test_a_resumed_run_ends_bit_identical(config, whole, tmp_path, step):
     assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
     assert same_bits(whole / "final", place / "final")
     assert without_timing(whole) == without_timing(place)
-    results = [json.loads((f / "results.json").read_text()) for f in (whole, place)]
-    assert all(results[0][k] == results[1][k] for k in results[0] if not k.startswith("perf/"))
+    assert results_in(whole) == results_in(place)
 
 
 def test_what_torch_itself_draws_is_drawn_again_after_a_resume(config, tmp_path):
@@ -147,12 +146,9 @@ def test_latest_without_a_checkpoint_starts_anew_and_says_so(config, tmp_path, c
 
 
 def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config, finished):
-    before = json.loads((finished / "results.json").read_text())
+    before = results_in(finished)
     assert train_here(**config, resume_from_checkpoint="latest") == 0
-    after = json.loads((finished / "results.json").read_text())
-    assert {k: v for k, v in before.items() if not k.startswith("perf/")} == {
-        k: v for k, v in after.items() if not k.startswith("perf/")
-    }
+    assert results_in(finished) == before
 
 
 def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
@@ -586,12 +582,6 @@ def test_a_run_without_checkpoints_that_was_stopped_and_finished_is_not_trained_
     assert train_here(**words) == 0
     assert len(made) == 11
     assert without_timing(tmp_path / "run") == rows and results_in(tmp_path / "run") == results
-
-
-def results_in(folder):
-    """results.json without seconds and rates."""
-    found = json.loads((folder / "results.json").read_text())
-    return {key: value for key, value in found.items() if not key.startswith("perf/")}
 
 
 def test_a_run_that_is_resumed_from_elsewhere_without_checkpoints_leaves_none(config, whole, tmp_path):
