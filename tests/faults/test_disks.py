@@ -11,7 +11,9 @@ from compare import same_bits, without_timing
 from conftest import DAMAGE, FORK, flags, launch, train_here
 from prepared import Prepared
 
+from ft.checkpoint import FILES, checkpoints_in
 from ft.data.prepare import cache_root
+from ft.durable import find_damage
 
 
 @pytest.fixture
@@ -49,6 +51,8 @@ def test_a_full_disk(base_flags, tmp_path, mount):
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search(r"\(0\.\d MB were free on the disk\)", done.stderr) and "Traceback" not in done.stderr
     assert "warning: output_dir: the checkpoint of update" in done.stderr
+    stand = checkpoints_in(small / "run/checkpoints")
+    assert stand and all(find_damage(place, *FILES) == "" for place in stand)
     subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
     again = {**words, "output_dir": small / "run", "resume_from_checkpoint": "latest"}
     assert train_here(**again) == 0

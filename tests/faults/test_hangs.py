@@ -59,6 +59,8 @@ def test_every_process_shows_its_stacks(run_faulty):
     done, _ = run_faulty(FORKS, "time.sleep(600)", rank="1", hang_timeout=PATIENCE)
     assert done.returncode == 1
     assert "hang_timeout: process 0" in done.stderr and "hang_timeout: process 1" in done.stderr
+    assert "in faulty" in done.stderr
+    assert done.stderr.count("(most recent call first)") >= 4  # two threads of each, at least
 
 
 # A process under a watchdog of one second, which waits, and then takes eight steps of half a second.

@@ -15,6 +15,7 @@ from ft.health import SPIKE_AFTER, Health
 from ft.tasks.text_classification import TextClassification
 
 SAVED = {"max_train_steps": 10, "save_strategy": "steps", "save_steps": 2}
+EACH = {"save_steps": 1, "save_total_limit": 50, "eval_strategy": "no"}
 
 
 @pytest.fixture
@@ -44,13 +45,17 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
     config, tmp_path, monkeypatch, capfd, value
 ):
     break_updates(monkeypatch, {3, 4, 7}, value)
-    assert train_here(**config) == 0
+    assert train_here(**{**config, **EACH}) == 0
     assert json.loads((tmp_path / "run/results.json").read_text())["train/nonfinite_updates"] == 3
     out = capfd.readouterr().out
     assert "update 3 is skipped" in out and "update 7 is skipped" in out and "counted from 0" in out
-    for checkpoint in (tmp_path / "run/checkpoints").glob("step-*"):
+    moved = [step for step in range(2, 11) if not nothing_moved(tmp_path / "run", step - 1, step)]
+    assert moved == [2, 5, 6, 8, 9, 10]
+    for checkpoint in [tmp_path / f"run/checkpoints/step-{step:08d}" for step in range(1, 11)]:
         state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]["state"]
-        assert all(torch.isfinite(value).all() for entry in state.values() for value in entry.values())
+        held = [*load_file(checkpoint / "model.safetensors").values()]
+        held += [tensor for entry in state.values() for tensor in entry.values()]
+        assert all(torch.isfinite(tensor).all() for tensor in held)
 
 
 @pytest.mark.case(
@@ -83,9 +88,6 @@ def nothing_moved(folder, before, after):
         for number in states[0]
         for name in states[0][number]
     )
-
-
-EACH = {"save_steps": 1, "save_total_limit": 50, "eval_strategy": "no"}
 
 
 @pytest.mark.case(
