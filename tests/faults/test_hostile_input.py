@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from ft.data import files
 from ft.errors import UserError
+from ft.tasks.text_classification import TextClassification
 
 
 class Harm:
@@ -193,10 +195,14 @@ def test_changed_data_is_refused(base_flags, reviews, tmp_path):
 
 @pytest.mark.case("the clock set back by an hour in the middle", "the run works; its rates are positive")
 def test_the_clock_may_be_set_back(base_flags, tmp_path, monkeypatch):
-    import time
+    clock, task_loss, updates = time.time, TextClassification.loss, []
 
-    real, calls = time.time, []
-    monkeypatch.setattr(time, "time", lambda: (calls.append(1), real() - 3600 * (len(calls) > 5))[1])
+    def loss(*args):
+        updates.append(1)
+        return task_loss(*args)
+
+    monkeypatch.setattr(TextClassification, "loss", loss)
+    monkeypatch.setattr(time, "time", lambda: clock() - 3600 * (len(updates) > 5))
     assert train_here(**base_flags) == 0
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(row["perf/examples_per_second"] > 0 for row in rows if "train/loss" in row)
