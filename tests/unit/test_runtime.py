@@ -1,6 +1,7 @@
 """The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
 
 import errno
+import io
 import os
 import random
 import re
@@ -160,6 +161,15 @@ def test_memory_that_the_device_lacks_before_the_first_update_is_one_message(cap
     assert (
         said.startswith("error: out of memory on the device: CUDA out of memory.") and "Traceback" not in said
     )
+
+
+def test_what_a_terminal_of_another_encoding_lacks_is_escaped(monkeypatch):
+    """A class of another alphabet ends no run."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1"))
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda config: print("\u03b1 \xfc") or 0, Config())
+    assert stop.value.code == 0 and written.getvalue().split() == [b"\\u03b1", b"\xfc"]
 
 
 @pytest.mark.parametrize(
