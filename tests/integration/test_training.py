@@ -31,8 +31,10 @@ from conftest import (
 from safetensors.torch import load_file, save_file
 
 import ft.invariance
+from ft import checkpoint
 from ft.cli import parse
 from ft.config import Config
+from ft.durable import find_damage
 from ft.errors import UserError
 from ft.last_layer import narrow_last_layer
 
@@ -245,10 +247,19 @@ def test_eval_gives_the_numbers_that_training_gave_on_one_process_and_on_two(bas
         assert [row["row"] for row in rows] == list(range(61))
 
 
-def test_old_checkpoints_go_after_the_new_one_stands(base_flags, tmp_path):
+def test_old_checkpoints_go_after_the_new_one_stands(base_flags, tmp_path, monkeypatch):
+    rename, gone = checkpoint._rename, []
+
+    def noted(path, name):
+        newest = path.with_name((path.parent / "latest").read_text().strip())
+        gone.append((path.name[-2:], newest.name[-2:], find_damage(newest, *checkpoint.FILES)))
+        return rename(path, name)
+
+    monkeypatch.setattr(checkpoint, "_rename", noted)
     assert train_here(**base_flags, save_strategy="steps", save_steps=3, save_total_limit=2) == 0
     kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
     assert kept == ["step-00000012", "step-00000014"]
+    assert gone == [("03", "09", ""), ("06", "12", ""), ("09", "14", "")]
 
 
 def test_a_gain_below_the_threshold_costs_patience(base_flags, tmp_path):

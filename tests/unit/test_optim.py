@@ -10,6 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 
 from ft.attempts import MAX_SKIPPED, Attempts
+from ft.checkpoint import restore, snapshot, write_checkpoint
 from ft.config import Config
 from ft.errors import UserError
 from ft.health import spread_nonfinite
@@ -140,6 +141,22 @@ def test_accelerate_knows_of_a_step_that_the_scaler_skipped(scaled):
     assert optimizer.step_was_skipped and torch.equal(before, model.weight)
     update(gradient=1.0)
     assert not optimizer.step_was_skipped and not torch.equal(before, model.weight)
+
+
+def test_a_checkpoint_holds_the_scale_of_fp16(scaled, tmp_path):
+    """A resumed run would begin with the first one, and skip again what it had come down by."""
+    model, optimizer, accelerator, update = scaled
+    accelerator.is_main_process, accelerator.is_fsdp2 = True, False
+    accelerator.unwrap_model = lambda model: model
+    schedule = build_scheduler(optimizer.optimizer, Config(), 10)
+    for gradient in (1.0, float("inf"), 1.0):
+        update(gradient)
+    state, held = snapshot(accelerator, model, optimizer, schedule), accelerator.scaler.state_dict()
+    assert held["scale"] == 2.0**15
+    write_checkpoint(tmp_path, state, {"step": 3, "best_step": 0}, {}, 10, None)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    restore(tmp_path / "step-00000003", accelerator, model, optimizer, schedule)
+    assert accelerator.scaler.state_dict() == held
 
 
 def test_out_of_memory_in_the_step_is_not_tried_again(scaled):

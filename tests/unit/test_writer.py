@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 
 import pytest
 
@@ -23,3 +24,17 @@ def test_under_nice_it_is_written_all_the_same(monkeypatch):
     writer.submit("this", lambda: written.append("this"))
     writer.wait()
     assert written == ["this"] and writer.failures == 0
+
+
+def test_one_thing_is_written_at_a_time():
+    """Each holds a copy of the model and of the optimizer's state."""
+    writer, release, written = BackgroundWriter(), threading.Event(), []
+    writer.submit("one", lambda: release.wait(60) and written.append("one"))
+    other = threading.Thread(target=writer.submit, args=("other", lambda: written.append("other")))
+    other.start()
+    other.join(0.2)
+    assert other.is_alive() and writer.busy and written == []
+    release.set()
+    other.join(60)
+    writer.wait()
+    assert written == ["one", "other"]
