@@ -378,6 +378,25 @@ def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float
         time.sleep(0.002)
 
 
+def all_ended(processes: list[Any], seconds: float) -> bool:
+    """Whether these processes (psutil's) end in time. Where pytest is process 1, as in a container, what has
+    lost its parent stays a zombie."""
+    import psutil
+
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + seconds
+    while any(map(runs, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def two_processes() -> list[str]:
     """The words that launch two gloo processes on the CPU through Accelerate."""
     return [

@@ -23,6 +23,7 @@ from conftest import (
     ONE,
     ROOT,
     TORCHRUN,
+    all_ended,
     changed_train,
     flags,
     kill_launch,
@@ -144,8 +145,7 @@ def test_a_closed_terminal_loses_nothing(command, run_words, tmp_path):
         wait_for_updates(tmp_path / "run", 20, meanwhile=read)
         family = trainers(process)
         os.close(terminal)
-        ended, left = psutil.wait_procs(family, timeout=60)
-        assert left == [] and (command != ONE or 75 in [one.returncode for one in ended])
+        assert all_ended(family, 60) and (command != ONE or process.wait(timeout=60) == 75)
     finally:
         kill_launch(process)
     step = metrics_of(tmp_path / "run")[-1]["step"]
@@ -173,7 +173,7 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
     (trainer,) = [p for p in trainers(process) if p.pid != process.pid]
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
-    trainer.wait(timeout=60)
+    assert all_ended([trainer], 60)
     assert list((tmp_path / "run/checkpoints").glob("step-*"))
     ends_as_if_never_stopped(FORK, run_words, tmp_path / "run", whole)
 
@@ -358,11 +358,7 @@ def test_an_orphan_from_the_start_ends(run_words, tmp_path):
     if not is_init(process.ppid()):
         process.kill()
         pytest.skip("orphans have another parent here than init: systemd of a user, or pytest in a container")
-    end = time.monotonic() + 60
-    with contextlib.suppress(psutil.NoSuchProcess):  # between two questions
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            if time.monotonic() > end:
-                process.kill()
-                pytest.fail((tmp_path / "said").read_text())
-            time.sleep(0.1)
+    if not all_ended([process], 60):
+        process.kill()
+        pytest.fail((tmp_path / "said").read_text())
     assert (tmp_path / "said").read_text() == ""  # it did not fail either

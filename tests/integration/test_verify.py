@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from conftest import ONE, flags, launch, train_here
+from conftest import ONE, all_ended, flags, launch, train_here
 
 from ft.cli import parse
 from ft.config import Config
@@ -51,7 +51,7 @@ def test_an_interrupt_ends_the_launch_that_is_under_way(base_flags, tmp_path, mo
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _Matrix(config, tmp_path)._launch(tmp_path / "two", processes=2)
-    assert len(ranks) == 2 and not any(rank.is_running() for rank in ranks)
+    assert len(ranks) == 2 and all_ended(ranks, 0)
 
 
 @pytest.mark.usefixtures("heeds_hangups")
@@ -69,7 +69,7 @@ def test_a_signal_leaves_no_launch_and_no_folder(base_flags, tmp_path, started, 
     try:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + number and "Traceback" not in err
-        assert len(launches) >= 2 and not any(one.is_running() for one in launches)
+        assert len(launches) >= 2 and all_ended(launches, 0)
         assert not list(place.glob("verify-*"))
     finally:
         for one in launches:

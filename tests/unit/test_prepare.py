@@ -15,7 +15,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, make_rows, write_csv
+from conftest import ROOT, all_ended, make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 from prepared import Prepared, jsonl
@@ -347,8 +347,7 @@ def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_pat
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) == 2
         run.kill()
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
+    assert all_ended(children, 30)
 
 
 @pytest.mark.usefixtures("processes")
