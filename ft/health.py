@@ -23,7 +23,8 @@ class Health:
     """What went wrong so far; part of a run's progress.
 
     A spike is a loss more than seven standard deviations above its running mean, much as OLMo 2's report
-    counts them (Walsh et al., 2024)."""
+    counts them (Walsh et al., 2024). The last update of an epoch may have few rows, whose mean strays
+    further: its variance is that of the others by its share of their rows."""
 
     nonfinite: int = 0  # updates without effect, because their gradient or loss was not finite
     nonfinite_in_a_row: int = 0
@@ -32,18 +33,19 @@ class Health:
     mean: float = 0.0
     variance: float = 0.0
 
-    def note(self, loss: float, finite: bool) -> None:
-        """Count one update: the mean loss over its rows, and whether it and the gradient were finite."""
+    def note(self, loss: float, finite: bool, share: float = 1.0) -> None:
+        """Count one update: the mean loss over its rows, whether it and the gradient were finite, and how
+        many rows it has, as a share of those of a whole update."""
         if not (finite and math.isfinite(loss)):
             self.nonfinite += 1
             self.nonfinite_in_a_row += 1
             return
         self.nonfinite_in_a_row = 0
         above = loss - self.mean
-        if self.seen >= SPIKE_AFTER and above > SPIKE_DEVIATIONS * math.sqrt(self.variance):
+        if self.seen >= SPIKE_AFTER and above > SPIKE_DEVIATIONS * math.sqrt(self.variance / share):
             self.spikes += 1
         decay = min(SPIKE_DECAY, self.seen / (self.seen + 1))  # a plain mean at first
-        self.variance = decay * (self.variance + (1 - decay) * above * above)
+        self.variance = decay * (self.variance + (1 - decay) * share * above * above)
         self.mean += (1 - decay) * above
         self.seen += 1
 
@@ -105,10 +107,12 @@ class HealthWatch:
         self._say, self._alert = say, alert
         self._late = LateReader()
 
-    def push(self, step: int, weight: float, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor) -> None:
-        """Note an update: the true weight of its rows, the summed losses of its micro-batches on this
-        process."""
-        self._late.push((step, weight), losses, grad_norm)
+    def push(
+        self, step: int, weight: float, share: float, losses: Sequence[torch.Tensor], grad_norm: torch.Tensor
+    ) -> None:
+        """Note an update: the true weight of its rows, their share of a whole update's, the summed losses of
+        its micro-batches on this process."""
+        self._late.push((step, weight, share), losses, grad_norm)
 
     def late(self, keep: int = 1) -> list[Any]:
         """What has not been checked yet of all updates but the last `keep`, each with its summed loss on this
@@ -122,9 +126,9 @@ class HealthWatch:
 
     def note(self, late: list[Any], totals: Sequence[float]) -> None:
         """Check these updates; `totals` are their losses, summed over the processes."""
-        for ((step, weight), _, grad_norm), total in zip(late, totals, strict=True):
+        for ((step, weight, share), _, grad_norm), total in zip(late, totals, strict=True):
             before = self.health.nonfinite
-            self.health.note(total / weight, math.isfinite(grad_norm))
+            self.health.note(total / weight, math.isfinite(grad_norm), share)
             if self.health.nonfinite > before:
                 self._complain(step, f"loss {total / weight:g}, gradient norm {grad_norm:g}")
 

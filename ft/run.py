@@ -234,7 +234,8 @@ class Run:
         """Note a finished update: the summed losses of its micro-batches on this process, and its true
         weight."""
         self.train_loss.add(losses, slot.update_weight)
-        self.health.push(self.progress.step, slot.update_weight, losses, grad_norm)
+        share = slot.update_rows / self.data.rows_of_update(self.config.global_batch_size)
+        self.health.push(self.progress.step, slot.update_weight, share, losses, grad_norm)
         self.throughput.count(slot)
         self.updates_bar.update()
         self.watchdog.alive(f"update {self.progress.step:,}")

@@ -168,6 +168,12 @@ def test_loss_spikes_are_counted():
     for loss in [0.7] * (SPIKE_AFTER - 1) + [70.0]:
         early.note(loss, finite=True)
     assert early.spikes == 0  # too little is known
+    for share, spikes in ((1.0, 1), (1 / 16, 0)):  # the mean of few rows strays further
+        health = Health()
+        for update in range(100):
+            health.note(1.0 + 0.01 * (update % 5), finite=True)
+        health.note(1.3, finite=True, share=share)
+        assert health.spikes == spikes
 
 
 @pytest.mark.case(
