@@ -174,7 +174,7 @@ def number(value: Any) -> str:
         return "–"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:#.4g}"
+    return f"{value:,.0f}" if 999.95 <= abs(value) < 1e15 else f"{value:#.4g}"
 
 
 def percent(share: float) -> str:
@@ -186,7 +186,9 @@ def said(value: Any) -> str:
     """A target or a prediction, as the data has it, for people."""
     if isinstance(value, list):
         return ", ".join(value) or "no label"
-    return value if isinstance(value, str) else f"{value:.7g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if 1e7 <= abs(value) < 1e15 else f"{value:.7g}"  # seconds since 1970, whole
 
 
 def breakable(name: str) -> Any:

@@ -194,7 +194,8 @@ def test_the_source_is_that_of_the_rows():
 def test_numbers_are_for_people():
     shown = [number(v) for v in (0.123456, 1.0, 0, 12345, 12345.6, 5e-05, None, float("nan"), -0.5)]
     assert shown == ["0.1235", "1.000", "0", "12,345", "12,346", "5.000e-05", "–", "–", "-0.5000"]
-    assert [said(v) for v in (1998.6, 234567.5, "a", ["a", "b"], [])] == [
-        "1998.6", "234567.5", "a", "a, b", "no label",
+    assert [number(v) for v in (999.94, 999.96, -999.96)] == ["999.9", "1,000", "-1,000"]  # and not "1000."
+    assert [said(v) for v in (1998.6, 234567.5, 1700000123.4, "a", ["a", "b"], [])] == [
+        "1998.6", "234567.5", "1700000123", "a", "a, b", "no label",
     ]  # fmt: skip
     assert breakable("<a_b") == "&lt;a_<wbr>b"
