@@ -215,15 +215,20 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The headline metrics of each run, their mean and standard deviation, for the terminal."""
+    """The headline metrics of each run, their mean and standard deviation, for the terminal; neither, where
+    one is not defined in a run."""
     runs = results["runs"]
     first, *_ = runs.values()
     split = "test" if "test/loss" in first else "eval"
-    names = [name for name in (*first.get("headline", []), "loss") if f"{split}/{name}_std" in results]
+    names = [
+        name
+        for name in (*first.get("headline", []), "loss")
+        if all(f"{split}/{name}" in values for values in runs.values())
+    ]
     if not names:
         return "no rows were scored, so there is nothing to compare; a test split or validation rows would be"
     lines = [["", *(f"{split}/{name}" for name in names)]]
-    lines += [[run, *(short(values[f"{split}/{name}"]) for name in names)] for run, values in runs.items()]
+    lines += [[run, *(_shown(values[f"{split}/{name}"]) for name in names)] for run, values in runs.items()]
     for title, ending in (("mean", ""), ("std", "_std")):
         cells = [results.get(f"{split}/{name}{ending}") for name in names]
         lines.append([title, *("" if cell is None else short(cell) for cell in cells)])
@@ -235,6 +240,11 @@ def table(results: dict[str, Any]) -> str:
         )
         for line in lines
     )
+
+
+def _shown(value: Any) -> str:
+    """A number of a results.json, in which null stands for what is not defined."""
+    return short(value) if _is_number(value) else str(value or "not defined")
 
 
 def _is_number(value: Any) -> bool:

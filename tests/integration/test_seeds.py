@@ -95,6 +95,19 @@ def test_the_table_shows_each_run_its_mean_and_its_deviation(whole):
     assert "test/loss" in shown[0] and f"{results_of(whole)['test/loss']:.4f}" in shown[-2]
 
 
+def test_a_metric_that_one_run_does_not_define_is_said():
+    """A correlation, of a model that always says the same."""
+    runs = {
+        f"seed-{seed}": {"headline": ["spearmanr"], "test/spearmanr": value, "test/loss": 1.0}
+        for seed, value in ((7, None), (8, 0.5))
+    }
+    results = {"seeds": [7, 8], "test/loss": 1.0, "test/loss_std": 0.0, "runs": runs}
+    assert [line.split() for line in seeds.table(results).splitlines()] == [
+        ["test/spearmanr", "test/loss"], ["seed-7", "not", "defined", "1.0000"],
+        ["seed-8", "0.5000", "1.0000"], ["mean", "1.0000"], ["std", "0.0000"],
+    ]  # fmt: skip
+
+
 def test_seeds_that_nothing_scored_end_with_a_word(three, reviews, tmp_path, capsys):
     del three["dataset_name"]
     three |= {"train_file": reviews / "train.csv", "num_seeds": 2, "max_train_steps": 1}
