@@ -211,7 +211,13 @@ class NamedMetrics:
                     f"expected one of {', '.join(ours)}, a metric of `evaluate`, or a folder with one."
                 )
             self.metrics[key] = metric
-            self._numbers += scalars(self._of_evaluate(key, metric, *_trial(style, count)))
+            numbers = scalars(self._of_evaluate(key, metric, *_trial(style, count)))
+            self._numbers += numbers
+            taken = [number for number in numbers if number in (*ours, "loss", "rows")]
+            if taken and name not in same:  # those of `evaluate` are the same numbers
+                self.notes.append(
+                    f"metric {name}: gives {', '.join(taken)}, in the place of what is computed here"
+                )
 
     def keys(self) -> list[str]:
         """The names of the numbers that `compute` gives; a metric of `evaluate` names its own."""
