@@ -81,6 +81,16 @@ def test_the_permutation_test_is_scipys():
     assert set(found) == {"mse", "mae", "r2", "pearsonr", "spearmanr"}
 
 
+def test_the_test_of_a_correlation_knows_no_unit():
+    """Rows of a run whose numbers are less spread would drown among those of the other one."""
+    generator = np.random.default_rng(8)
+    truth = generator.normal(size=100)
+    one, other = truth + 0.4 * generator.normal(size=100), truth + 0.8 * generator.normal(size=100)
+    for scale in (1, 0.3, 1000):
+        runs = predictions.regression(scale * one + 5, truth), predictions.regression(other, truth)
+        assert tests(*runs, 1_000)["pearsonr"][0] < 0.02
+
+
 @pytest.mark.parametrize("blocks", [10_000, 30])
 def test_where_the_runs_are_equally_good_the_tests_find_a_difference_in_5_of_100(monkeypatch, blocks):
     monkeypatch.setattr(resampling, "BLOCKS", blocks)
