@@ -66,8 +66,7 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
         "f1_weighted": float(np.average(f1, weights=support)),
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
-        # Of one class alone it is 0, of which scikit-learn would warn.
-        "matthews_correlation": float(metrics.matthews_corrcoef(labels, predicted)) if len(seen) > 1 else 0.0,
+        "matthews_correlation": _matthews(labels, predicted),
         "auroc": auroc,
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
@@ -77,6 +76,17 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, names:
     if len(names) <= MATRIX_CLASSES:
         found["confusion_matrix"] = metrics.confusion_matrix(labels, predicted, labels=classes).tolist()
     return found
+
+
+def _matthews(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Matthews correlation of classes (rows,); 0 where either side is of one class alone.
+
+    Of counts: scikit-learn makes a matrix of all classes times all classes for it."""
+    classes, count = 1 + max(labels.max(), predicted.max()), float(len(labels))
+    true, said = (np.bincount(side, minlength=classes).astype(np.float64) for side in (labels, predicted))
+    above = count * np.count_nonzero(labels == predicted) - true @ said
+    below = (count**2 - said @ said) * (count**2 - true @ true)
+    return float(above / np.sqrt(below)) if below else 0.0
 
 
 def multilabel_metrics(
