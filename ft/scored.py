@@ -86,7 +86,8 @@ class Scored:
         if self.probabilities is None:
             return predictions.regression(np.array(self.predicted, float), np.array(self.labels, float))
         place = {name: number for number, name in enumerate(names)}
-        table = self.probabilities[:, [self.names.index(name) for name in names]]
+        given = {name: number for number, name in enumerate(self.names)}
+        table = self.probabilities[:, [given[name] for name in names]]
         sides = (self.labels, self.predicted)
         if self.kind == SINGLE:
             labels, predicted = (np.array([place[name] for name in side]) for side in sides)

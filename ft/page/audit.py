@@ -46,7 +46,8 @@ def label_table(data: Data, task: Task) -> list[tuple[str, list[int]]]:
     if not labels or labels[0].dtype.kind == "f":
         return []
     if labels[0].ndim == 2:
-        names = [task.describe_target(one)[0] for one in np.eye(labels[0].shape[1], dtype=labels[0].dtype)]
+        each = np.arange(labels[0].shape[1])
+        names = [task.describe_target(each == number)[0] for number in each]
     else:
         names = [task.describe_target(n) for n in range(1 + max(int(rows.max()) for rows in labels))]
     counts = [count_labels(rows, len(names)) for rows in labels]
