@@ -45,7 +45,7 @@ def differences(
         difference = float(b.mean() - a.mean())
         numbers = {"a": a.mean(), "b": b.mean(), "difference": difference}
         entry: dict[str, Any] = {key: _known(number) for key, number in numbers.items()}
-        low, high = percentiles(change) or (None, None)
+        low, high = percentiles(change, difference) or (None, None)
         p_value, test = p_values.get(name, (None, None)) if low is not None else (None, None)
         if max(len(one), len(other)) > 1:
             entry |= {"a_runs": list(map(_known, a)), "b_runs": list(map(_known, b))}

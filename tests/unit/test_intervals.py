@@ -278,6 +278,21 @@ def test_resamples_on_which_a_metric_is_not_defined_are_left_out_unless_they_are
     assert percentiles(np.array([np.nan] * 60 + [1.0] * 40)) is None
 
 
+def test_a_mean_over_many_classes_of_few_rows_lies_within_its_interval():
+    """Resamples lack a third of the rows: on average, they have another macro F1."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(150), 3)
+    guess = np.where(generator.random(450) < 0.8, labels, generator.integers(0, 150, 450))
+    statistic = statistics.single_label(guess, labels, 150)
+    values, found, drawn = statistic.values(), intervals([statistic], 1_000), statistic.resampled(1_000, 0)
+    for name in ("f1_macro", "precision_macro"):
+        low, high = found[name]
+        assert (low + high) / 2 == pytest.approx(values[name], abs=0.2 * (high - low)) and high <= 1
+        assert percentiles(drawn[name])[1] < values[name] + 0.25 * (high - low)  # not moved
+    assert found["accuracy"] == percentiles(drawn["accuracy"])
+    assert percentiles(np.array([0.9, 0.91, 0.92, 0.93]), 0.999)[1] == 1
+
+
 def test_wilsons_interval_has_width_where_every_row_is_right():
     assert proportion(277, 277) == pytest.approx((0.98632, 1), abs=1e-5)
     assert proportion(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)
