@@ -132,7 +132,8 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
 
 def define_best(run: Any, name: str, is_higher: bool) -> None:
     """Have the summary keep the best and the last value of a metric."""
-    run.define_metric(name, step_metric="step", summary=f"{'max' if is_higher else 'min'},last")
+    escaped = name.replace(".", r"\.")  # of f1_micro_at_0.5: W&B splits names at dots
+    run.define_metric(escaped, step_metric="step", summary=f"{'max' if is_higher else 'min'},last")
 
 
 def conclude(run: Any, summary: Mapping[str, Any]) -> None:

@@ -246,6 +246,12 @@ def test_charts_have_a_time_of_their_own(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "" and run.rows == [{"step": 2, "resumes": 1}]
 
 
+def test_a_metric_with_a_point_in_its_name_is_none_of_a_tree():
+    run = WandbRun()
+    wandb_run.define_best(run, "eval/f1_micro_at_0.5", True)
+    assert run.defined == {r"eval/f1_micro_at_0\.5": ("step", "max,last")}
+
+
 def test_an_alert_goes_to_wandb_alone_and_one_that_fails_costs_a_warning(tmp_path, capsys):
     tracker, run = open_tracker(tmp_path), WandbRun()
     tracker.alert("nobody", "listens")
