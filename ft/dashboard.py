@@ -82,7 +82,7 @@ def _calibration(table: list[dict[str, Any]], split: str) -> Chart:
     """How often what was given a probability happened, beside the diagonal."""
     rows = [("the model", part["probability"], part["share"]) for part in table]
     rows += [("perfect", 0.0, 0.0), ("perfect", 1.0, 1.0)]
-    return Chart("curves", f"calibration, {split}", ["curve", "probability", "share that is right"], rows)
+    return Chart("curves", f"calibration, {split}", ["curve", "probability", "share that happened"], rows)
 
 
 def _errors(lines: list[dict[str, Any]], split: str) -> Chart:
