@@ -1,4 +1,4 @@
-"""Predictions as lines, and their file in jsonl, csv or parquet: written incrementally, complete or absent."""
+"""Predictions as lines, and their jsonl, csv or parquet file: written incrementally, complete or absent."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def percentiles(drawn: np.ndarray, value: float = np.nan) -> Interval | None:
     """The middle 95 percent of what the resamples gave. Those on which a metric is not defined (NaN) are left
     out; None where these are more than half.
 
-    Given the `value` on the rows as they are, the interval is shifted by the bias of the resamples (their mean
-    less the value), unless that is negligible. With 150 classes of three rows each, it covers the macro F1
-    that is expected on other rows in 91 of 100 simulations, without the shift in 78."""
+    Given the `value` on the rows as they are, the interval is shifted by the bias of the resamples (their
+    mean less the value), unless that is negligible. With 150 classes of three rows each, it covers the macro
+    F1 that is expected on other rows in 91 of 100 simulations, without the shift in 78."""
     defined = drawn[~np.isnan(drawn)]
     if 2 * len(defined) < len(drawn) or not len(defined):
         return None
