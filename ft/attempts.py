@@ -32,7 +32,7 @@ class Attempts:
     def __init__(self, accelerator: Accelerator, optimizer: Any, model: Any) -> None:
         self.accelerator, self.optimizer = accelerator, optimizer
         self.most_rows: int | None = None  # in a micro-batch, after one was too large
-        self.in_forward = False  # of several processes' model; stays so after an error in it
+        self.in_forward = False  # of several processes' model; stays true after an error in it
         if accelerator.num_processes > 1:
             plain = accelerator.unwrap_model(model)
             plain.register_forward_pre_hook(partial(self._note, True))
@@ -53,7 +53,7 @@ class Attempts:
             if attempt.out_of_memory:
                 most = f"micro-batches have at most {self.most_rows} rows from here on"
                 warn_out_of_memory(self.accelerator, f"{most}, at the same global batch")
-        # The gradient is not finite, whatever the scale: the update stays without effect, on the scale, too.
+        # The gradient is not finite at any scale: the update stays without effect, on the scale, too.
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.update(scaler.get_scale() / scaler.get_backoff_factor() ** skipped)
@@ -99,9 +99,9 @@ class _Attempt:
         in_shards = attempts.accelerator.is_fsdp2
         in_exchange = attempts.accelerator.num_processes > 1 and self._in_last and not attempts.in_forward
         if in_shards or in_exchange:
-            # The processes exchange gradients in this pass (with shards, weights in all): part of ours may be
-            # out, and cannot be called back. DDP is ready for it as soon as the model's own forward pass is
-            # over; in that pass nothing is out, and the others wait in their exchange for ours.
+            # The processes exchange gradients in this pass (if sharded, weights in all): some of ours may be
+            # sent, and cannot be recalled. DDP is ready to send as soon as the model's own forward pass is
+            # over; during that pass nothing is sent, and the others wait in their exchange for ours.
             raise UserError(
                 f"per_device_train_batch_size: out of memory with micro-batches of {largest} rows; set it to "
                 f"{-(-largest // 2)}. The global batch, and so the result, stays the same."

@@ -21,9 +21,9 @@ from ft.layers import always_mask
 
 ATTENTION_NAME = "row_keyed"  # in Transformers' registry of attention functions
 # Bytes of a layer's scores:
-WHOLE = 2**24  # up to so many are computed at once, and what is made of them held for the backward pass
-TILE = 2**22  # of more, so many at a time, which the passes over them then find in a cache
-HELD = 2**29  # of the probabilities of these, so many are held, and the others computed again
+WHOLE = 2**24  # up to this many are computed at once, and the results kept for the backward pass
+TILE = 2**22  # beyond, this many at a time, which the passes over them then find in a cache
+HELD = 2**29  # of the probabilities of these, this many are kept, and the others recomputed
 
 
 def install_attention(model: nn.Module, rows: RowKeys, longest: int | None = None) -> dict[int, str]:
@@ -85,15 +85,15 @@ def attend(
         salt = rows.salt(place, rows.next_use(place, shape))
         found = _OnCpu.apply(value, dropout, scaling, rows, query, key, attention_mask, rows.keys, salt)
         return found.transpose(1, 2), None
-    # Passes over the scores are what this costs: they are scaled as the queries, and masked in place (1.03 to
-    # 1.09 times as fast at 256 tokens).
+    # The cost is passes over the scores: the queries are scaled instead, and the mask is applied in place
+    # (1.03 to 1.09 times as fast at 256 tokens).
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
         scores = masked(scores, attention_mask)
     if torch.compiler.is_compiling() and module.longest is not None:
-        # A softmax in one pass: 35.4 ms an update for 38.1, of 128 x 128 tokens on an H100.
+        # A softmax in one pass: 35.4 ms per update instead of 38.1, of 128 x 128 tokens on an H100.
         torch._check(scores.shape[-1] <= module.longest)  # type: ignore[operator]
     probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     probabilities, value = drop_and_scale(probabilities, value, rows, dropout, place)
@@ -169,7 +169,7 @@ class _OnCpu(torch.autograd.Function):
         ctx: Any, value: torch.Tensor, dropout: float, scaling: float, rows: RowKeys, query: torch.Tensor,
         key: torch.Tensor, *others: Any,
     ) -> torch.Tensor:  # fmt: skip
-        # As products of many heads want them in memory: matmul would copy them for each.
+        # The memory layout for products of many heads: matmul would copy them for each.
         value, query, key = value.contiguous(), query.contiguous(), key.contiguous()
         scores = _Scores(dropout, scaling, rows, query, key, *others)
         count, *of_row = scores.shape
@@ -178,7 +178,7 @@ class _OnCpu(torch.autograd.Function):
         ctx.tiles = _tiles(count, count if whole else max(1, TILE // size))
         most_held = 0 if whole or not any(ctx.needs_input_grad) else HELD // size
         held, held_dropped = query.new_empty(min(count, most_held), *of_row), None
-        # In memory as the layer goes on with it.
+        # In the memory layout that the layer needs next.
         found = query.new_empty(count, of_row[1], of_row[0], value.shape[3]).transpose(1, 2)
         for tile in ctx.tiles:
             probabilities = scores.probabilities(tile, held[tile] if tile.stop <= len(held) else None)
@@ -193,7 +193,7 @@ class _OnCpu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Asked for once: torch.utils.checkpoint gives them once.
+        # Read once: torch.utils.checkpoint gives them only once.
         *of_scores, value, found, held, held_dropped = ctx.saved_tensors
         scores = _Scores(*ctx.options, *of_scores)
         query, key, scaling, upscaling = scores.query, scores.key, scores.scaling, 1 / (1 - scores.dropout)
@@ -212,14 +212,14 @@ class _OnCpu(torch.autograd.Function):
 
 
 def _tiles(rows: int, step: int) -> list[slice]:
-    """The rows, so many at a time."""
+    """The rows, `step` at a time."""
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @dataclass
 class _Scores:
-    """Scores of queries and keys (rows, heads, tokens, size), and what is made of those of a tile of rows:
-    with a mask, and with the dropout that the keys of the rows and the salt of its table make (`RowKeys`)."""
+    """Scores of queries and keys (rows, heads, tokens, size), and what is computed from those of a tile of
+    rows: with a mask, and with the dropout given by the keys of the rows and its table's salt (`RowKeys`)."""
 
     dropout: float
     scaling: float
@@ -249,9 +249,9 @@ class _Scores:
         return self.rows.table(self.salt, self.shape[1:])
 
     def dropped(self, tile: slice, probabilities: torch.Tensor) -> torch.Tensor:
-        """The probabilities of a tile, with zeros where the dropout has drawn."""
-        # One or nought times the bits of a float. A mask of bytes, which torch must first make floats of,
-        # takes 1.5 times as long.
+        """The probabilities of a tile, with dropped ones zeroed."""
+        # The bits of a float times 0 or 1. A byte mask, which torch must first convert to floats, takes 1.5
+        # times as long.
         kept = (self.row_keys[tile].view(-1, 1, 1, 1) * self._table).ge_(threshold_of(self.dropout))
         return kept.mul_(probabilities.view(torch.int32)).view(torch.float32)
 

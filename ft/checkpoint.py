@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
-# What a hash stands for, in the identity of a run.
+# What a hash in the identity of a run covers.
 WHAT_OF = {"data": " files, tokenizer (and version of its library) and options of the data, see --help"}
 
 
@@ -40,19 +40,19 @@ class Progress:
     best_metric: float | None = None
     best_step: int = 0
     best_values: dict[str, Any] = field(default_factory=dict)  # the numbers of its evaluation
-    best_weights: str = ""  # a sample of them, by which best/ is known again; on the main process
+    best_weights: str = ""  # a sample of them, which identifies best/; on the main process
     best_calibration: dict[str, Any] = field(default_factory=dict)  # the task's, at the best step
     evaluations_without_gain: int = 0
     patience_metric: float | None = None
     train_seconds: float = 0.0  # of all starts, up to the last checkpoint
     log_loss: float = 0.0
     log_weight: float = 0.0
-    metrics_rows: int = 0  # of metrics.jsonl; later ones come again
+    metrics_rows: int = 0  # of metrics.jsonl; later ones are written again
     evaluation_due: bool = False  # the run was stopped in the middle of one
     evaluated_step: int = 0  # that of the last one
     precision: str = ""  # of the launch, in Accelerate's words
-    total_seconds: float = 0.0  # of all starts, with all that is not training, up to the last checkpoint
-    earlier_totals: list[list[int]] = field(default_factory=list)  # [step, updates that it was to have]
+    total_seconds: float = 0.0  # of all starts, including what is not training, up to the last checkpoint
+    earlier_totals: list[list[int]] = field(default_factory=list)  # [step, planned updates]
     health: Health = field(default_factory=Health)
 
     def weigh(self, value: float | None, sign: int, threshold: float) -> bool:
@@ -115,7 +115,7 @@ def write_checkpoint(
     except Exception as error:
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         shutil.rmtree(temporary, ignore_errors=True)
-        # torch does not say why the disk did not take its file.
+        # torch does not say why its file could not be written.
         raise OSError(f"{error} ({free / 1e6:,.1f} MB were free on the disk)") from error
     settle(target, progress["best_step"], limit)
 
@@ -130,12 +130,12 @@ def settle(newest: Path, best_step: int, limit: int | None) -> None:
     kept = (newest, folder / f"step-{best_step:08d}")
     for path in old:
         if path not in kept:
-            _rename(path, f".{path.name}.old")  # so that no half of it has its name
+            _rename(path, f".{path.name}.old")  # so that a half-removed one does not keep its name
     _clear_hidden(folder)
 
 
 def _clear_hidden(folder: Path) -> None:
-    """Remove what was begun, or is no more."""
+    """Remove unfinished checkpoints and those being removed."""
     for path in folder.glob(".step-*"):
         if path.suffix in (".tmp", ".old") and _is_name(path.stem[1:]):
             shutil.rmtree(path, ignore_errors=True)
@@ -164,8 +164,8 @@ def _is_name(name: str) -> bool:
 
 
 def _rename(path: Path, name: str) -> Path:
-    """Give a folder another name beside it, which it takes from an older one. Where it cannot be written,
-    nothing happens."""
+    """Rename a folder within its parent, replacing an older one of that name. In a read-only place, does
+    nothing."""
     place = path.with_name(name)
     with contextlib.suppress(OSError):
         shutil.rmtree(place, ignore_errors=True)
@@ -197,7 +197,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         return path, []
     warnings: list[str] = []
     for path in folder.glob(".step-*.old"):
-        # Whole: the run was killed while another of its step took its place. (Or it is to be removed anew.)
+        # Intact: the run was killed while another of its step replaced it. (Or it will be removed again.)
         name = path.stem[1:]
         if _is_name(name) and not (folder / name).exists() and not _damage_of(path):
             _rename(path, name)
@@ -207,13 +207,13 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
             return path, warnings
         warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
         aside = _rename(path, f"damaged-{path.name}")
-        if aside.exists():  # where the folder cannot be written, it is passed over again
+        if aside.exists():  # in a read-only folder, it is skipped again
             warnings[-1] += f", kept as {aside.name}"
     return None, warnings
 
 
 def _damage_of(checkpoint: Path) -> str:
-    """`find_damage`; what cannot be read at present is no damage: the disk of a network may be away."""
+    """`find_damage`; what cannot be read at present is not damage: a network disk may be unavailable."""
     try:
         return durable.find_damage(checkpoint, *FILES)
     except OSError as error:
@@ -262,7 +262,7 @@ def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: A
         raise RuntimeError(f"{checkpoint}: its tensors are not those of this model")
     for name, value in saved.items():
         fill(own[name], value)
-    # In shards, every process of a host reads it: mapped, it is in memory once.
+    # If sharded, every process of a host reads it: memory-mapped, it is in memory once.
     state = torch.load(
         checkpoint / "optimizer.pt", map_location="cpu", weights_only=True, mmap=accelerator.is_fsdp2
     )
@@ -270,7 +270,7 @@ def restore(checkpoint: Path, accelerator: Accelerator, model: Any, optimizer: A
     for number, parameter in enumerate(parameters):
         of_it = state["optimizer"]["state"].get(number, {})
         for key, value in of_it.items():
-            if value.shape == parameter.shape:  # not the count of its steps
+            if value.shape == parameter.shape:  # not its step count
                 of_it[key] = cut(value, parameter)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])

@@ -34,7 +34,7 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator, hosts: HostGroup) -> C
     if accelerator.num_processes == 1 or torch.distributed.get_backend() != "gloo":
         return nothing_to_exchange
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    # DDP has the smallest, as it refuses to have nothing to do.
+    # The smallest is left to DDP, which refuses to have nothing to do.
     weights.pop(min(weights, key=lambda name: weights[name].numel()))
     plain = all(weight.is_contiguous() and weight.dtype == torch.float32 for weight in weights.values())
     if uses_all and plain and weights:
@@ -60,14 +60,14 @@ def uses_all_weights(model: nn.Module) -> bool:
     tried."""
     try:
         logits = evaluated_logits(model, short_rows(model, [0], 0, next(model.parameters()).device))
-    except Exception:  # of the model's own code, which may want more than texts; `key_dropout` says so
+    except Exception:  # of the model's own code, which may need more than texts; `key_dropout` says so
         return True
     todo, seen, reached = [logits.grad_fn], set(), set()
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            reached.add(getattr(node, "variable", None))  # which a node has that gathers a weight's gradient
+            reached.add(getattr(node, "variable", None))  # set on a node that accumulates a weight's gradient
             todo += [following for following, _ in node.next_functions]
     return all(weight in reached for weight in model.parameters() if weight.requires_grad)
 
@@ -98,8 +98,8 @@ def exchange_met_rows(table: nn.Parameter) -> None:
     gradient = table.grad
     if gradient is None:
         return
-    # The fastest way to find rows of zeros. Squares vanish where a gradient is below 1e-23, where AdamW makes
-    # nothing of it, beside an eps of 1e-8.
+    # The fastest way to find rows of zeros. Squares underflow for gradients below 1e-23, which have no effect
+    # in AdamW beside an eps of 1e-8.
     met = (torch.linalg.vector_norm(gradient, dim=-1) != 0).byte()
     torch.distributed.all_reduce(met, torch.distributed.ReduceOp.MAX)
     rows = met.nonzero().squeeze(1)

@@ -21,7 +21,7 @@ from torch import nn
 
 from ft.errors import UserError
 
-ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows are not to be found
+ROWLESS, UNKEYED = -1, -2  # a tensor that all rows share; one whose rows cannot be found
 
 
 class Place:
@@ -56,7 +56,7 @@ class RowKeys:
         self.keys = _mix64(row_ids + state).to(torch.int32) | 1
         if self._salts.device != row_ids.device or len(self._salts) < len(self.places):  # once
             self._move(row_ids.device)
-        # What makes the tables of this update those of a layer: (places, 2), see `_salted`.
+        # What makes this update's tables specific to a layer: (places, 2), see `_salted`.
         self._salts = _salted(_step(self._layers ^ state))
         for place in self.places:
             place.uses = 0
@@ -240,20 +240,20 @@ def _salted(states: torch.Tensor) -> torch.Tensor:
 
 
 def _signed(number: int) -> int:
-    """A 64-bit number as torch's int64 has its bits."""
+    """The int64 with the bits of an unsigned 64-bit number."""
     return number - 2**64 if number >> 63 else number
 
 
 def _mix64(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's finaliser on int64, element by element; torch's shift keeps the sign, so the high bits
-    go."""
+    """SplitMix64's finaliser on int64, element by element; torch's shift extends the sign, so the high bits
+    are masked off."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 def _coordinate_hash(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """int32 hashes of the coordinates in `shape`; those of a smaller shape are its corner."""
+    """int32 hashes of the coordinates in `shape`; those of a smaller shape are a corner of them."""
     total = torch.zeros((), dtype=torch.int64, device=device)
     for axis, size in enumerate(shape):
         place = torch.arange(size, device=device).view(-1, *[1] * (len(shape) - axis - 1))

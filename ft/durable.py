@@ -55,7 +55,7 @@ def make_free(place: Path) -> Path:
 
 
 def _is_gone(path: Path) -> bool:
-    """Remove a folder, if it can be."""
+    """Remove a folder, if possible; returns whether it is gone."""
     shutil.rmtree(path, ignore_errors=True)
     return not path.exists()
 
@@ -76,7 +76,7 @@ def write_flushed(path: Path, text: str) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a text file beside its place, flushed to the disk, and put it there."""
+    """Write a text file under a temporary name, flush it to disk, and rename it into place."""
     temporary = path.with_name(f".{path.name}.tmp")
     write_flushed(temporary, text)
     temporary.rename(path)

@@ -30,9 +30,9 @@ def _update(decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
             state[AVERAGE] = parameter.detach().clone()
     if not begun:
         return
-    # On the device, as all of this: the host does not wait. A parameter may get no gradient now and then.
+    # On the device, like all of this: the host does not wait. A parameter may sometimes get no gradient.
     step = torch.stack([state["step"] for state in begun.values()]).max()
-    # Averages that a first step without effect began are none yet.
+    # Averages that began with a step without effect do not count yet.
     weight = 1 - ((1 + step) / (10 + step)).clamp(max=decay) * (step > 1)
     if getattr(optimizer, "found_inf", None) is not None:  # a step that changed nothing
         weight = weight * (1 - optimizer.found_inf)  # type: ignore[attr-defined]

@@ -83,10 +83,10 @@ def shard_over_processes(accelerator: Accelerator, sharding: Sharding) -> None:
 
 def finish_sharding(accelerator: Accelerator, model: Any) -> None:
     """What Accelerate leaves to do after sharding a model."""
-    # Of what no layer holds (the head), the whole would else stay after an evaluation, and be used again when
-    # its shards have changed.
+    # Otherwise, unsharded parameters outside the layers (the head) would stay after an evaluation, and be
+    # reused after their shards have changed.
     model.set_reshard_after_forward(True)
     if accelerator.mixed_precision == "bf16":
-        # Its cache would hold a copy of every layer's whole weights to the end of the forward pass.
+        # Its cache would keep a copy of every layer's whole weights until the end of the forward pass.
         torch.set_autocast_cache_enabled(False)
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)

@@ -15,7 +15,7 @@ from ft.errors import UserError
 MAX_NONFINITE = 3  # updates in a row
 SPIKE_DEVIATIONS = 7.0
 SPIKE_DECAY = 0.99  # of the running mean and variance: about the last hundred updates
-SPIKE_AFTER = 20  # updates; before, they say little
+SPIKE_AFTER = 20  # updates; before that, mean and variance say little
 
 
 @dataclass

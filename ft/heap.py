@@ -12,19 +12,19 @@ from ft.launch import asks_for
 
 TUNABLES = "GLIBC_TUNABLES"
 SETTINGS = {
-    # Big blocks lie in the heap, and their pages are not given back to the kernel after every step: a run
-    # would pay for the same pages again in every update (up to 1.2 times the updates a second).
+    # Large blocks are in the heap, and their pages are not returned to the kernel after every step: a run
+    # would pay for the same pages again in every update (up to 1.2 times the updates per second).
     "glibc.malloc.mmap_max": 0,
     "glibc.malloc.trim_threshold": 2**31 - 1,
     "glibc.malloc.top_pad": 256 * 2**20,
-    # The splinters that are left where a tensor is aligned are not cached, but join their neighbours at once.
-    # Cached, they would part the room that activations leave, and those of the next update, whose texts have
-    # another length, would need new room: 3.1 GB after 60 updates of 80 tokens a row, and more and more,
-    # where this takes 2.3.
+    # The fragments left by aligning a tensor are not cached, but merged with their neighbours at once.
+    # Cached, they would split the space that activations leave, and those of the next update, whose texts
+    # have another length, would need new space: 3.1 GB after 60 updates of 80 tokens a row, and growing,
+    # instead of 2.3.
     "glibc.malloc.tcache_count": 0,
     "glibc.malloc.mxfast": 0,
-    # Pages of 2 MB, where the kernel gives them to those who ask: 1.013 to 1.018 times the updates a second
-    # at 24 tokens, and no more memory. (From glibc 2.35 on; older ones take no notice.)
+    # Pages of 2 MB, if the kernel gives them on request: 1.013 to 1.018 times the updates per second at 24
+    # tokens, and no more memory. (From glibc 2.35 on; older ones ignore this.)
     "glibc.malloc.hugetlb": 1,
 }
 

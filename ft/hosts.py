@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 # How long one process waits for another, which may be encoding, writing a checkpoint or uploading a model:
-# torch's 10 minutes on GPUs would end the run in it. A loop that hangs is the watchdog's (hang_timeout).
+# torch's 10 minutes on GPUs would end the run meanwhile. A hanging loop is the watchdog's (hang_timeout).
 PATIENCE = timedelta(hours=6)
 
 
@@ -80,7 +80,7 @@ class HostGroup:
 
 
 def _host_group() -> Any:
-    """A group of the host's own beside that of the devices."""
+    """A process group for the hosts' CPUs, beside that of the devices."""
     try:
         return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:

@@ -36,8 +36,8 @@ def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
     For a model in fp32 on the CPU, before it is wrapped. Draws nothing from the global generators itself."""
     config: Any = getattr(model, "config", None)
     kind, attention = getattr(config, "model_type", ""), getattr(config, "_attn_implementation", None)
-    # By the class, too: a head of somebody's own code may read other positions in some rows alone, such as
-    # those of a marker, which no probe would meet.
+    # The class counts, too: a head with custom code may read other positions only in some rows, such as
+    # those of a marker, which no probe would hit.
     known = kind in FORWARD and type(model).__module__.startswith("transformers.models.")
     if not known or getattr(config, "is_decoder", False):
         return [f"{EVERY}: whether the head of a {type(model).__name__} reads the first alone is not known"]
@@ -50,13 +50,13 @@ def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
         layer = _layers(model)[-1]
         whole = type(layer)
         logits, gradients = _probe(model, layer)
-        # A class of the same name: what goes by a layer's class (FSDP, activation checkpointing) finds it.
+        # A class of the same name: what selects layers by class (FSDP, activation checkpointing) finds it.
         layer.__class__ = type(whole.__name__, (whole,), {"forward": FORWARD[kind]})
         narrow_logits, narrow_gradients = _probe(model, layer)
         if _same([logits], [narrow_logits]) and _same(gradients, narrow_gradients):
             return []
         why = "the head reads others, too"
-    except Exception as error:  # of the model's own code, which may be of another make than its name says
+    except Exception as error:  # of the model's own code, which may differ from what its name says
         why = first_line(error)
     if layer is not None:
         layer.__class__ = whole
@@ -104,7 +104,7 @@ def _attend(
     query, key, value = projections
     mask = None if attention_mask is None else attention_mask[:, :, :1]
     if all(type(side) is nn.Linear and side.bias is not None for side in (key, value)):  # LoRA's are not
-        # One position, not none: LoRA's dropout would be another without that dimension.
+        # A slice, not an index: without that dimension, LoRA's dropout would differ.
         of_first = query(hidden_states[:, :1]).squeeze(1)
         return _attend_to_inputs(attention, of_first, key, value, hidden_states, mask)
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -133,7 +133,7 @@ def _attend_to_inputs(
     key_bias, value_bias = (side.bias.unflatten(0, heads) for side in (key, value))
     query = query.unflatten(-1, heads) * attention.scaling
     by_input = torch.einsum("rhd,hds->rhs", query, key_weight)
-    # The softmax takes no notice of the bias, which is here to have a gradient, as in the whole layer.
+    # The softmax is invariant to the bias, which is here to get a gradient, as in the whole layer.
     scores = by_input @ hidden_states.transpose(1, 2) + (query * key_bias).sum(-1, keepdim=True)
     scores = scores.unsqueeze(2)  # (rows, heads, 1, tokens)
     if mask is not None:
@@ -155,7 +155,7 @@ def _probe(model: Any, layer: nn.Module) -> tuple[torch.Tensor, list[torch.Tenso
     inputs: list[torch.Tensor] = []
 
     def cut(_module: nn.Module, args: tuple) -> tuple:
-        inputs.append(args[0].detach().requires_grad_())  # no gradient of what is below
+        inputs.append(args[0].detach().requires_grad_())  # no gradient for what is below
         return (inputs[-1], *args[1:])
 
     place = torch.arange(7)
@@ -181,6 +181,6 @@ def _same(some: list[torch.Tensor | None], others: list[torch.Tensor | None]) ->
     if [None if one is None else one.shape for one in some] != [
         None if other is None else other.shape for other in others
     ]:
-        return False  # a weight that is used no more would stop DDP
+        return False  # a weight that is no longer used would stop DDP
     whole, other = (torch.cat([one.flatten() for one in side if one is not None]) for side in (some, others))
     return float((whole - other).norm()) <= TOLERANCE * float(whole.norm())

@@ -41,8 +41,8 @@ def asked_processes() -> int:
 
 
 def asks_for_gpus() -> bool:
-    """Whether `accelerate launch` started this process, and for GPUs: to one process it says so, of several
-    its words do."""
+    """Whether `accelerate launch` started this process for GPUs: it tells a single process so; for several,
+    its arguments say so."""
     if "ACCELERATE_USE_CPU" in os.environ:
         return not asks_for("CPU")
     found = _launch_options()
@@ -50,8 +50,8 @@ def asks_for_gpus() -> bool:
 
 
 def _launch_options() -> tuple[Any, Any] | None:
-    """The options of `accelerate launch`, and its config file if it reads one; None where something else
-    started this process."""
+    """The options of `accelerate launch`, and its config file if it reads one; None if something else started
+    this process."""
     words = launch_command(os.getppid())
     if words is None:
         return None
@@ -83,7 +83,7 @@ def launch_command(process_id: int) -> list[str] | None:
 
 
 def _command_of(process_id: int) -> list[str]:
-    """A process's command line; empty where it cannot be read."""
+    """A process's command line; empty if it cannot be read."""
     import psutil
 
     try:
@@ -112,7 +112,7 @@ def kill_launch(process: subprocess.Popen[Any]) -> None:
 
 
 def _launch_words(command: list[str]) -> int | None:
-    """Where the words behind Accelerate's launcher begin in a command line; None where it is another
+    """Where the arguments of Accelerate's launcher begin in a command line; None if it is another
     program's."""
     for place, word in enumerate(command[:4]):
         name = os.path.basename(word)

@@ -28,9 +28,9 @@ def build_optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW
         eps=config.adam_epsilon,
         fused=True,  # on a CPU, too: a seventh of the default's time
     )
-    # With fp16, GradScaler then leaves the call out where a gradient overflowed, by which alone Accelerate
-    # knows that the step was skipped (ft.attempts takes the update again). It asks the device for that: in
-    # fp16 alone, the host waits once an update.
+    # With fp16, GradScaler then omits the call if a gradient overflowed, which is the only way Accelerate
+    # knows that the step was skipped (ft.attempts retries the update). It asks the device for that: only in
+    # fp16, the host waits once per update.
     optimizer._step_supports_amp_scaling = False
     if config.ema_decay is not None:
         keep_average(optimizer, config.ema_decay)
@@ -124,9 +124,9 @@ class Schedule(LRScheduler):
         counts = [state["step"] for state in self.optimizer.state.values()]
         factor: float | torch.Tensor = self.first
         if counts:
-            done = torch.stack(counts).max()  # a parameter may have got no gradient now and then
+            done = torch.stack(counts).max()  # a parameter may sometimes have got no gradient
             if self.shape.device != done.device:
-                # The kernels of a device take the rate in 32 bits.
+                # A device's kernels take the rate in 32 bits.
                 self.shape = self.shape.to(torch.float32).to(done.device)
             factor = self.shape.take(done.long().clamp(max=len(self.shape) - 1))
         for group in self.optimizer.param_groups:

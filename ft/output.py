@@ -24,10 +24,10 @@ INPUTS = "model_name_or_path tokenizer_name dataset_name train_file validation_f
 SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
-# Of what a run leaves: names that others give to what is theirs; files of which one is there before these.
+# Of what a run leaves: names that others use for their own; files of which one exists before these do.
 COMMON = ("config.yaml", "best", "final", "wandb", "tensorboard")
 MARKS = ("environment.json", "metrics.jsonl", SEEDS)
-# A DataLoader's worker outlives a process that was killed by some seconds, and its lock with it.
+# A DataLoader's worker, and so the lock, outlives a killed process by some seconds.
 LOCK_SECONDS = 10
 
 
@@ -56,7 +56,7 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     if own:
         return own, warnings
     _check_inputs(options, held)
-    # A start from elsewhere that was killed may have copied a best/ already.
+    # A killed start from elsewhere may already have copied a best/.
     _check_others(folder, [name for name in held if not (found and name == "best")])
     if not held or options.overwrite_output_dir:
         return found, warnings
@@ -69,12 +69,12 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
             f"resume_from_checkpoint: the run in {str(folder)!r} is finished and has no checkpoint; "
             "replace it with --overwrite_output_dir, or name another folder."
         )
-    return found, warnings  # what is there died before its first checkpoint
+    return found, warnings  # the run there died before its first checkpoint
 
 
 def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
-    """Which of a run's own checkpoints it is that was found, by whatever name or link; None where it is of
-    elsewhere. Raises `UserError` for what else lies in what the run has left, which `held` names."""
+    """Which of a run's own checkpoints was found, under whatever name or link; None if it is from elsewhere.
+    Raises `UserError` for anything else inside what the run has left, which `held` names."""
     if found is None:
         return None
     for own in checkpoints_in(folder / "checkpoints"):
@@ -96,8 +96,8 @@ def _lies_in(path: Path, folder: Path, held: list[str]) -> bool:
 
 
 def _check_inputs(options: RunOptions, held: list[str]) -> None:
-    """Raise `UserError` where a run would be given what it takes away before its first update: of what an
-    earlier one has left in its folder, which `held` names. It could not be resumed."""
+    """Raise `UserError` if a run's input is among what it removes before its first update: what an earlier
+    one has left in its folder, which `held` names. It could not be resumed."""
     folder = Path(options.output_dir)
     for key in INPUTS:
         name = getattr(options, key, None)
@@ -109,8 +109,8 @@ def _check_inputs(options: RunOptions, held: list[str]) -> None:
 
 
 def _check_others(folder: Path, held: list[str]) -> None:
-    """Raise `UserError` where what would be replaced is of no run, but somebody's own: a config that was
-    written by hand, in the folder where its run is to be, a model in best/, W&B's folder of other runs."""
+    """Raise `UserError` if what would be replaced is not from a run, but the user's own: a hand-written
+    config in the folder that its run is to use, a model in best/, W&B's folder of other runs."""
     others = [name for name in held if name in COMMON]
     of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
     if others and not of_a_run:
@@ -121,9 +121,9 @@ def _check_others(folder: Path, held: list[str]) -> None:
 
 
 def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) -> None:
-    """Raise `UserError` where a launcher starts a run again that would go back behind what it has `made`
-    since the launch: manifests of checkpoints and results of seeds, the newest last. (torchrun's count of
-    restarts is that of one host: another's loss, after which all start again, is not in it.)"""
+    """Raise `UserError` if a launcher restarts a run that would fall back behind what it has `made` since the
+    launch: manifests of checkpoints and results of seeds, the newest last. (torchrun counts restarts per
+    host: another host's loss, after which all restart, is not included.)"""
     has_launcher = "TORCHELASTIC_RUN_ID" in os.environ
     if not has_launcher or options.resume_from_checkpoint == "latest" or not made:
         return
@@ -137,7 +137,7 @@ def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) ->
 
 
 def _manifests(folder: Path) -> list[Path]:
-    """Those of a run's checkpoints, the oldest first."""
+    """The manifests of a run's checkpoints, oldest first."""
     made = [path / "manifest.json" for path in checkpoints_in(folder / "checkpoints")]
     return [path for path in made if path.exists()]
 
@@ -170,7 +170,7 @@ def set_aside(options: Config) -> None:
     (folder / REPLACED).mkdir(exist_ok=True)
     for name in held_by_seeds(options):
         with writing(folder / name):
-            _remove(folder / REPLACED / name)  # by a start that was killed; what it had begun takes its place
+            _remove(folder / REPLACED / name)  # from a killed start; what that had begun takes its place
             (folder / name).replace(folder / REPLACED / name)
 
 
@@ -203,7 +203,7 @@ def held_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
     left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
-    # A record without a folder of any of its seeds is that of a start that was killed.
+    # A record without a folder of any of its seeds is from a killed start.
     seeds = [path.name for path in seed_folders(folder)]
     return [*left, *([SEEDS, *seeds] if seeds else [])]
 
@@ -233,7 +233,7 @@ def held_by_seeds(options: Config) -> list[str]:
 
 
 def _first_that_exists(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     for path in (folder, *folder.parents):
         try:
             path.stat()
@@ -241,7 +241,7 @@ def _first_that_exists(folder: Path) -> Path:
         except (FileNotFoundError, NotADirectoryError):
             if path.is_symlink():
                 raise UserError(f"output_dir: {str(path)!r} is a link to nowhere; name a folder.") from None
-        except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        except (OSError, ValueError) as error:  # a name that is too long, or contains a NUL
             why = getattr(error, "strerror", None) or error
             raise UserError(f"output_dir: {str(folder)[:300]!r} cannot be a folder: {why}.") from None
     return folder

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ft.run import Run
 
 
-# Options that may change when a run is taken up again: where it runs, what it watches, when it stops. Those
-# of the data stand in the data's fingerprint, and what the model is in its weights.
+# Options that may change when a run is resumed: where it runs, what it watches, when it stops. Those of the
+# data are covered by the data's fingerprint, and the model by its weights.
 MAY_CHANGE = {
     *RunOptions.__annotations__,
     *DataOptions.__annotations__,
@@ -106,7 +106,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             )
         saved["identity"]["choice of word embeddings"] = []
     checkpoint.check_identity(path, saved["identity"], identity(run))
-    saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not say
+    saved["progress"].setdefault("evaluated_step", saved["progress"]["step"])  # older ones do not record it
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})
     if progress.step > run.total:
         raise UserError(
@@ -127,7 +127,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
             f"{', '.join(place.name for place in later)}"
         )
     if not is_own:
-        progress.metrics_rows = 0  # they stand in another folder's metrics.jsonl
+        progress.metrics_rows = 0  # they are in another folder's metrics.jsonl
         held = run.hosts.from_main(lambda: held_in(run.output_dir))
         if held := [name for name in held if name != "checkpoints"]:
             notes.append(f"what another run has left in {run.output_dir} is replaced: {', '.join(held)}")
@@ -145,8 +145,8 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
 
 
 def _change_notes(run: Run, progress: Progress, total_before: int) -> list[str]:
-    """What to tell the user of a run that goes on to another length, or in another precision, than before;
-    `progress` remembers the lengths."""
+    """Notes for the user of a run that continues with another length or precision than before; `progress`
+    remembers the lengths."""
     notes, totals = [], progress.earlier_totals
     if totals and totals[-1][0] == progress.step:  # no update was made since
         if totals[-1][1] == run.total:

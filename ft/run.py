@@ -60,7 +60,7 @@ class Run:
     """The state of a run besides model and optimizer. Methods are called on all processes; the main one
     writes."""
 
-    takes_best = True  # along from the folder of a checkpoint that it goes on from in another one
+    takes_best = True  # along, when it resumes from a checkpoint in another folder
 
     def __init__(self, config: Config, accelerator: Accelerator, task: Task) -> None:
         self.config, self.accelerator, self.task = config, accelerator, task
@@ -76,19 +76,19 @@ class Run:
             self.say(f"warning: {warning}")
         if config.lora_rank is not None:
             check_peft()
-        if not config.metric_names:  # what these give is known when they are loaded
+        if not config.metric_names:  # what these compute is known once they are loaded
             self._check_best_metric([])
         try:
             self.repository: str = self.hosts.from_main(lambda: check_hub(config))
         except UserError as error:
             if self.checkpoint is None:
                 raise
-            self.repository = ""  # a run that is taken up may do without the Hub until its end
+            self.repository = ""  # a resumed run can do without the Hub until its end
             self.say(f"warning: {error} It is asked again at the end.")
 
     def _load_metrics(self) -> list[str]:
         """Once it is known what the task learns: load the metrics that the user named, on the main process,
-        which computes them, and settle which one chooses the best model. Returns what to tell the user."""
+        which computes them, and settle which one selects the best model. Returns notes for the user."""
         config = self.config
 
         def load() -> tuple[list[str], list[str]]:
@@ -102,7 +102,7 @@ class Run:
         return notes
 
     def _check_best_metric(self, named: list[str]) -> None:
-        """Raise `UserError` where nothing gives the metric that is to choose the best model."""
+        """Raise `UserError` if nothing computes the metric that is to select the best model."""
         best, known = self.config.best_metric, [*self.task.metric_names(), "loss", *named]
         if best and best not in known:
             raise UserError(f"metric_for_best_model: found {best!r}, expected one of {', '.join(known)}.")
@@ -137,7 +137,7 @@ class Run:
             config.eval_strategy, config.eval_steps = "no", None
         notes += rows_notes(config, data)
         self.checkpoint = self.hosts.from_main(self.folder.hold)
-        made = self.output_dir / "checkpoints"  # by another name on another host
+        made = self.output_dir / "checkpoints"  # another host may know it by another name
         self.has_own_checkpoint = self.hosts.from_main(lambda: checkpoint.is_own(self.checkpoint, made))
         self.progress = Progress()
         if is_sharded(model):
@@ -163,13 +163,13 @@ class Run:
         self.saver = Saver(self.hosts, self.output_dir, saved, self.progress.best_step)
         self.tracker = Tracker(
             accelerator, config, self.output_dir, self.progress.step, self.progress.metrics_rows,
-            make_room=self.saver.wait,  # one that fails to be written goes, and may have filled the disk
+            make_room=self.saver.wait,  # a checkpoint that fails is removed, and may have filled the disk
         )  # fmt: skip
         self._loaders: dict[str, Any] = {}
         self.train_loss = TrainLoss(accelerator, self.progress)
         self.clock, self._seconds_before = Clock(), self.progress.train_seconds
         self.latest: Evaluation | None = None  # the last evaluation of this process
-        self._said_undefined = False  # that the metric which chooses is not defined
+        self._said_undefined = False  # that the selecting metric is not defined
         self.health = HealthWatch(
             self.progress.health,
             self.hosts.sum,
@@ -182,7 +182,7 @@ class Run:
         self.watchdog = Watchdog(
             parse_duration("hang_timeout", config.hang_timeout), accelerator.process_index
         )
-        weakref.finalize(self, self.watchdog.end)  # of a run that failed in a process that lives on
+        weakref.finalize(self, self.watchdog.end)  # for a run that failed in a process that lives on
         self.signals = StopSignals()
         self.signals.listen()
         self.throughput = Throughput(sampler, self.progress.step, self.clock)
@@ -196,13 +196,13 @@ class Run:
         and config.yaml."""
         config = self.config
         if self.checkpoint is None:
-            # With resume_from_checkpoint, those that are there are damaged, and were said to be kept.
+            # With resume_from_checkpoint, the existing ones are damaged, and were reported as kept.
             is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
             clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
         elif self.has_own_checkpoint:
-            with writing(self.checkpoint.parent):  # a crash may have come before this was done for it
+            with writing(self.checkpoint.parent):  # a crash may have come before this was done
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
-            if not self.finished():  # a finished run that goes on is none until its new end
+            if not self.finished():  # a finished run that goes on is unfinished until its new end
                 for name in ("results.json", "report.html", "training.png"):
                     (self.output_dir / name).unlink(missing_ok=True)
         facts = environment(config, self.data, self.accelerator)
@@ -214,12 +214,12 @@ class Run:
         """The remaining epochs, after an evaluation that is still due; the sampler begins each at the run's
         current update."""
         progress = self.progress
-        # It was stopped in the middle of it, or was shortened to where it stands, which is then its end.
+        # The run was stopped in the middle of it, or shortened to its current update, now its end.
         is_new_end = self.finished() and progress.evaluated_step < progress.step
         if progress.evaluation_due or (is_new_end and self.config.eval_strategy != "no"):
             self.evaluate()
             if self.finished() and self.config.save_strategy != "no":
-                self.save()  # or the checkpoint would know another best, or more patience, than there is
+                self.save()  # or the checkpoint would record another best model, or more patience
         while not self.finished():
             self.sampler.start(self.progress.step, self.total)
             yield self.progress.step // self.sampler.updates_per_epoch
@@ -302,7 +302,7 @@ class Run:
             if not progress.weigh(value, sign, config.early_stopping_threshold):
                 return
             progress.best_calibration, progress.best_values = self.task.calibration, scalars(values)
-            self.saver.wait()  # for room on the disk: a checkpoint that cannot be written goes again
+            self.saver.wait()  # for disk space: a checkpoint that cannot be written is removed
             known = before and before == self.saver.best_step
             self.export("best", self.latest, kept_best(self.output_dir, before) if known else None)
             if self.accelerator.is_main_process:
@@ -327,8 +327,8 @@ class Run:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """Time that is none of training, on all processes: while the main one writes, the others wait here,
-        and not in their next update."""
+        """Exclude this time from training, on all processes: while the main one writes, the others wait here,
+        not in their next update."""
         with self.clock:
             yield
             self.hosts.sum(0)
@@ -396,7 +396,7 @@ class Run:
     def stop(self, asked: StopAsked) -> NoReturn:
         """Save a checkpoint, wait until it is written, and end the run here, to be resumed: raises
         `Stopped`."""
-        for _ in range(2):  # one that the disk does not take is tried once more
+        for _ in range(2):  # a failed write is retried once
             if not self.saved():
                 self.save()
         self.saver.wait_until_it_stands()

@@ -43,7 +43,7 @@ _first_start = [STARTED]
 OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of a path that the user named
 
 
-# Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not know.
+# Plugins of Accelerate that split a model over processes in ways that checkpoints and sums do not support.
 UNKNOWN_PLUGINS = ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 PRECISIONS = ("no", "bf16", "fp16")
 NO_FP16 = (
@@ -55,7 +55,7 @@ NO_FP16 = (
 def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     """Run a script's main function and exit with its code; a `UserError` is one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # to a terminal of Latin-1, any name of a class can be written
+        if hasattr(stream, "reconfigure"):  # any class name can then be written to a Latin-1 terminal
             stream.reconfigure(errors="backslashreplace")
     settle_heap()
     set_environment(config)
@@ -71,7 +71,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
         code = EXIT_USER_ERROR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except SystemExit as stop:  # of a handler of signals
+    except SystemExit as stop:  # from a signal handler
         code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
     except Exception as error:
         code = EXIT_CRASH
@@ -100,7 +100,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
     from ft.wandb_run import close_trackers
 
     close_trackers(code)
-    # Not sys.exit: now and then gloo's threads abort a process that leaves its group in the ordinary way
+    # Not sys.exit: gloo's threads sometimes abort a process that leaves its group in the ordinary way
     # ("terminate called without an active exception", one in ten with torch 2.13).
     finish_writing()
     os._exit(code)
@@ -109,7 +109,7 @@ def run_script(main: Callable[[ConfigT], int], config: ConfigT) -> NoReturn:
 def set_environment(config: Config) -> None:
     """Choices that must be made before torch and the Hugging Face libraries are imported."""
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it alone
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "false")  # of `datasets` and `evaluate`: names of data
     if _says_yes("HF_HUB_OFFLINE") or _says_yes("TRANSFORMERS_OFFLINE"):  # which `evaluate` does not read
@@ -122,14 +122,14 @@ def set_environment(config: Config) -> None:
 
 
 def _shown_its_own_gpu() -> bool:
-    """Whether this process sees another GPU than the one that launched it, as scripts between the two have
-    each process see its own."""
+    """Whether this process sees another GPU than the process that launched it, as when a script between the
+    two shows each process its own."""
     import psutil
 
     name = "CUDA_VISIBLE_DEVICES"
     words = launch_command(os.getppid())
     if words is not None and "--no_python" not in words:
-        return False  # Accelerate shows all of its processes the same, by --gpu_ids, too
+        return False  # Accelerate shows all of its processes the same, also with --gpu_ids
     try:
         of_launcher = psutil.Process(os.getppid()).environ().get(name)
     except psutil.Error:
@@ -182,7 +182,7 @@ def build_accelerator(config: Config) -> Accelerator:
     from ft.tracking import choose_trackers
 
     _check_launch()
-    # Apple's GPUs (mps) do not know the 64 bits in which losses are summed.
+    # Apple's GPUs (mps) lack the float64 in which losses are summed.
     kind = torch.accelerator.current_accelerator(check_available=True)
     use_cpu = asks_for("CPU") or kind is None or kind.type == "mps"
     if not use_cpu and "TORCHELASTIC_RUN_ID" in os.environ:
@@ -193,10 +193,10 @@ def build_accelerator(config: Config) -> Accelerator:
                 "--num_processes, the result stays the same."
             )
     if not use_cpu and torch.accelerator.device_count() == 1 and os.environ.get("LOCAL_RANK", "0") != "0":
-        # It sees its own GPU alone, as the first; Accelerate would have DDP use the one of its local rank.
+        # It sees only its own GPU, as the first; Accelerate would have DDP use the one of its local rank.
         os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"
     precision = asked_precision()
-    if precision not in PRECISIONS:  # which Accelerate would pass over in silence
+    if precision not in PRECISIONS:  # which Accelerate would silently ignore
         raise UserError(
             f"ACCELERATE_MIXED_PRECISION: found {precision!r} in the environment, expected "
             f"{', '.join(PRECISIONS)}."
@@ -215,7 +215,7 @@ def build_accelerator(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time; nothing here reads it
         torch.backends.cudnn.benchmark = False
-    # Whatever the version of torch holds for a good default (that of convolutions is TF32).
+    # Whatever the default of the version of torch is (that of convolutions is TF32).
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     handlers: list[KwargsHandler] = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
@@ -223,11 +223,11 @@ def build_accelerator(config: Config) -> Accelerator:
     method = rendezvous.init_method() if rendezvous.store_is_reused() else None
     handlers.append(InitProcessGroupKwargs(init_method=method, timeout=PATIENCE))
     accelerator = Accelerator(
-        cpu=use_cpu,  # without it, several CPU processes would each believe to be alone
-        # An evaluation tells no tracker; what the config of its run names need not be installed.
+        cpu=use_cpu,  # without it, each of several CPU processes would think it is alone
+        # An evaluation uses no tracker; those in the config of its run need not be installed.
         log_with=None if isinstance(config, EvalConfig) else choose_trackers(config.tracker_names) or None,
         project_dir=config.output_dir,
-        step_scheduler_with_optimizer=False,  # one scheduler step a call, not one for each process
+        step_scheduler_with_optimizer=False,  # one scheduler step per call, not one per process
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop scales its losses
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
         kwargs_handlers=handlers,

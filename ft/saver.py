@@ -45,7 +45,7 @@ class Saver:
         def write() -> None:
             flush()
             write_checkpoint(self.output_dir / "checkpoints", state, known, ours, total_updates, limit)
-            # The best models of before the one that it knows are needed no more.
+            # Best models older than the one that it knows are no longer needed.
             forget_bests(self.output_dir, before=known["best_step"])
 
         self._writer.submit(f"output_dir: the checkpoint of update {self.step}", write)

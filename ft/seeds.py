@@ -91,7 +91,7 @@ def train_seeds(config: Config, train: Callable[[Config], int]) -> int:
 
 class _Record:
     """The folder of all seeds: its lock, its config.yaml, and seeds.json, which has a hash of the config with
-    which a seed was finished, null for one that is not. For the main process."""
+    which each seed was finished, null if it is not. For the main process."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, Path(config.output_dir)
@@ -99,7 +99,7 @@ class _Record:
         self._lock: Any = None
 
     def open(self, runs: Sequence[Config]) -> list[int]:
-        """Take the folder; returns the seeds that are finished. Writes no more than can be taken back."""
+        """Lock the folder; returns the finished seeds. Writes nothing that cannot be undone."""
         check_seeds_dir(self.config)
         self._lock = lock_output_dir(self.folder)
         resumed = self.config.resume_from_checkpoint is not None
@@ -112,7 +112,7 @@ class _Record:
             self.seeds = json.loads(path.read_text(encoding="utf-8"))
         self.seeds = dict.fromkeys(str(run.seed) for run in runs) | self.seeds
         self._write()
-        # After a change, every run looks for itself whether it may go on, and whether there is more to do.
+        # After a change, every run checks for itself whether it may resume, and has more to do.
         return [
             run.seed
             for run in runs
@@ -120,8 +120,8 @@ class _Record:
         ]
 
     def check_data(self) -> None:
-        """Raise `UserError` where the data is not that of a finished seed: a mean over both would say nothing
-        of seeds."""
+        """Raise `UserError` if the data is not that of a finished seed: a mean over both would say nothing
+        about seeds."""
         finished = [seed for seed, asked in self.seeds.items() if asked]
         now = fingerprints(find_sources(self.config)) if finished else {}
         for seed in finished:
@@ -144,15 +144,15 @@ class _Record:
         write_whole(self.folder / SEEDS, to_json(self.seeds, indent=1) + "\n")
 
     def close(self, runs: Sequence[Config]) -> None:
-        """Let the folder go. What was replaced comes back if the first run did not even begin, or all of it
-        could not be moved."""
+        """Release the folder. What was replaced is restored if the first run did not even begin, or if not
+        all of it could be moved."""
         if self._lock is None:
             return
         has_begun = any((Path(run.output_dir) / "config.yaml").exists() for run in runs)
         if not seed_folders(self.folder):
             (self.folder / SEEDS).unlink(missing_ok=True)
         if (self.folder / REPLACED).exists():
-            if has_begun and self.seeds:  # which are known once all was moved
+            if has_begun and self.seeds:  # which are known once everything was moved
                 shutil.rmtree(self.folder / REPLACED)
             else:
                 put_back(self.folder)
@@ -164,14 +164,14 @@ def _results_of(folder: str | Path) -> Path:
 
 
 def _asked(run: Config) -> str:
-    """A hash of what a run was asked for, but for where it goes on and when it has to end."""
+    """A hash of a run's requested options, except for where it resumes and when it has to end."""
     asked = replace(run.repeatable(), max_time=None, hang_timeout=None)
     return hashlib.sha256(dump(asked).encode()).hexdigest()[:16]
 
 
 def _stop_if_asked(config: Config, hosts: HostGroup) -> None:
-    """Between two runs: raise `Stopped` on all processes if one of them was told to stop, or max_time is
-    over."""
+    """Between two runs: raise `Stopped` on all processes if one of them was told to stop, or max_time has
+    passed."""
     seconds = parse_duration("max_time", config.max_time)
     late = seconds is not None and time.monotonic() - STARTED > seconds
     if any(hosts.sum(noted_signal() is not None, late)):
@@ -184,7 +184,7 @@ def _stop_if_asked(config: Config, hosts: HostGroup) -> None:
 
 
 def _forget(config: Config) -> None:
-    """Let go of what a run leaves in this process: its tensors, and programs compiled for its model."""
+    """Free what a run leaves in this process: its tensors, and programs compiled for its model."""
     gc.collect()
     torch = sys.modules["torch"]
     if config.torch_compile:

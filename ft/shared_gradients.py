@@ -55,7 +55,7 @@ class SharedGradients:
 
 
 def _move(place: torch.Tensor, weight: torch.Tensor) -> None:
-    """Have the gradient of a weight in its place; one that is there already has grown there."""
+    """Move the gradient of a weight to its place; one that is there already was accumulated there."""
     if weight.grad is not place:
         place.copy_(weight.grad)  # type: ignore[arg-type]
         weight.grad = place
@@ -73,7 +73,7 @@ def shared_memory(rows: int, numbers: int, hosts: HostGroup) -> torch.Tensor | N
             os.truncate(file, 4 * size)
     path = hosts.from_main(lambda: f"/proc/{os.getpid()}/fd/{file}")
     with suppress(OSError, RuntimeError):
-        # Elsewhere that is nothing, or a file of another process.
+        # On another host, that is nothing, or a file of another process.
         if os.readlink(path) == f"/memfd:{name} (deleted)":
             memory = torch.from_file(path, shared=True, size=size, dtype=torch.float32)
     (sharing,) = hosts.sum(memory is not None)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER_DIED = signal.SIGUSR2
-# A launcher hands a signal on that its processes got already, when a terminal or Slurm sent it to all of
+# A launcher forwards a signal that its processes already got, when a terminal or Slurm sent it to all of
 # them.
 REPEAT_SECONDS = 1.0
 
@@ -26,7 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.follows = "a checkpoint follows"  # what the first one makes of the run
+        self.follows = "a checkpoint follows"  # what the first one leads to
         self._since = 0.0
 
     def listen(self) -> None:

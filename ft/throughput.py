@@ -15,7 +15,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
-        self._paused, self._breaks = 0.0, 0  # one may lie in another
+        self._paused, self._breaks = 0.0, 0  # breaks may be nested
 
     def __enter__(self) -> None:
         if not self._breaks:
@@ -42,7 +42,7 @@ class Throughput:
     def __init__(self, sampler: PlanSampler, step: int, clock: Clock) -> None:
         self.lengths, self.clock = sampler.dataset.rows.lengths, clock
         self.rows = self.tokens = 0
-        self._before = sampler.seen(step)  # by the run that is taken up again
+        self._before = sampler.seen(step)  # by the run that is resumed
         self._last = (0.0, 0, 0)  # seconds, rows and tokens at the last log
         self._own_tokens = self._positions = 0  # of this process, since the last log
         self._waited = 0.0
@@ -57,7 +57,7 @@ class Throughput:
             if micro_batches is None:
                 return
             for micro_batch in micro_batches:
-                # What a filler slot computes counts for nothing, and so is padding.
+                # What a filler slot computes has no weight, and so counts as padding.
                 self._own_tokens += int(self.lengths[micro_batch.slot.rows].sum())
                 self._positions += micro_batch.inputs["input_ids"].numel()
             yield micro_batches

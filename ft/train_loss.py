@@ -22,7 +22,7 @@ class TrainLoss:
         self._restart()
 
     def _restart(self) -> None:
-        """Go on from the sum in `progress`, of which the main process keeps all."""
+        """Continue from the sum in `progress`, all of which the main process keeps."""
         self._sum = torch.zeros((), dtype=torch.float64, device=self._accelerator.device)
         if self._accelerator.is_main_process:
             self._sum += self._progress.log_loss

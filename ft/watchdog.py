@@ -11,7 +11,7 @@ import time
 from ft.errors import tell
 
 LINGER_SECONDS = 5.0  # for the other processes to print theirs, before the launcher ends them
-TICK_SECONDS = 1.0  # between two looks
+TICK_SECONDS = 1.0  # between two checks
 
 
 class Watchdog:

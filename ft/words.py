@@ -38,7 +38,7 @@ class MetWords(nn.Embedding):
         rows = table.weight.detach()
         rows_and_ones = torch.cat([rows[tokens], rows.new_ones(1, rows.shape[1])])
         super().__init__(len(tokens) + 1, rows.shape[1], _weight=rows_and_ones)
-        self.num_embeddings = len(rows)  # of the tokens that there are
+        self.num_embeddings = len(rows)  # of the tokens that are kept
         places = torch.full((len(rows),), len(tokens) + 1)
         places[tokens] = torch.arange(len(tokens))
         self.register_buffer("places", places, persistent=False)
@@ -80,7 +80,7 @@ def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> 
     own = [tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None), table.padding_idx]
     own += rows["input_ids"].unique().tolist()
     tokens = np.union1d(data_tokens, [token for token in own if token is not None]).astype(np.int64)
-    # One that the table lacks is told of later (`check_tokens`).
+    # One that the table lacks is reported later (`check_tokens`).
     tokens = tokens[(tokens >= 0) & (tokens < table.num_embeddings)]
     if len(tokens) + 1 >= table.num_embeddings:
         return
@@ -93,14 +93,14 @@ def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> 
         (gradient,) = torch.autograd.grad(after.sum(), [met.weight], allow_unused=True)
         if torch.equal(before, after) and gradient is not None:
             return
-    except Exception:  # of the model's own code, which may want more than texts, or the table's weights
+    except Exception:  # of the model's own code, which may need more than texts, or the table's weights
         pass
     model.set_submodule(path, table)
 
 
 def _plain_table(model: Any) -> tuple[str, nn.Embedding | None]:
-    """The table of the word embeddings and where it is; None where it is of a kind of its own, not trained,
-    or has several places."""
+    """The table of the word embeddings and its path; None if it is not a plain table, is not trained, or is
+    used in several places."""
     table = word_embeddings(model)
     if type(table) is not nn.Embedding or not table.weight.requires_grad or has_lora(model):
         return "", None
@@ -115,7 +115,7 @@ def word_embeddings(model: Any) -> Any:
     """The module of a model's word embeddings; None if there is no such module."""
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # CANINE makes them of hashes
+    except NotImplementedError:  # CANINE makes them from hashes
         return None
 
 

@@ -32,8 +32,8 @@ class BackgroundWriter:
     def submit(self, what: str, write: Callable[[], object]) -> None:
         """Run `write` on a thread. `what` names what it writes, in case it fails."""
         self.wait()
-        # Not a daemon: Python then waits for it when it exits, after an error in the loop, too; where that is
-        # passed over, `finish_writing` does.
+        # Not a daemon: Python then waits for it on exit, after an error in the loop, too; where that is
+        # bypassed, `finish_writing` does.
         self._thread = threading.Thread(target=self._run, args=(what, write), name=NAME)
         self._thread.start()
 
@@ -50,8 +50,8 @@ class BackgroundWriter:
 
     def _run(self, what: str, write: Callable[[], object]) -> None:
         if sys.platform == "linux":
-            # Of this thread alone: training on the same cores goes first, but does not starve it. Never lower
-            # than `nice` has it, which the kernel forbids.
+            # For this thread only: training on the same cores goes first, but does not starve it. Never below
+            # what `nice` has set, which the kernel forbids.
             thread = threading.get_native_id()
             with contextlib.suppress(OSError):  # a container may forbid it
                 os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))
