@@ -36,7 +36,7 @@ def assess(
     rows, scores = data.splits[split], result.scores
     assert scores is not None and rows.labels is not None
     judged = task.judge(scores, rows.labels)
-    # The temperature was fitted on the validation rows: there it would be no news.
+    # The temperature was fitted on the validation rows: it would say nothing new there.
     is_news = split != "validation" and not fitted_on
     temperature = task.calibration.get("temperature") if is_news else None
     found = {**result.metrics, **interval_numbers(judged, resamples)}

@@ -55,7 +55,7 @@ def recover_best(output_dir: Path, step: int, sample: str, origin: Path) -> bool
 def _copy(source: Path, temporary: Path, best: Path) -> None:
     try:
         shutil.copytree(source, temporary)
-        for path in temporary.rglob("*"):  # an adapter lies in a folder of its own
+        for path in temporary.rglob("*"):  # an adapter is in a folder of its own
             flush(path)
     except OSError:
         _open(temporary)
@@ -66,7 +66,7 @@ def _copy(source: Path, temporary: Path, best: Path) -> None:
 
 
 def _open(folder: Path) -> None:
-    """Let its owner write in a folder and those in it, which may be copies of some for reading only."""
+    """Make a folder and those in it writable by their owner: they may be copies of read-only ones."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             path.chmod(path.stat().st_mode | 0o700)
@@ -81,7 +81,7 @@ def _is_sample(sample: str, place: Path) -> bool:
 
     try:
         return (place / "model.safetensors").exists() and sample in ("", weights_sample(place))
-    except SafetensorError:  # cut short, as by a copy of the run that did not end
+    except SafetensorError:  # truncated, as by an unfinished copy of the run
         return False
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error}. Start again when it can.") from None

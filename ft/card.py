@@ -17,10 +17,10 @@ from ft.options import BatchOptions, DataOptions, ModelOptions, OptimOptions
 from ft.tasks.base import Task
 from ft.values import short
 
-RESAMPLES = 1000  # ten times as many stand behind results.json; this is done whenever a model is the best
+RESAMPLES = 1000  # results.json uses ten times as many; this is done whenever a model is the best
 ALWAYS = ("learning_rate", "global_batch_size", "seed", "lr_scheduler_type", "weight_decay")
-OF_A_RUN = ("best", "final")  # names of folders that say nothing of the model
-# Said elsewhere in the card, or no matter of the model.
+OF_A_RUN = ("best", "final")  # folder names that say nothing about the model
+# Stated elsewhere in the card, or not about the model.
 LEFT_OUT = (
     "model_name_or_path dataset_name train_file validation_file test_file task "
     "max_length long_text max_windows overwrite_cache preprocessing_num_workers dataloader_num_workers "
@@ -83,7 +83,7 @@ def _is_local(name: str) -> bool:
 
 
 def _name(source: str, local: str | None = None) -> str:
-    """What a source is called where its path means nothing: `local`, or the last part of its path."""
+    """A name for a source where its path means nothing: `local`, or the last part of its path."""
     if source.startswith("pkg:"):
         return source.removeprefix("pkg:")
     if not _is_local(source):
@@ -93,7 +93,7 @@ def _name(source: str, local: str | None = None) -> str:
 
 
 def _earlier_base(folder: str) -> str | None:
-    """What the model of an earlier run was trained from, as its card says."""
+    """What the model of an earlier run was trained from, according to its card."""
     card = local_path(folder).resolve() / "README.md"
     if card.parent.name not in OF_A_RUN or not card.exists():
         return None
@@ -104,7 +104,7 @@ def _earlier_base(folder: str) -> str | None:
 
 
 def _data(data: Data) -> list[str]:
-    """What the rows were, so that they are known again."""
+    """What the rows were, so that they can be identified."""
     lines = [
         f"- Text: {', '.join(f'`{name}`' for name in data.columns.texts)}; label: `{data.columns.label}`"
     ]
@@ -120,7 +120,7 @@ def _data(data: Data) -> list[str]:
 
 
 def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
-    """A table of the metrics, with intervals where the scores are at hand."""
+    """A table of the metrics, with intervals if the scores are available."""
     if scored is None:
         return ["Not evaluated."]
     found: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def _metrics(task: Task, scored: Evaluation | None) -> list[str]:
 
 
 def _settings(config: Config) -> list[str]:
-    """The options that decide what is learned, where they are not at their defaults."""
+    """The options that decide what is learned and differ from their defaults."""
     groups = (BatchOptions, OptimOptions, DataOptions, ModelOptions)
     names = [name for group in groups for name in group.__annotations__ if name not in LEFT_OUT]
     defaults = {field.name: field.default for field in fields(config)}

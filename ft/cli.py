@@ -35,15 +35,15 @@ HINTS = {
     "mixed_precision": PRECISION,
     "lr": "did you mean 'learning_rate'?",
 }
-# Without any other flag, they are of the run that train.py makes without arguments.
+# Without any other flag, they apply to the run that train.py makes without arguments.
 OF_ANY_RUN = {"resume_from_checkpoint", "print_config", "preflight", "verify"}
 
-# Of two options that say the same, the one that has its way where both are given.
+# Of two options for the same thing, the one that wins if both are given.
 OUTRANKED_BY = {"num_train_epochs": "max_train_steps", "warmup_ratio": "warmup_steps"}
 
 
 class _Text(str):
-    """A text that is taken as it stands, and not as YAML: "null" in quotes is not null."""
+    """A text that is taken verbatim, not as YAML: "null" in quotes is not null."""
 
 
 class _Parser(ArgumentParser):
@@ -102,7 +102,7 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
     if defaults is not None and not files and words.keys() <= OF_ANY_RUN:
         files = [defaults]
     given: dict[str, str] = {}
-    for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # the later has the last word
+    for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # later ones win
         outranked = {
             other: "null" for name, other in OUTRANKED_BY.items() if name in layer and other in given
         }
@@ -146,14 +146,14 @@ def _takes_null(annotation: Any) -> bool:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The types that a field may have: those of a union, or the one."""
+    """The types that a field may have: those of a union, or the single one."""
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
 def _is_text(annotation: Any, word: str) -> bool:
-    """Whether a word is a text as it stands, of which YAML might make something else ("~" and "#" are null
-    to it): for an option that takes texts, but for a list in brackets."""
+    """Whether a word is taken verbatim, because YAML might read it as something else ("~" and "#" as null):
+    for an option that takes texts, except a list in brackets."""
     members = set(_members(annotation)) - {type(None)}
     return str in members and (members == {str} or not (_is(list, annotation) and word.startswith("[")))
 
@@ -182,8 +182,8 @@ def _words(annotation: Any) -> str:
 
 
 def _read(argv: list[str], kinds: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """The config files and the flags in `argv`, with what users type allowed: a bare CONFIG.yaml, "--flag"
-    for true, "--names a b". The last of several values counts. Refuses unknown keys."""
+    """The config files and the flags in `argv`, allowing what users type: a bare CONFIG.yaml, "--flag" for
+    true, "--names a b". The last of several values counts. Refuses unknown keys."""
     files: list[str] = []
     given: dict[str, str] = {}
     words = deque(argv)
@@ -231,7 +231,7 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
         raise UserError(f"config file {path!r} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"config file {path!r} holds no `key: value` lines.")
-    root: Any = yaml.compose(text, yaml.SafeLoader)  # which still has a key that stands twice
+    root: Any = yaml.compose(text, yaml.SafeLoader)  # which still has duplicate keys
     names = [key.value for key, _ in root.value]
     for name in names:
         _known(name, list(kinds), path)
@@ -241,8 +241,8 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
 
 
 def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
-    """A value of YAML as it would be typed: what stands in the file, and not what YAML 1.1 makes of it, for
-    which no is false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
+    """A YAML value as it would be typed: the text in the file, not what YAML 1.1 makes of it, for which no is
+    false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
     is_mapping = isinstance(node, yaml.MappingNode) and _is(dict, annotation)
     entries = [node]
     if is_mapping:
@@ -256,7 +256,7 @@ def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
                 f"{name}: found {' '.join(yaml.serialize(entry).split())} ({path}), expected "
                 f"{_words(annotation)}."
             )
-    if is_mapping:  # a key may stand twice: whoever reads the text refuses it
+    if is_mapping:  # a key may occur twice: whoever reads the text refuses it
         pairs = (f"{json.dumps(key.value)}: {json.dumps(value.value)}" for key, value in node.value)
         return "{" + ", ".join(pairs) + "}"
     if isinstance(node, yaml.SequenceNode):

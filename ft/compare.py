@@ -33,8 +33,8 @@ SHOWN = {
 MOST_ROWS = 100  # of those that only one side gets right, in comparison.json
 FORMATS = ("jsonl", "csv", "parquet")
 PREDICTIONS = "predictions.jsonl"
-LENGTH = ("num_train_epochs", "max_train_steps")  # the same for all seeds, unless some were not finished anew
-OURS = "compared"  # begins the name of a folder for scores, where that of the run's evaluation has others
+LENGTH = ("num_train_epochs", "max_train_steps")  # the same for all seeds, unless some are not retrained yet
+OURS = "compared"  # prefix of a folder for scores, if that of the run's evaluation has others
 
 
 def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]], int]) -> int:
@@ -73,7 +73,7 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]],
 
 
 def _precision_notes(sides: Sequence[Sequence[Path]]) -> list[str]:
-    """What to tell the user where evaluations were made in different precisions; older ones do not say."""
+    """Notes for the user if evaluations were made in different precisions; older ones do not record it."""
     found = [_results(folder).get("mixed_precision") for folders in sides for folder in folders]
     known = sorted({precision_name(name) for name in found if name})
     if len(known) < 2:
@@ -153,7 +153,7 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     for place in places:
         if _is_its_own(place, run, config):
             return place, None
-    # Another evaluation in the first place, of other texts or with other options, is not replaced.
+    # An evaluation of other texts or with other options in the first place is not replaced.
     is_other = _results(places[0]).get("options") not in _marks(config)
     return places[is_other and any(places[0].glob("predictions.*"))], split
 
@@ -169,19 +169,19 @@ def _is_its_own(place: Path, run: Path, config: EvalConfig) -> bool:
 
 
 def _marks(config: EvalConfig) -> set[str]:
-    """Those of an evaluation in the precision of this launch, or in that of the run."""
+    """The marks of an evaluation in the precision of this launch, or in that of the run."""
     return {config.mark(), config.mark(of_training(config).get("mixed_precision"))}
 
 
 def _newest(folder: Path) -> str:
-    """The predictions that were written last, in whatever format: what results.json says, or, where none
-    was scored with them, the latest."""
+    """The predictions that were written last, in any format: those in results.json or, if nothing was scored
+    with them, the latest."""
     files = [path for kind in FORMATS if (path := folder / f"predictions.{kind}").exists()]
     return _results(folder).get("predictions") or max(files, key=lambda path: path.stat().st_mtime_ns).name
 
 
 def _data(config: EvalConfig) -> dict[str, str] | None:
-    """The fingerprints of the data that an evaluation would read; None where it is gone."""
+    """The fingerprints of the data that an evaluation would read; None if it is gone."""
     try:
         return fingerprints(_sources(config))
     except UserError:
@@ -189,7 +189,7 @@ def _data(config: EvalConfig) -> dict[str, str] | None:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    """The results.json of an evaluation; empty where there is none."""
+    """The results.json of an evaluation; empty if there is none."""
     path = folder / "results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -205,7 +205,7 @@ def _scoring(run: Path, split: str | None = None, place: Path | None = None) -> 
 
 
 def _sources(config: EvalConfig) -> dict[str, Source]:
-    """The data of a run, without a test split in whose place it has scored others."""
+    """The data of a run, without a test split if it has scored other rows instead."""
     sources = find_sources(config)
     if _has_drawn_test_rows(config):
         sources.pop("test", None)
@@ -258,7 +258,7 @@ def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[st
 
 
 def _beside_a_and_b(texts: dict[str, Any]) -> dict[str, Any]:
-    """The texts of a row, where a column may be called as one of the two sides is."""
+    """The texts of a row, of which a column may have the same name as one of the two sides."""
     return {f"column {name}" if name in ("a", "b") else name: text for name, text in texts.items()}
 
 

@@ -27,12 +27,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
     DATA: ClassVar[tuple[str, ...]] = ("dataset_name", "train_file")
 
     def __post_init__(self) -> None:
-        # A shell writes out ~ where it stands alone, but not in --output_dir=~/run, and YAML never does.
+        # A shell expands ~ at the start of a word, but not in --output_dir=~/run, and YAML never does.
         self.output_dir = os.path.expanduser(self.output_dir)
         self.resume_from_checkpoint = self.resume_from_checkpoint and os.path.expanduser(
             self.resume_from_checkpoint
         )
-        # The same in every spelling: encodings, checkpoints and evaluations are known again by them.
+        # The same in every spelling: encodings, checkpoints and evaluations are identified by them.
         for name in ("text_column_names", "freeze", "lora_target_modules", "metrics", "slice_columns"):
             setattr(self, name, split_names(getattr(self, name)) or None)
 
@@ -43,7 +43,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         if not self.output_dir:
             raise UserError("output_dir: is not set; name a folder.")
         variable = re.search(r"\$(\w+|\{\w+\})", self.output_dir)
-        if variable and not os.path.exists(self.output_dir):  # no folder of that name would be meant
+        if variable and not os.path.exists(self.output_dir):  # a folder of that name is not what is meant
             raise UserError(
                 f"output_dir: found {self.output_dir!r}: {variable[0]} is replaced by a shell, not in a "
                 "config file or in quotes; write the folder out, or give --output_dir on the command line."
@@ -102,12 +102,12 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         parse_duration("hang_timeout", self.hang_timeout)
 
     def _check_effects(self) -> None:
-        """Refuse what another option leaves without effect. An evaluation takes a run's config as it is."""
+        """Refuse what another option makes ineffective. An evaluation takes a run's config as it is."""
         if self.PURPOSE != "training":
             return
         needs = {
             "eval_steps": ("eval_strategy: steps", self.eval_strategy == "steps"),
-            # "no" says itself that nothing is saved, and is how to turn a recipe's checkpoints off.
+            # "no" itself says that nothing is saved, and is how to turn off a recipe's checkpoints.
             "save_steps": ("save_strategy: steps", self.save_strategy != "epoch"),
             "early_stopping_threshold": ("early_stopping_patience", self.early_stopping_patience is not None),
         }

@@ -18,7 +18,7 @@ from ft.metrics import sigmoid, softmax
 from ft.wandb_run import Artifact, Chart
 
 MOST_CURVES = 10  # classes, the most frequent ones
-MOST_CELLS = 10_000  # of a confusion matrix: as many rows as W&B takes of a table
+MOST_CELLS = 10_000  # of a confusion matrix: the most rows of a table that W&B takes
 
 
 def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Evaluation]) -> dict[str, Chart]:
@@ -46,7 +46,7 @@ def charts(config: Config, results: Mapping[str, Any], scored: Mapping[str, Eval
 
 
 def _confusion(matrix: list[list[int]], names: list[str], split: str) -> Chart:
-    """All cells where they are not too many, else the largest."""
+    """All cells if they are not too many, else the largest."""
     cells = [
         (names[true], names[guess], count)
         for true, counts in enumerate(matrix)
@@ -79,14 +79,14 @@ def _curves(probabilities: np.ndarray, labels: np.ndarray, names: list[str], spl
 
 
 def _calibration(table: list[dict[str, Any]], split: str) -> Chart:
-    """How often what was given a probability happened, beside the diagonal."""
+    """How often what was given a probability was right, against the diagonal."""
     rows = [("the model", part["probability"], part["share"]) for part in table]
     rows += [("perfect", 0.0, 0.0), ("perfect", 1.0, 1.0)]
     return Chart("curves", f"calibration, {split}", ["curve", "probability", "share that happened"], rows)
 
 
 def _errors(lines: list[dict[str, Any]], split: str) -> Chart:
-    """The lines of worst_errors, which are few, and their texts cut."""
+    """The lines of worst_errors, which are few and have truncated texts."""
     columns = list(dict.fromkeys(name for line in lines for name in line))
     rows = [[_cell(line.get(name)) for name in columns] for line in lines]
     return Chart("table", f"worst errors, {split}", columns, rows)

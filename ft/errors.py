@@ -15,8 +15,8 @@ from typing import TextIO
 EXIT_DONE = 0
 EXIT_CRASH = 1
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a checkpoint stands, start me again
-OTHERS_SECONDS = 5.0  # for the other processes to come upon the same error
+EXIT_STOPPED = 75  # EX_TEMPFAIL: there is a checkpoint, start me again
+OTHERS_SECONDS = 5.0  # for the other processes to hit the same error
 
 
 def printable(text: str) -> str:
@@ -80,14 +80,14 @@ def print_error(message: str) -> None:
     try:
         store = distributed.distributed_c10d._get_default_store()
         store.set(raised[rank], "")
-        if store.add(key, 1) > 1:  # another process was first, and says it
+        if store.add(key, 1) > 1:  # another process was first, and prints it
             store.wait([f"{key}/said"], timedelta(seconds=2 * OTHERS_SECONDS))
             return
         end = time.monotonic() + OTHERS_SECONDS
         while not store.check(raised) and time.monotonic() < end:
             time.sleep(0.05)
         ranks = [other for other in range(size) if store.check([raised[other]])]
-    except Exception:  # who kept the store, or was to say it, is gone
+    except Exception:  # the process that kept the store, or was to print it, is gone
         store = None
     named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} of {size}: "
     _print(message if len(ranks) == size else named + message)

@@ -51,8 +51,8 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        # Not inference_mode: what a model keeps of a pass, such as tables of positions, and the whole
-        # parameters that FSDP2 makes at its first, have to be of use in training, too.
+        # Not inference_mode: what a model caches in a pass, such as tables of positions, and the unsharded
+        # parameters that FSDP2 makes in its first one must be usable in training, too.
         with torch.no_grad():
             score = partial(task.predict, model)
             parts = list(scored_batches(accelerator, model, score, loader, len(rows), after_batch))

@@ -39,7 +39,7 @@ def clear_evaluation(folder: Path, predictions: str) -> list[str]:
     user."""
     is_known = _is_of_an_evaluation(folder)
     there = [name for name in EVALUATION if is_known and (folder / name).exists()]
-    for name in there[::-1]:  # by results.json the others are known
+    for name in there[::-1]:  # results.json last: it identifies the others
         (folder / name).unlink()
     there += [predictions] if (folder / predictions).exists() else []
     return [f"replaced in {folder}, from an earlier evaluation: {', '.join(there)}"] if there else []

@@ -29,8 +29,8 @@ def finish(run: Run) -> None:
     """Write final/, score the test rows with the best model, write results.json, training.png and
     report.html, print the summary, and push best/ where that is asked. Called on all processes."""
     config, progress = run.config, run.progress
-    # With save_strategy: no, a stop saves one all the same: resumed from it, a run that is finished would be
-    # trained again.
+    # Even with save_strategy: no, a stop saves one: resumed from it, a finished run would be trained
+    # again.
     if run.saver.step not in (-1, progress.step):
         run.save()
     run.settle()
@@ -111,7 +111,7 @@ def _push(run: Run) -> str:
 
 
 def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
-    """What results.json has of a scored split; on processes that hold no scores, its metrics alone."""
+    """What results.json has of a scored split; only its metrics on processes without scores."""
     found = result.metrics
     if result.scores is not None:
         found = run.assess(split, result)
@@ -119,17 +119,17 @@ def _assessed(run: Run, split: str, result: Evaluation) -> dict[str, Any]:
 
 
 def _last_score(run: Run, split: str) -> Evaluation:
-    """Evaluate when all updates are done: asked to stop in it, the run saves the last update's state."""
+    """Evaluate after all updates: if asked to stop meanwhile, the run saves the last update's state."""
 
     def restore_last_update() -> None:
         if split == "test" and not run.saved():
-            _load(run, "final")  # best/ may be in it
+            _load(run, "final")  # best/ may be loaded
 
     return run.score(split, before_stop=restore_last_update)
 
 
 def _load(run: Run, name: str) -> None:
-    """Give the model the weights of best/ or final/; where it keeps an average of its weights, give them to
-    that."""
+    """Load the weights of best/ or final/ into the model, or into the average of its weights if it keeps
+    one."""
     with averaged(run.optimizer):
         load_weights(run.model, run.output_dir / name, run.accelerator, run.task)

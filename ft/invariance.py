@@ -64,7 +64,7 @@ def find_rows(
         apart = float((alone - beside).abs().max() / alone.abs().max().clamp_min(1e-12))
     except UserError:  # of a dropout
         raise
-    except Exception as error:  # of the model's own code, which may want more than texts
+    except Exception as error:  # of the model's own code, which may need more than texts
         return [f"the model could not be tried on short rows ({first_line(error)})"]
     unkeyed = sorted(place.layer for place in rows.places if UNKEYED in place.axes.values())
     if unkeyed:

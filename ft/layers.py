@@ -55,7 +55,7 @@ def depths(model: Any) -> dict[str, int]:
         if name.startswith(stem):
             below = False
             found[name] = count - 1 - int(name.removeprefix(stem).partition(".")[0])
-        else:  # positions that all layers share (DeBERTa) are registered behind them, a pooler maybe before
+        else:  # positions that all layers share (DeBERTa) are registered after them, a pooler maybe before
             is_below = (below and ".pooler." not in name) or name in tables
             found[name] = count if name not in head and is_below else 0
     return found

@@ -44,7 +44,7 @@ def add_lora(model: Any, options: Config, pipeline_tag: str, path: str, new: set
     targets = options.lora_targets
     if targets == [ALL_LINEAR]:
         targets = sorted({name.rpartition(".")[2] for name in body})
-    # The head is trained whole.
+    # The head is trained in full.
     outside = [name for name in linear if name not in body and _names(name, targets)]
     config = LoraConfig(
         r=options.lora_rank, lora_alpha=options.lora_alpha or 2 * options.lora_rank,
@@ -81,7 +81,7 @@ def merge(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     }
     for path, module in model.named_modules():
         if hasattr(module, "base_layer"):
-            # The model's own tensors may be in shards.
+            # The model's own tensors may be sharded.
             of_it = {f"layer.{name}": state[f"{path}.{name}"] for name, _ in module.named_parameters()}
             delta = torch.func.functional_call(_Delta(module), of_it, (NAME,))
             # A GPU that trains adapters may not hold the model a second time.

@@ -19,7 +19,7 @@ MULTILABEL_METRICS = (
     "f1_micro", "f1_macro", "f1_samples", "precision_micro", "recall_micro", "precision_macro",
     "recall_macro", "subset_accuracy", "auroc",
 )  # fmt: skip
-MATRIX_CLASSES = 1_000  # more have no confusion matrix: that of 10,000 would be a list of 100 million numbers
+MATRIX_CLASSES = 1_000  # more get no confusion matrix: for 10,000 it would be a list of 100 million numbers
 AT_HALF = "_at_0.5"  # ends the names of the multi-label metrics at 0.5, where thresholds were chosen
 REGRESSION_METRICS = ("mse", "mae", "r2", "pearsonr", "spearmanr")
 
@@ -160,8 +160,8 @@ def regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, 
     }
 
 
-# Names of the `evaluate` library and ours, by the style of predictions: a class number a row (rows,), 0 and 1
-# for each label (rows, labels), a number a row (rows,).
+# Names of the `evaluate` library and ours, by the style of predictions: a class number per row (rows,), 0 or
+# 1 for each label (rows, labels), a number per row (rows,).
 STYLES = {
     "classes": {
         "accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro",
@@ -175,10 +175,10 @@ STYLES = {
         "mse": "mse", "mae": "mae", "r_squared": "r2", "pearsonr": "pearsonr", "spearmanr": "spearmanr",
     },
 }  # fmt: skip
-# Ours are computed instead: of those of `evaluate`, the first wants scores, not classes, the second rounds to
+# Ours are computed instead: of those of `evaluate`, the first needs scores, not classes, the second rounds to
 # three digits, and the others take numbers in float32, in which seconds since 1970 are two minutes apart.
 LEFT_OUT = ("roc_auc", "r_squared", "mse", "mae", "pearsonr", "spearmanr")
-# Of the metrics of `evaluate` that want to be told how to average, also of two classes.
+# The metrics of `evaluate` that must be told how to average, even over two classes.
 AVERAGED = ("f1", "precision", "recall")
 AVERAGES = {"classes": "macro", "labels": "micro"}
 
@@ -248,7 +248,7 @@ class NamedMetrics:
     ) -> dict[str, Any]:
         options = {"average": AVERAGES[self.style]} if key in AVERAGED and self.style in AVERAGES else {}
         if options and labels.ndim == 2 and labels.shape[1] == 1:
-            # To scikit-learn, a label that a row has or has not is two classes, whose micro F1 is accuracy.
+            # To scikit-learn, a single label is two classes, whose micro F1 is accuracy.
             options = {"average": "binary"}
         try:
             value = metric.compute(predictions=predictions, references=labels, **options)
@@ -263,8 +263,8 @@ class NamedMetrics:
 
 
 def _trial(style: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and labels of a few rows, by which it is seen before any training whether a metric takes
-    what will come."""
+    """Predictions and labels of a few rows, to see before any training whether a metric takes what will
+    come."""
     if style == "classes":
         labels = np.arange(max(count, 2))
         return np.append(np.roll(labels, 1), 0), np.append(labels, 0)
@@ -275,7 +275,7 @@ def _trial(style: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _plain(value: Any) -> Any:
-    """With the numbers and arrays of numpy and torch as Python's own, which JSON knows."""
+    """The value with numbers and arrays of numpy and torch as Python's own, which JSON knows."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -293,7 +293,7 @@ def _load(name: str, style: str) -> tuple[Any, str]:
         return None, "the library is not installed"
     logging.getLogger("evaluate").setLevel(logging.ERROR)
     try:
-        # One process alone computes, so a file of its own keeps concurrent runs out of each other's locks.
+        # Only one process computes, so a file of its own keeps concurrent runs out of each other's locks.
         config = "multilabel" if style == "labels" else None
         return evaluate.load(name, config, experiment_id=f"ft-{os.getpid()}"), ""
     except Exception as error:  # the hub client raises many unrelated types

@@ -31,7 +31,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
     know about it."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # its bars of one second each would stand between ours
+    disable_progress_bar()  # its bars of one second each would come between ours
     path = find_model(options.model_name_or_path)
     if getattr(model_config, "attention_type", None) == "block_sparse":
         model_config.attention_type = "original_full"
@@ -47,7 +47,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         )  # fmt: skip
     except UserError:
         raise
-    except Exception as error:  # whatever a model's code raises for a config that cannot be
+    except Exception as error:  # whatever a model's code raises for an impossible config
         why = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         is_file = isinstance(error, OSError | SafetensorError | UnpicklingError)
         if options.config_overrides and not is_file:
@@ -63,7 +63,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
     _check_loaded(model, loaded, path, options, notes)
     for part in model.modules():  # T5's decoder has a config of its own
         if getattr(getattr(part, "config", None), "use_cache", False):
-            part.config.use_cache = False  # it is for the next token: there is none here
+            part.config.use_cache = False  # it is for generating the next token: there is none here
     if options.PURPOSE == "training":
         freeze(model, options.frozen)
         if options.lora_rank is not None:
@@ -124,7 +124,7 @@ def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> 
 
 
 def _check_loaded(model: Any, loaded: dict[str, Any], path: str, options: Config, notes: list[str]) -> None:
-    """Say which weights of the model, but for a new head, start at random because the folder lacks them;
+    """Say which weights of the model, except a new head, start at random because the folder lacks them;
     refuse a model that is not the one in the folder. For an evaluation, every weight must be there."""
     stem = f"{model.base_model_prefix}."
     missing = sorted(loaded["missing_keys"])
@@ -190,8 +190,8 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     before, tokenizer.model_max_length = tokenizer.model_max_length, max_length
     try:
-        # By the names that the weights have in the model, not by those of the folder that it came from (of
-        # bert-base-cased, LayerNorm.gamma; of mixtures of experts, others), as `load_weights` reads them.
+        # Under the names that the weights have in the model, not in the folder it came from (in
+        # bert-base-cased, LayerNorm.gamma; in mixtures of experts, others), as `load_weights` reads them.
         model.save_pretrained(
             temporary,
             state_dict=merge(model, state) if has_lora(model) else state,
@@ -202,7 +202,7 @@ def export(
             save_adapter(model, state, temporary / "adapter")
         try:
             tokenizer.save_pretrained(temporary)
-        except Exception as error:  # Rust's have no type of their own where the disk is full
+        except Exception as error:  # Rust's have no type of their own for a full disk
             raise OSError(error) from None
         (temporary / "README.md").write_text(card, encoding="utf-8")
         replace_folder(temporary, folder, keep)
@@ -225,11 +225,11 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
     plain = accelerator.unwrap_model(model)
     values: dict[str, torch.Tensor] = {}
     tables = met_words(plain)
-    # Asked for by all processes, which may hold shards.
+    # Gathered by all processes, which may hold shards.
     ones = {name: whole(words.weight.detach())[-1:].cpu() for name, words in tables.items()}
     if accelerator.is_main_process:
         if has_lora(plain):
-            values = load_adapter(plain, folder / "adapter")  # what is merged cannot be trained on
+            values = load_adapter(plain, folder / "adapter")  # merged weights cannot be trained further
         else:
             values = load_file(folder / "model.safetensors")
             for name in tables.keys() & values.keys():

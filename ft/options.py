@@ -101,7 +101,7 @@ class DataOptions:
 
     @property
     def text_columns(self) -> list[str]:
-        """The text columns that the user named; empty where they are to be found."""
+        """The text columns that the user named; empty if they are to be inferred."""
         return split_names(self.text_column_names)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ft.hosts import HostGroup
 
-# Enough for batches of rows of like length, few enough to hold the scores of. Not a function of the launch:
+# Enough for batches of rows of similar length, few enough to hold their scores. Independent of the launch:
 # the same rows make up the same batches, and so get the same scores, on any number of processes.
 CHUNK_ROWS = 16_384
 

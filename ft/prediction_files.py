@@ -17,7 +17,7 @@ from ft.tasks.base import Task
 from ft.tracking import to_json
 
 GROUP_ROWS = 16_384  # of a parquet file, which are in memory at once
-DELIMITER = "|"  # stands between the labels of a row in csv, where the user has no other
+DELIMITER = "|"  # between the labels of a row in csv, unless the user sets another
 
 
 def prediction_lines(

@@ -16,7 +16,7 @@ from ft.errors import UserError
 from ft.options import ModelOptions
 from ft.values import precision_name
 
-# To these, a token type is a word: the embedding of the token of that number is added.
+# These take a token type as a word: the embedding of the token with that number is added.
 TYPES_ARE_WORDS = "codegen ctrl gpt2 gpt_bigcode gpt_neo gptj openai-gpt".split()
 WEIGHT_FILES = (
     "model.safetensors",
@@ -24,7 +24,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Entries of a model's config that have another owner here.
+# Entries of a model's config that are set by something else here.
 OWNED = {
     **dict.fromkeys(("num_labels", "id2label", "label2id", "problem_type"), "the data"),
     **dict.fromkeys(("dtype", "torch_dtype"), "the launch: accelerate launch --mixed_precision bf16"),
@@ -32,7 +32,7 @@ OWNED = {
     "pad_token_id": "the tokenizer",
     **dict.fromkeys(("return_dict", "output_hidden_states", "output_attentions"), "the loop"),
 }
-# RoBERTa and its kin count positions from behind the number of the padding token: a table of 514 holds 512.
+# RoBERTa and its kin count positions from after the padding token's id: a table of 514 holds 512.
 POSITIONS_AFTER_PADDING = (
     "camembert data2vec-text esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta "
     "roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod"
@@ -117,7 +117,7 @@ def load_model_config(options: Config) -> Any:
 
     path = find_model(options.model_name_or_path)
     check_model_folder(path, options.allow_pickle)
-    # An evaluation has a run's config.yaml, and the folder that was trained in the place of its model.
+    # An evaluation has a run's config.yaml, with the trained folder in place of its model.
     is_asked = options.PURPOSE == "training" and options.model_revision != ModelOptions.model_revision
     if is_asked and Path(path).is_dir():
         raise UserError(
@@ -173,8 +173,8 @@ def apply_overrides(config: Any, text: str) -> None:
 
 
 def _like(old: Any, text: str) -> Any:
-    """A value of the type of `old`; where that is None, of whatever type the text looks like. A whole number
-    may stand where a fraction may, too (a dropout of 0), which the config's own checks know."""
+    """A value of the type of `old`; if that is None, of the type that the text looks like. Where a whole
+    number is, a fraction may be allowed, too (a dropout of 0), which the config's own checks know."""
     switches = {"true": True, "false": False}
     if isinstance(old, bool):
         if text.lower() not in switches:
@@ -198,17 +198,17 @@ def _like(old: Any, text: str) -> Any:
 
 
 def _agree(model_config: Any, tokenizer: Any) -> None:
-    """Let the model take for padding what the tokenizer pads with: a decoder's head reads the last token that
-    is none (SmolLM3's config.json names another). Not where positions are counted from it (RoBERTa).
+    """Set the model's padding token to the tokenizer's: a decoder's head reads the last token that is not
+    padding (SmolLM3's config.json names another). Not if positions are counted from it (RoBERTa).
 
-    Let the tokenizer pad where texts are padded: on the right, but for XLNet, whose head reads the last
-    place, whatever it holds. And let it give no token types to a model that has none: some RoBERTas and
+    Have the tokenizer pad where texts are padded: on the right, except for XLNet, whose head reads the last
+    position, whatever it holds. And have it give no token types to a model without any: some RoBERTas and
     GPT-2s have the tokenizer of BERT (klue/roberta-base, uer/gpt2-chinese)."""
     tokenizer.padding_side = "left" if model_config.model_type == "xlnet" else "right"
     types = 1 if model_config.model_type in TYPES_ARE_WORDS else getattr(model_config, "type_vocab_size", 2)
     if types == 1 and "token_type_ids" in tokenizer.model_input_names:
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-        # The second is what an export writes, and by what an encoding is known again.
+        # The second is what an export writes, and what an encoding is identified by.
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     for config in (model_config, model_config.get_text_config()):
         known = getattr(config, "pad_token_id", None) is not None
@@ -229,7 +229,7 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
         AutoTokenizer, key, path, trust_remote_code=options.trust_remote_code,
         **({} if options.tokenizer_name else {"revision": options.model_revision}),
     )  # fmt: skip
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made up from nothing but its class
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # made from nothing but its class
         raise UserError(
             f"{key}: {path!r} holds no tokenizer; expected tokenizer.json, or set tokenizer_name."
         )
@@ -252,14 +252,14 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
         return auto_class.from_pretrained(path, **options)
     except MemoryError:
         raise
-    except Exception as error:  # checks of a config, files of a tokenizer have types of their own
+    except Exception as error:  # config checks and tokenizer files have error types of their own
         why = " ".join(str(error).split())[:400] or type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{key}: {path!r} brings code of its own, which is not run; set trust_remote_code if you "
                 "have read it, or choose another model."
             ) from None
-        # What Transformers falls back to, for which the file is the wrong one.
+        # Transformers' fallback, for which the file is of the wrong kind.
         is_folder = Path(path).is_dir()
         if "tiktoken" in str(error) and (any(Path(path).glob("*.model")) or not is_folder):
             what = "has its tokenizer as a SentencePiece file alone, which"

@@ -42,8 +42,8 @@ def check_hub(config: Config, create: bool = True) -> str:
 
 
 def _check_write(api: Any, name: str) -> None:
-    """Raise the Hub's error where the account may see a repository, but not write to it: one that is there
-    already is "made" all the same."""
+    """Raise the Hub's error if the account may see a repository but not write to it: "creating" an existing
+    one succeeds all the same."""
     try:
         api.auth_check(name, write=True)
     except Exception as error:
@@ -52,8 +52,8 @@ def _check_write(api: Any, name: str) -> None:
 
 
 def _check_private(api: Any, name: str, asked: bool) -> None:
-    """Raise `UserError` where a repository that was there before is private, or public, against the user's
-    wish: the Hub leaves it as it is."""
+    """Raise `UserError` if an existing repository is private, or public, against the user's wish: the Hub
+    leaves it as it is."""
     found = None
     with contextlib.suppress(Exception):  # the push itself says what is wrong
         found = api.repo_info(name).private
@@ -86,8 +86,8 @@ def push(name: str, folder: Path) -> str:
 
 
 def _adapter_files(api: Any, name: str) -> list[str]:
-    """The files of an adapter that a repository holds, which goes: Transformers loads it in the place of the
-    model beside it. (That of this model is uploaded in the same commit.)"""
+    """The files of an adapter in a repository, to be deleted: Transformers would load it instead of the model
+    beside it. (That of this model is uploaded in the same commit.)"""
     with contextlib.suppress(Exception):
         return [file for file in api.list_repo_files(name) if file.startswith(ADAPTER)]
     return []

@@ -238,7 +238,7 @@ def _git_commit() -> str | None:
         return run.stdout.strip()
 
     try:
-        # A repository that this file is not in is another one, in whose folder these scripts are installed.
+        # A repository without this file is another one, in whose folder these scripts are installed.
         git("ls-files", "--error-unmatch", __file__)
         commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):

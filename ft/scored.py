@@ -32,7 +32,7 @@ class Scored:
     kind: str
     names: list[str]  # of the labels; empty for numbers
     rows: list[int]
-    texts: list[dict[str, Any]]  # and the id, where an evaluation was given one
+    texts: list[dict[str, Any]]  # and the id, if an evaluation was given one
     labels: list[Any]  # a name, a sorted list of names, or a number
     predicted: list[Any]
     probabilities: np.ndarray | None  # (rows, labels)
@@ -99,7 +99,7 @@ class Scored:
 
 
 def _read_line(text: str) -> dict[str, Any] | None:
-    """A line of the file; None for one that cannot be of it."""
+    """A line of the file; None if it cannot be one."""
     try:
         line = json.loads(text)
         names = line.get("probabilities", {})
@@ -144,6 +144,6 @@ def check_same(one: Scored, other: Scored) -> None:
 
 def _same_texts(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Whether what both evaluations have of a row is the same. One of them may have copied an id, or another
-    one; of a csv, ids are texts, of a jsonl the same ones are numbers."""
+    one; ids from a csv are texts, the same ones from a jsonl are numbers."""
     common = mine.keys() & theirs.keys()
     return bool(common) and all(str(mine[name]) == str(theirs[name]) for name in common)

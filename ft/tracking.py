@@ -84,8 +84,8 @@ class Tracker:
             self._file = open(self.path, "ab", buffering=0)
         name = config.run_name or output_dir.resolve().name
         for kind in map(str, accelerator.log_with):
-            # One after the other and not accelerator.init_trackers, so that one that fails does not take the
-            # others along.
+            # One by one instead of by accelerator.init_trackers, so that one that fails does not take the
+            # others down.
             try:
                 accelerator.trackers.append(STARTS[kind](output_dir, start_step, name, vars(config)))
             except Exception as error:
@@ -118,7 +118,7 @@ class Tracker:
         left = line.encode()
         for make_room in (self._make_room, None):
             try:
-                while left:  # a disk that becomes full takes a part
+                while left:  # a disk that fills up takes only part
                     left = left[self._file.write(left) :]
                 return
             except OSError as error:
@@ -154,7 +154,7 @@ class Tracker:
                     numbers = {**scalars(summary), **self._bests()}
                     _in_time(partial(wandb_run.conclude, tracker.tracker, numbers))
                     self._add("charts", partial(_show, tracker.tracker, numbers, charts))
-                    # In its own time: of a large model, hashes and upload take long.
+                    # Without a limit: hashes and upload of a large model take long.
                     self._add("artifacts", partial(wandb_run.keep, tracker.tracker, artifacts=artifacts))
                 else:
                     _in_time(partial(wandb_run.stop, tracker.tracker), _upload_seconds())
@@ -167,7 +167,7 @@ class Tracker:
         self.accelerator.trackers.clear()
 
     def _add(self, what: str, add: Callable[[], object]) -> None:
-        """Add to a W&B run what it can do without."""
+        """Add something optional to a W&B run."""
         try:
             add()
         except TimeoutError:
@@ -176,8 +176,8 @@ class Tracker:
             _warn(f"wandb has no {what} of this run", error)
 
     def _bests(self) -> dict[str, dict[str, float]]:
-        """For each validation metric its last value and its best one, under max or min. Of the whole of
-        metrics.jsonl: W&B itself knows those since the last resume."""
+        """For each validation metric, its last value and its best one, under max or min. From all of
+        metrics.jsonl: W&B itself knows only those since the last resume."""
         found: dict[str, dict[str, float]] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines():
             for name, given in json.loads(line).items():
@@ -200,7 +200,7 @@ class Tracker:
         _warn(what, error)
         if tracker.name == "wandb":
             with contextlib.suppress(Exception):
-                # Else it complains once more when the process ends; it waits for what may answer nobody.
+                # Else it complains again when the process ends; it waits for what may never answer.
                 _in_time(sys.modules["wandb"].teardown)
 
     def flush(self) -> None:
@@ -218,13 +218,13 @@ class Tracker:
             return
         kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
         if kept and not kept[-1].endswith("\n"):
-            kept.pop()  # a crash cut it short
+            kept.pop()  # a crash truncated it
         self.rows = len(kept)
         replace_file(self.path, "".join(kept))
 
 
 def _show(run: Any, summary: Mapping[str, Any], charts: Callable[[], Mapping[str, Chart]]) -> None:
-    made = charts()  # in a time of its own
+    made = charts()  # outside the time limit
     _in_time(partial(wandb_run.show, run, summary, made))
 
 
@@ -233,8 +233,8 @@ def _upload_seconds() -> float:
 
 
 def _in_time(call: Callable[[], object], seconds: float | None = None) -> None:
-    """Make a call, and raise `TimeoutError` where it does not come back in `seconds` (None: ANSWER_SECONDS):
-    a tracker must not hang the run."""
+    """Make a call, and raise `TimeoutError` if it does not return within `seconds` (None: ANSWER_SECONDS): a
+    tracker must not hang the run."""
     seconds = ANSWER_SECONDS if seconds is None else seconds
     raised: list[Exception] = []
 
@@ -257,13 +257,13 @@ def _warn(what: str, error: Exception) -> None:
     tell(f"warning: {what} ({first_line(error)})", sys.stderr)
 
 
-# --- one function a tracker: make it, start it, give it the config
+# --- one function per tracker: make it, start it, give it the config
 
 
 def _start_tensorboard(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
     from accelerate.tracking import TensorBoardTracker
 
-    # Rows after the checkpoint that a crashed run had written are hidden: they come again.
+    # Rows that a crashed run wrote after the checkpoint are hidden: they are written again.
     tracker = TensorBoardTracker("tensorboard", output_dir, purge_step=start_step + 1 if start_step else None)
     tracker.start()
     plain = {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in config.items()}
@@ -274,7 +274,7 @@ def _start_tensorboard(output_dir: Path, start_step: int, name: str, config: dic
 def _start_trackio(output_dir: Path, start_step: int, name: str, config: dict) -> GeneralTracker:
     from accelerate.tracking import TrackioTracker
 
-    # By name only a resumed run is found again: another run's folder may have the same name.
+    # Only a resumed run is looked up by name: another run's folder may have the same name.
     options = {"name": name, "config": config, "resume": "allow" if start_step else "never"}
     tracker = TrackioTracker(os.environ.get("TRACKIO_PROJECT", PROJECT), **options)
     tracker.start()

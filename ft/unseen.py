@@ -67,7 +67,7 @@ def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[
 
 
 def _may_name(config: Config, targets: dict[str, Any]) -> bool:
-    """Whether some of the labels are those of the model, which else was trained on other data."""
+    """Whether some of the labels are the model's; otherwise, it was trained on other data."""
     labels = {name.casefold() for name in targets.get("label_names", [])}
     try:
         path = local_path(config.model_name_or_path) / "config.json"
@@ -96,10 +96,10 @@ def _was_split(options: Config, data: Data, split: str, then: str) -> bool:
 
 
 def _drawn_otherwise(options: Config, data: Data) -> str | None:
-    """Why other rows are set aside from the training rows than those that the model's training has set
-    aside; None where they are the same, or nothing is known of them."""
+    """Why the rows set aside from the training rows are not those that the model's training set aside; None
+    if they are the same, or nothing is known about them."""
     known, now = of_training(options).get("draw", {}), data.draw(options)
-    # Runs of earlier versions say less of it.
+    # Runs of earlier versions record less of it.
     differing = [name for name in now if name in known and (now[name] or None) != (known[name] or None)]
     if not differing:
         return None

@@ -94,7 +94,7 @@ def verify(config: Config) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("verify: launches its own processes; start it as one: python train.py ... --verify")
     resolve_batch_size(config, 1)
-    handle_stop(leave)  # by an exception, on whose way launches and folders are cleared away
+    handle_stop(leave)  # by an exception, which cleans up launches and folders on its way
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         return _Matrix(config, Path(folder)).run()
 
@@ -171,7 +171,7 @@ class _Matrix:
                 raise UserError(f"verify: a launch failed; it said:\n{said.read_text(errors='replace')}")
 
     def _launch_and_kill(self, place: Path) -> None:
-        """Kill a run between two checkpoints. One that was too fast for it is tried again."""
+        """Kill a run between two checkpoints. One that ends before that is tried again."""
         for _ in range(5):
             with self._started(place, 1, []) as (process, said):
                 log = place / "metrics.jsonl"
@@ -192,8 +192,8 @@ class _Matrix:
     def _started(
         self, place: Path, processes: int, words: list[str]
     ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-        """A launch that writes to the folder `place`, and the file of what it says: a pipe that nobody reads
-        would hold it up."""
+        """A launch that writes to the folder `place`, and the file with its output: a pipe that nobody reads
+        would block it."""
         one, several = ("cpu", "multi_cpu") if self.on_cpu else ("single_gpu", "multi_gpu")
         name = one if processes == 1 else several
         command = [
@@ -203,7 +203,7 @@ class _Matrix:
             str(ROOT / "train.py"), str(self.yaml), "--output_dir", str(place), *words,
         ]  # fmt: skip
         environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
-        threads = str(max(1, cores() // 2))  # of every process alike: their number changes bits
+        threads = str(max(1, cores() // 2))  # the same for every process: their number changes bits
         path = place.with_name("said.txt")
         with open(path, "wb") as said, subprocess.Popen(
             command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
@@ -215,7 +215,7 @@ class _Matrix:
                 kill_launch(process)
 
 
-# Of this process's own launcher: it must not speak to those that are started here.
+# Set by this process's own launcher; the launches started here must not see them.
 LAUNCH_VARIABLES = (
     "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT GROUP_RANK ROLE_RANK "
     "ACCELERATE_USE_CPU ACCELERATE_MIXED_PRECISION"

@@ -71,7 +71,7 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
     """Start W&B under the id of this output_dir, in its folder; offline if its server cannot be used."""
     from accelerate.tracking import WandBTracker
 
-    # The user's own settings win. No error reports to W&B, no long wait for its server, no talk but ours.
+    # The user's own settings win. No error reports to W&B, no long wait for its server, no output but ours.
     for key, value in {
         "ERROR_REPORTING": "false", "INIT_TIMEOUT": "30", "SHOW_INFO": "false", "FINISH_TIMEOUT": "300",
         "FINISH_TIMEOUT_RAISES": "true",
@@ -127,7 +127,7 @@ def start(output_dir: Path, start_step: int, name: str, config: dict) -> General
     return tracker
 
 
-# --- what a run is told
+# --- what is sent to a run
 
 
 def define_best(run: Any, name: str, is_higher: bool) -> None:
@@ -229,7 +229,7 @@ def _wandb_id(output_dir: Path, given: str | None) -> tuple[str, int]:
 
 
 def _why_offline(settings: Any) -> str:
-    """Why W&B has to run offline; empty where it need not. Without a key it would ask for one, and without a
+    """Why W&B has to run offline; empty if it need not. Without a key it would ask for one, and without a
     network it would try for minutes."""
     import ssl
     import urllib.error
@@ -245,7 +245,7 @@ def _why_offline(settings: Any) -> str:
         if not wandb.login(prompt=False, verify=False):
             return "no API key"
         if settings.insecure_disable_ssl or settings.http_proxy or settings.https_proxy:
-            return ""  # W&B's own way there, which is not that of urllib
+            return ""  # W&B's own route there, which is not that of urllib
         urllib.request.urlopen(settings.base_url, timeout=5).close()  # through the user's proxy, if any
     except urllib.error.HTTPError:
         pass  # it answers
@@ -253,7 +253,7 @@ def _why_offline(settings: Any) -> str:
         if isinstance(getattr(error, "reason", error), ssl.SSLError):
             return ""  # it answers; W&B's own client trusts other certificates than Python
         return f"{settings.base_url} cannot be reached"
-    except Exception as error:  # a key that cannot be one
+    except Exception as error:  # an invalid key
         return first_line(error)
     return ""
 
