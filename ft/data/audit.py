@@ -54,8 +54,7 @@ def _is_missing(label: pa.ChunkedArray, blank_is_a_target: bool = False) -> pa.C
 
 
 def _is_blank(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """True for a string of white space only or of nothing; False for null. (To trim them would write all
-    anew.)"""
+    """True for an empty or white-space string; False for null. (Trimming would copy all texts.)"""
     text = text.cast(pa.large_string())
     return pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)).fill_null(False)
 

@@ -57,7 +57,7 @@ def choose_columns(
     if label and is_labelled:
         check_there("label_column_name", table, label, split)
     if not texts:
-        # By its name, a column that mixes types is one of texts, too, of which a row is odd.
+        # By its name, a column that mixes types is a text column, too, with an odd row.
         fields = [f for f in table.schema if _is_text(f) or (is_mixed(f) and f.name.lower() in TEXT_NAMES)]
         strings = [f.name for f in fields if f.name not in (label, id_column)]
         known = [name for wanted in TEXT_NAMES for name in strings if name.lower() == wanted]
@@ -130,14 +130,14 @@ def unquoted(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
 
 
 def _plain(text: str | None) -> str | None:
-    """A text that stands as JSON beside other values; those as JSON."""
+    """The string in a JSON value; any other value as JSON."""
     return json.loads(text) if text and text.startswith('"') else text
 
 
 def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if pa.types.is_integer(column.type):
         return column
-    if pa.types.is_floating(column.type):  # whole numbers, where one is missing: not 4.006381333931e+12
+    if pa.types.is_floating(column.type):  # whole numbers, one of them missing: not 4.006381333931e+12
         numbers = column.cast(pa.float64())
         known = pc.if_else(pc.is_nan(numbers), None, numbers)
         if pc.all(pc.and_(pc.equal(pc.floor(known), known), pc.less_equal(pc.abs(known), 2.0**53))).as_py():
@@ -149,7 +149,7 @@ def _as_id(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _listed(table: pa.Table) -> str:
-    """The columns; the type is said where it may be why one is not taken."""
+    """The columns; with the type if it may be why one is not taken."""
     odd = {f.name: "several types" if is_mixed(f) else f.type for f in table.schema if not _is_text(f)}
     return ", ".join(f"{name!r} ({odd[name]})" if name in odd else f"{name!r}" for name in table.column_names)
 
@@ -199,7 +199,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _is_text(field: pa.Field) -> bool:
-    """Whether a column is one of texts, and of nothing else."""
+    """Whether a column holds texts, and nothing else."""
     return is_string(field.type) and not is_mixed(field)
 
 

@@ -24,7 +24,7 @@ LONGEST_TEXT = 2**24  # characters; to tokenise as many takes about a gigabyte
 NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 TOO_LONG = "holds a whole number of thousands of digits; put it in quotes, as a text."  # Python's limit
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-JOINED = b"joined"  # key of the metadata of a table with a row of a csv file that may be several
+JOINED = b"joined"  # metadata key of a table with a row of a csv file that may be several
 ONE_FILE_A_ROW = {b"rows": b"files"}  # metadata of a table that was made of a folder of texts
 
 
@@ -113,8 +113,7 @@ def class_labels(path: Path) -> dict[str, list[str]]:
 
 
 def read_text(path: Path) -> str | None:
-    """The whole of a .txt file (also .gz); None if it is not UTF-8. [lines_not_utf8] The numbers, from 1, of
-    the lines of a text file that are not UTF-8, with the error in each."""
+    """The whole of a .txt file (also .gz); None if it is not UTF-8."""
     try:
         with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig") as text:
             return text.read()
@@ -159,7 +158,7 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
         if len(header) == 1:
             begin = [*islice(records, 4)]
             records = chain(begin, records)
-            # Where a blank line comes before each row, it is of the line ends ("\r\r\n").
+            # A blank line before each row comes from the line ends ("\r\r\n").
             if [bool(fields) for _, fields in begin] != [False, True, False, True]:
                 records = _with_blank_lines(records)
         table = gather(_csv_rows(records, header, path), path, header)
@@ -186,7 +185,7 @@ def _csv_records(
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            # A header of quoted names. (The strict reader wants a separator behind each.)
+            # A header of quoted names. (The strict reader expects a separator after each.)
             other = re.match(r'\s*"[^"]*"\s*([;\t|,])', taken[0]) if start == 1 else None
             if other and other[1] != delimiter:
                 raise _separated_otherwise(path, 1, taken[0].strip(), delimiter, other[1]) from None
@@ -203,7 +202,7 @@ def _csv_records(
         seem_rows = len(taken) > 1 and all(line.count(delimiter) == len(fields) - 1 > 0 for line in taken)
         if seem_rows and len(taken) > 2:
             joined.append(f"lines {start} to {reader.line_num}")
-        # Files of tabs are often not quoted at all, and texts seldom hold tabs.
+        # Tab-separated files are often not quoted at all, and texts seldom contain tabs.
         if seem_rows and delimiter == "\t":
             raise UserError(
                 f"{path}: lines {start} to {reader.line_num}: broken row: a quote opens a field that goes on "
@@ -214,7 +213,7 @@ def _csv_records(
 
 
 def _with_blank_lines(records: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    """Of a file with one column, in which a blank line between others is a row without text."""
+    """For a file with one column, in which a blank line between others is a row without text."""
     blank: list[int] = []
     for line, fields in records:
         if fields:
@@ -232,7 +231,7 @@ def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 
 def _lines(text: IO[str], path: Path) -> Iterator[str]:
-    """The lines of a text file, of which none is read that would fill the memory."""
+    """The lines of a text file; one that would fill the memory is not read."""
     number = 0
     while line := text.readline(LONGEST_TEXT + 1):
         number += 1
@@ -321,7 +320,7 @@ def _read_arrow(path: Path) -> pa.Table:
 
 
 def _not_utf8(path: Path) -> str:
-    """Where the first bytes that are not UTF-8 stand; runs only after a read has failed."""
+    """Where the first bytes that are not UTF-8 are; runs only after a read has failed."""
     number, error = next(lines_not_utf8(path), (0, None))
     if error is None:
         return "is not UTF-8"
@@ -329,7 +328,7 @@ def _not_utf8(path: Path) -> str:
 
 
 def lines_not_utf8(path: Path) -> Iterator[tuple[int, UnicodeDecodeError]]:
-    """The numbers, from 1, of the lines of a text file that are not UTF-8, with what is wrong in each."""
+    """The numbers, from 1, of the lines of a text file that are not UTF-8, with the error in each."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:

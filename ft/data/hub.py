@@ -12,7 +12,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 
 EVALS, TESTS = ("eval", "evaluation"), ("test", "testing")
-SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\..+")  # for years, with a hash behind it
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\..+")  # for years, with a hash after it
 
 
 def load_by_id(name: str, options: DataOptions) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def load_copy(path: Path, options: DataOptions) -> dict[str, Any] | None:
     files = sorted(
         p for p in path.rglob("*") if format_of(p) and not p.is_dir() and not is_hidden(p.relative_to(path))
     )
-    word = _word(options.train_split_name)  # to `datasets`, Train.csv is all that there is, test rows, too
+    word = _word(options.train_split_name)  # to `datasets`, Train.csv is all of the data, test rows, too
     training = [p.relative_to(path) for p in files if word.search(str(p.relative_to(path)))]
     has_configurations = "configs" in _card(path)
     if not files or not (training or has_configurations):
@@ -71,8 +71,8 @@ def _load(name: str, configuration: str | None, **options: Any) -> dict[str, Any
 
 
 def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str, list[Path]] | None:
-    """The csv or tsv files of each split, as `datasets` tells them apart; None where it has to read them, as
-    they are others, or its README.md says how. It reads a csv file by the rules of pandas, to which "NA" and
+    """The csv or tsv files of each split, as `datasets` tells them apart; None if it has to read them, as
+    there are others, or README.md says how. It reads a csv file by the rules of pandas, to which "NA" and
     "None" are nothing, and 007 is 7."""
     import datasets
 
@@ -82,7 +82,7 @@ def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str,
     if not kinds <= SEPARATORS.keys() or builder.info.features is not None:
         return None
     plain, config = vars(type(builder.config)()), vars(builder.config)
-    ours = {"name", "data_dir", "data_files", "description", "version", "sep"}  # not of how it reads
+    ours = {"name", "data_dir", "data_files", "description", "version", "sep"}  # do not change how it reads
     is_plain = all(config[name] == value for name, value in plain.items() if name not in ours)
     return found if is_plain and {SEPARATORS[kind] for kind in kinds if kind} == {config["sep"]} else None
 
@@ -110,7 +110,7 @@ def _configuration(file: Path, train: re.Pattern[str]) -> Path:
 
 
 def _choose(wanted: str | None, folders: list[str], path: Path) -> str | None:
-    """The folder of the configuration that is meant; None for all that there is."""
+    """The folder of the configuration that is meant; None for the whole repository."""
     if wanted is None and len(folders) == 1:
         return None
     if wanted in folders:
@@ -129,7 +129,7 @@ def _word(*words: str) -> re.Pattern[str]:
 
 
 def _check_test_files(files: list[Path], path: Path) -> None:
-    """Refuse files of two kinds that `datasets` would score as one, and where one fits both, twice."""
+    """Refuse files of two kinds that `datasets` would score as one split, and one that fits both, twice."""
     evals, tests = ([f for f in files if _word(*words).search(str(f))] for words in (EVALS, TESTS))
     if evals and tests:
         raise UserError(

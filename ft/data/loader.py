@@ -279,7 +279,7 @@ def build_loader(dataset: RowDataset, sampler: Any, num_workers: int, device: to
         collate_fn=_same,
         num_workers=num_workers,
         worker_init_fn=_ignore_stop_signals if num_workers else None,
-        # Another process of the run's group, as Python 3.14 starts them by, would end with a signal to it.
+        # With Python 3.14's default, a helper process in the run's group would end with a signal to it.
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
@@ -296,14 +296,14 @@ def build_evaluation_loader(
 
 
 def _ignore_stop_signals(_worker: int) -> None:
-    """A terminal, a launcher and Slurm send a signal to all processes of a run. One that ends a worker would
-    end the run before it has saved; the workers end with the run."""
+    """A terminal, a launcher or Slurm sends a signal to all processes of a run. If it ended a worker, the run
+    would end before it has saved; the workers end with the run."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _end_workers() -> None:
-    """End those that are left when Python ends, before it does so by a signal that they ignore."""
+    """End the remaining workers when Python exits, before it tries by a signal that they ignore."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

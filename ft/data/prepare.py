@@ -27,7 +27,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 15  # part of every key: raise it when encodings change; what lacks a part is made anew anyway
+CACHE_VERSION = 15  # part of every key: raise it when encodings change; incomplete ones are rebuilt anyway
 
 
 @dataclass
@@ -114,7 +114,7 @@ def prepare_data(
 
 
 def _built_once(folder: Path, task: Task, old: int | None, build: Callable[[], object]) -> Data:
-    """What the first of the processes of a machine that want it has built, in the place of what has the stamp
+    """What was built by the first of a machine's processes that need it, in place of what has the stamp
     `old`."""
     from filelock import FileLock
 
@@ -135,7 +135,7 @@ def _built_once(folder: Path, task: Task, old: int | None, build: Callable[[], o
 
 
 def _stamp(folder: Path) -> int | None:
-    """By what an encoding is told from another one in its place; None where there is none."""
+    """What distinguishes an encoding from another one in its place; None if there is none."""
     try:
         return (folder / "data.json").stat().st_mtime_ns
     except OSError:
@@ -150,7 +150,7 @@ def _is_damaged(folder: Path) -> bool:
 
 
 def _open(folder: Path, task: Task) -> Data | None:
-    """What an earlier run has encoded; None where there is nothing, or nothing whole."""
+    """What an earlier run has encoded; None if there is nothing, or nothing complete."""
     if _is_damaged(folder):
         return None
     try:
@@ -164,7 +164,7 @@ def _open(folder: Path, task: Task) -> Data | None:
             fingerprint=folder.name,
             sources=known["sources"],
         )
-    # Of a cut file, pyarrow says so by a ValueError; what is of an older version lacks a key.
+    # For a truncated file, pyarrow raises a ValueError; one of an older version lacks a key.
     except (OSError, ValueError, KeyError):
         return None
     task.load_state(known["task"])
@@ -186,7 +186,7 @@ def _key(
     options: DataOptions, task: Task, tokenizer: Any, max_length: int, prints: dict, only: str | None,
     scoring: Scoring | None,
 ) -> str:  # fmt: skip
-    """A hash over all that decides the encoding: bytes of the data, tokenizer, options, targets known
+    """A hash over everything that decides the encoding: bytes of the data, tokenizer, options, targets known
     beforehand."""
     chosen = {name: getattr(options, name) for name in DataOptions.__annotations__ if name not in NOT_IN_KEY}
     parts = [CACHE_VERSION, *_identity(tokenizer), max_length, chosen, prints, [only] if only else []]
@@ -195,7 +195,7 @@ def _key(
 
 
 def _identity(tokenizer: Any) -> list[Any]:
-    """What makes a tokenizer cut texts as it does, but not where it lies."""
+    """Everything that decides how a tokenizer works, but not where it is stored."""
     known: dict[str, Any] = {}
     for name, value in tokenizer.init_kwargs.items():
         if name.endswith("_file"):
@@ -210,13 +210,13 @@ def _identity(tokenizer: Any) -> list[Any]:
     if not tokenizer.is_fast:
         return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), known]
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()  # these two are set anew with every call
+    backend.no_truncation()  # these two are set again in every call
     backend.no_padding()
     return [type(tokenizer).__name__, backend.to_str(), known]
 
 
 def _is_glued(tokenizer: Any) -> bool:
-    """Whether the texts of a pair follow one another without a token between them, or types of tokens."""
+    """Whether nothing separates the texts of a pair: neither a token between them nor token types."""
     more = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add()
     return more < 1 and "token_type_ids" not in tokenizer.model_input_names
 
@@ -263,7 +263,7 @@ def _build(
     # Encoding sets its truncation, which would be exported with the model.
     tokenizer = copy.deepcopy(tokenizer)
     host = platform.node()
-    for left in folder.parent.glob(f"{folder.name}.{host}.*.tmp"):  # by a run that was killed
+    for left in folder.parent.glob(f"{folder.name}.{host}.*.tmp"):  # from a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.tmp")
     old = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.old.tmp")
@@ -275,7 +275,7 @@ def _build(
                 path = temporary / f"{name}.arrow"
                 workers = options.preprocessing_num_workers
                 tokens = np.union1d(tokens, encode(table, columns, tokenizer, cut, path, workers, bar))
-        if fingerprints(sources) != prints:  # what was read would be kept under the name of other rows
+        if fingerprints(sources) != prints:  # else it would be cached under the key of other rows
             raise UserError("the data was changed while it was read; start again.")
         state = {
             "splits": list(tables),
@@ -288,7 +288,7 @@ def _build(
         }
         (temporary / "data.json").write_text(json.dumps(state))
         write_manifest(temporary)
-        if folder.exists():  # other runs may have mapped it, and keep what they have
+        if folder.exists():  # other runs may have mapped it, and keep theirs
             folder.rename(old)
         temporary.rename(folder)
     finally:

@@ -47,7 +47,7 @@ def slice_values(data: Data, split: str, rows: np.ndarray) -> dict[str, list[Any
 
 
 def _named(value: Any, classes: list[str]) -> Any:
-    """The name of a class in the place of its number, or of each in a list."""
+    """The name of a class instead of its number, or of each in a list."""
     if isinstance(value, list):
         return [_named(one, classes) for one in value]
     return classes[value] if value is not None and value >= 0 else value

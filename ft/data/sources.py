@@ -34,8 +34,8 @@ class Source:
     read: Callable[[], pa.Table]
     class_names: dict[str, list[str]] = field(default_factory=dict)  # of ClassLabel columns, or lists of them
     root: Path | None = None  # of a folder of texts, where the names below it are part of the data
-    notes: list[str] = field(default_factory=list)  # what the user should know of the files
-    identity: str = ""  # stands for the bytes where there are no files
+    notes: list[str] = field(default_factory=list)  # what the user should know about the files
+    identity: str = ""  # stands for the bytes if there are no files
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over the bytes of the files and everything else that decides how they are
@@ -91,7 +91,7 @@ def local_path(name: str) -> Path:
             f"{name[:100]!r} is no name of a file or folder; expected a path, a Hub id or a pkg: path."
         )
     if not name.startswith("pkg:"):
-        return Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+        return Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
     package, _, inside = name.removeprefix("pkg:").partition("/")
     try:
         spec = importlib.util.find_spec(package)
@@ -173,8 +173,8 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
 
 
 def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[Path]:
-    """The data files of a folder, and those of class folders beside others, that are none of the splits
-    found, and that no option names."""
+    """The data files of a folder, and of class folders beside others, that belong to no split found and are
+    named by no option."""
     named = [options.train_file, options.validation_file, options.test_file]
     read = {file.resolve() for source in found.values() for file in source.files}
     read |= {local_path(name).resolve() for name in named if name}
@@ -182,17 +182,17 @@ def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[
     roots = [source.root for source in found.values() if source.root]
     folders = [p for p in there if p.is_dir() and p not in roots]
     of_classes: list[Path] = []
-    for folder in folders if roots else []:  # beside class folders; any folder may lie beside files
+    for folder in folders if roots else []:  # only beside class folders; any folder may be beside files
         with contextlib.suppress(OSError):  # one that may not be entered, such as lost+found
             of_classes += [text for text in _texts_in(folder) if text.resolve() not in read]
     others = [p for p in there if p.is_file() and format_of(p) and p.resolve() not in read]
-    # dataset_info.json, dataset_infos.json: what `datasets` knows of a Hub repository
+    # dataset_info.json, dataset_infos.json: what `datasets` knows about a Hub repository
     return [p for p in others if not p.name.startswith("dataset_info")] + of_classes
 
 
 def _wanted(options: DataOptions) -> dict[str, list[str]]:
-    """For each split the names to look for, the user's alone where one is given. A split that is named for
-    one purpose is not taken for another."""
+    """For each split, the names to look for: only the user's, if given. A split that is named for one purpose
+    is not taken for another."""
     given = {
         "train": options.train_split_name,
         "validation": options.validation_split_name,
@@ -205,7 +205,7 @@ def _wanted(options: DataOptions) -> dict[str, list[str]]:
 
 
 def _require(found: dict[str, Source], options: DataOptions, there: list[str], where: str) -> None:
-    """Complain of a split that the user named and that is not there, or of a place without any."""
+    """Complain about a split that the user named and that is missing, or about a place without any."""
     given = {"validation": options.validation_split_name, "test": options.test_split_name}
     for split, name in given.items():
         if name and split not in found:
@@ -250,7 +250,7 @@ def _from_path(split: str, path: Path) -> Source:
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a name of a file can be written: Python keeps bytes that are not UTF-8 as half characters."""
+    """Whether a file name can be written: Python keeps bytes that are not UTF-8 as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -259,16 +259,16 @@ def _is_utf8(name: str) -> bool:
 
 
 def _left_out(what: str, files: list[Path]) -> list[str]:
-    """What to tell the user of files that are not read, if there are some; "%s" becomes "3 files are"."""
+    """A note for the user about files that are not read, if any; "%s" becomes "3 files are"."""
     count = f"{len(files):,} {'file is' if len(files) == 1 else 'files are'}"
     return [f"{what % count}: {min(files)}{', ...' * (len(files) > 1)}"] if files else []
 
 
 def _texts_in(folder: Path) -> list[Path]:
-    """The .txt files (also .gz) of the class folders in a folder, sorted; hidden ones (of editors) are no
-    classes. A link to nothing is one of them: reading it says so."""
+    """The .txt files (also .gz) of the class folders in a folder, sorted; hidden folders (of editors) are no
+    classes. A broken link is included: reading it reports that."""
     classes = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    # Not by glob, which passes over a folder that may not be entered.
+    # Not by glob, which skips a folder that may not be entered.
     found = (path for one in classes if not is_hidden(Path(one.name)) for path in one.iterdir())
     texts = (path for path in found if path.name.lower().endswith(TEXTS) and not path.is_dir())
     return sorted(path for path in texts if not is_hidden(Path(path.name)))
@@ -285,7 +285,7 @@ def _read_texts(paths: list[Path]) -> pa.Table:
 
 
 def _load_saved(option: str, path: Path) -> Any:
-    """The `Dataset`, or `DatasetDict`, that was saved as a folder, which `option` names."""
+    """The `Dataset` or `DatasetDict` that was saved as a folder, which `option` names."""
     import datasets
 
     try:
@@ -342,10 +342,10 @@ def _read_files(paths: list[Path]) -> pa.Table:
 
 
 def _without_missing(table: pa.Table, class_labels: Iterable[str]) -> pa.Table:
-    """The table with nulls in the place of -1, which stands for a missing label in `datasets`."""
+    """The table with nulls instead of -1, which stands for a missing label in `datasets`."""
     for name in class_labels:
         column = table[name]
-        if not pa.types.is_integer(column.type):  # a list has no label where it is empty
+        if not pa.types.is_integer(column.type):  # a list without a label is empty
             continue
         known = pc.if_else(pc.greater_equal(column, 0), column, pa.scalar(None, column.type))
         table = table.set_column(table.column_names.index(name), table.schema.field(name), known)

@@ -25,7 +25,7 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
     which stay in training. Row numbers are in ascending order."""
     generator = np.random.default_rng(DRAW_SEED)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*percentages, "train")}
-    owed = dict.fromkeys(percentages, 0.0)  # what rounding has kept back so far, carried from class to class
+    owed = dict.fromkeys(percentages, 0.0)  # what rounding has withheld so far, carried from class to class
     order = np.argsort(strata, kind="stable")
     begins = np.unique(strata[order], return_index=True)[1]
     for members in np.split(order, begins[1:]):
@@ -33,7 +33,7 @@ def stratified(strata: np.ndarray, percentages: dict[str, float]) -> dict[str, n
         for name, percentage in percentages.items():
             owed[name] += len(members) * percentage / 100
             take = min(round(owed[name]), len(rows) - 1)
-            # What a class cannot give is no other's to give: hundreds of one row each would take a large one.
+            # No class makes up for another: hundreds of one row each would use up a large one.
             owed[name] = min(owed[name] - take, 0.5)
             parts[name].append(rows[:take])
             rows = rows[take:]

@@ -22,7 +22,7 @@ def gather(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
     `MIXED` in its metadata: it matters only if the column is used, and the audit then names the odd row.
     """
     sizes: list[int] = []
-    chunks: list[dict[str, Any]] = []  # a list in the place of an array where pyarrow found several types
+    chunks: list[dict[str, Any]] = []  # a list instead of an array if pyarrow found several types
     mixed = set()
     for chunk in _chunks(rows):
         columns: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def is_mixed(field: pa.Field) -> bool:
 
 
 def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Some rows at a time, fewer where they are long: an Arrow array holds 2 GB of text."""
+    """Some rows at a time, fewer if they are long: an Arrow array holds 2 GB of text."""
     chunk: list[dict[str, Any]] = []
     characters = 0
     for row in rows:

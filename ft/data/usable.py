@@ -56,7 +56,7 @@ def usable_splits(
     columns: Columns | None = None
     for split, source in sources.items():
         if only == "test" and split != "test" and "test" in sources:
-            continue  # nothing changes a test split that was given; the others may depend on one another
+            continue  # a given test split is not changed by others; the others may depend on one another
         raw = read.pop(split) if split in read else source.read()
         if split == "test" and only != "test" and columns and not has_labels(raw, columns.label, task):
             if only is None:
@@ -70,7 +70,7 @@ def usable_splits(
         else:
             label = _label(options, scoring, raw) if scoring else options.label_column_name
             notes += _guess_notes(options, scoring, label) if scoring else []
-        # Of the split that is scored, or the one that it is set aside from.
+        # For the split that is scored, or the one that it is set aside from.
         if scoring and split == (only if only in sources else "train"):
             used = [*texts, *filter(None, [label])]
             ids[split] = choose_id(raw, scoring.id, used, split)
@@ -97,7 +97,7 @@ def usable_splits(
         del raw, kept, targets  # columns that are not used, and rows that were dropped
     assert columns is not None
     columns = replace(columns, id=next(iter(ids.values()), ""))
-    if only is None:  # an evaluation takes the share that its run was given
+    if only is None:  # an evaluation takes the share of its run
         notes += _share_notes(options, tables)
     _set_aside(options, task, tables, facts, notes)
     tables = {split: tables[split] for split in ("train", "validation", "test") if split in tables}
@@ -128,8 +128,8 @@ def usable_splits(
 
 
 def _check_learned(task: Task, learned: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> None:
-    """Refuse validation labels, named by a ClassLabel, that no training row has: as one that is not named is.
-    `rows` are the numbers of the rows."""
+    """Refuse validation labels, named by a ClassLabel, that no training row has, just as unnamed ones. `rows`
+    are the numbers of the rows."""
     for name in task.unlearned(learned, labels):
         label = task.state()["label_names"].index(name)
         has = labels == label if labels.ndim == 1 else labels[:, label] != 0
@@ -167,7 +167,7 @@ def _unlabelled(
 
 
 def _sampled(options: DataOptions, split: str, count: int, notes: list[str]) -> np.ndarray:
-    """The places of the rows of a split that its sample takes; of all `count`, where none was asked for."""
+    """The places of the rows of a split that its sample takes; all `count` places without a sample."""
     limits = {"train": options.max_train_samples, "validation": options.max_eval_samples}
     most = limits.get(split, options.max_predict_samples)
     if most and most < count:
@@ -191,14 +191,14 @@ def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tupl
 
 
 def _label(options: DataOptions, scoring: Scoring, raw: pa.Table) -> str | None:
-    """The label column that the user named, or that the model was trained on, if it is there; else what it
-    seems to be, if anything."""
+    """The label column that the user named, or that the model was trained on, if it exists; else a guess, if
+    any."""
     known = scoring.label if scoring.label in raw.column_names else None
     return options.label_column_name or known or guess_label(raw)
 
 
 def _guess_notes(options: DataOptions, scoring: Scoring, label: str | None) -> list[str]:
-    """What to tell the user of a label column that nobody named."""
+    """Notes for the user about a label column that nobody named."""
     if not scoring.label or label in (scoring.label, options.label_column_name):
         return []
     return [
@@ -243,7 +243,7 @@ def usable_rows(
 
 
 def _share_notes(options: DataOptions, tables: dict[str, pa.Table]) -> list[str]:
-    """What to tell the user who asked for a share of the training rows as a split that the data has."""
+    """Notes for a user who asked for a share of the training rows as a split that the data already has."""
     splits = [split for split in ("validation", "test") if split in tables]
     asked = {split: getattr(options, f"{split}_split_percentage") for split in splits}
     return [
@@ -279,7 +279,7 @@ def _set_aside(
 
 
 def _drop_shared(options: DataOptions, tables: dict, columns: Columns, facts: dict, notes: list[str]) -> None:
-    """Count texts that stand more than once. If asked to, drop from training those of an evaluation split,
+    """Count texts that occur more than once. If asked to, drop from training those of an evaluation split,
     and from validation those of the test split."""
     marks = {split: text_marks(table, columns) for split, table in tables.items()}
     all_marks = pa.chunked_array([part for of_split in marks.values() for part in of_split.chunks])

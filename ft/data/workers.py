@@ -20,8 +20,8 @@ from ft.data.encoder import Encoder, cores
 from ft.errors import UserError
 from ft.heap import plain_environment
 
-# Not multiprocessing, whose processes run the user's script again, and wait for ever where the run was
-# killed. These end with their input, and know no more than where to import from.
+# Not multiprocessing, whose processes run the user's script again, and wait for ever if the run was
+# killed. These end with their input, and know only where to import from.
 PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from ft.data.workers import work; work()"
@@ -36,7 +36,7 @@ def encode_apart(
     Raises `UserError` if a process cannot be started, or is killed; `RuntimeError` if its code fails, after
     it has printed why."""
     environment = plain_environment()
-    environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // count)))  # of a tokenizer in Rust
+    environment.setdefault("RAYON_NUM_THREADS", str(max(1, cores() // count)))  # for a tokenizer in Rust
     processes: list[subprocess.Popen] = []
     free: SimpleQueue[subprocess.Popen] = SimpleQueue()
 
@@ -60,7 +60,7 @@ def encode_apart(
         for _ in range(count):
             processes.append(_start(environment))
         for process in processes:
-            with suppress(BrokenPipeError):  # of one that has ended; it is said when it is asked
+            with suppress(BrokenPipeError):  # of one that has ended; reported when it is asked
                 _send(process, sys.path, encoder)
             free.put(process)
         for batch in texts:
@@ -80,7 +80,7 @@ def encode_apart(
 def _start(environment: dict[str, str]) -> subprocess.Popen:
     pipe = subprocess.PIPE
     try:
-        # A session of its own: an interrupt from the keyboard is the run's to answer.
+        # A session of its own: a keyboard interrupt is for the run to handle.
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             stdin=pipe,
@@ -109,7 +109,7 @@ def _unusable(what: str) -> UserError:
 def work() -> None:
     """Encode incoming batches until the run has ended."""
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # what a tokenizer prints is no answer
+        os.dup2(2, 1)  # what a tokenizer prints must not mix with the answers
         try:
             encoder = pickle.load(sys.stdin.buffer)
             while True:
