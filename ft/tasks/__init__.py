@@ -1,11 +1,11 @@
-"""What can be learned: found here by name, and given the options that are for it."""
+"""The tasks that can be learned: found here by name, and given their options."""
 
 from ft.config import Config
 from ft.tasks.base import Task
 
 
 def build_task(config: Config) -> Task:
-    """The task that the config names; its code is imported when it is asked for."""
+    """The task that the config names; its code is imported on request."""
     if config.task == "text_classification":
         from ft.tasks.text_classification import TextClassification
 

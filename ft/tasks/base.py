@@ -1,5 +1,5 @@
-"""What a task is: everything that differs between one kind of learning and another; the loop knows no more
-than this."""
+"""What a task is: everything that differs from one kind of learning to another; the loop knows only this
+interface."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Task(ABC):
     or takes it from an earlier run (`load_state`) or a model (`load_from_model`); from then on it turns
     targets into numbers, (rows,) or (rows, targets), and rows into a loss."""
 
-    pipeline_tag: ClassVar[str]  # what the Hub and `pipeline` call it
+    pipeline_tag: ClassVar[str]  # its name on the Hub and in `pipeline`
 
     def choose_kind(self, values: pa.ChunkedArray, field: pa.Field, names: list[str] | None) -> list[str]:
-        """Look at the whole training column, bad rows and all, before anything is learned from it, where that
-        decides what is to be learned; returns what to tell the user."""
+        """Look at the whole training column, including bad rows, before anything is learned from it, if that
+        decides what is to be learned; returns notes for the user."""
         return []
 
     @property
@@ -40,7 +40,7 @@ class Task(ABC):
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, names: list[str] | None
     ) -> list[str]:
         """Learn the targets from the training column; `rows` are its row numbers, `names` those of a
-        ClassLabel. Returns what to tell the user."""
+        ClassLabel. Returns notes for the user."""
 
     @abstractmethod
     def encode_targets(
@@ -50,17 +50,17 @@ class Task(ABC):
         one."""
 
     def fit(self, labels: np.ndarray) -> None:  # noqa: B027
-        """Learn what depends on the rows that are trained on alone, from their encoded targets: no row of
-        another split, set aside from the training data, is among them. Nothing, here."""
+        """Learn what depends only on the rows that are trained on, from their encoded targets: no row of
+        another split, set aside from the training data, is among them. Nothing by default."""
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """(rows,) what to hold in proportion when rows are set aside, from encoded targets. The targets,
-        here."""
+        """(rows,) what to stratify by when rows are set aside, from encoded targets. By default, the
+        targets."""
         return labels
 
     def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-        """Of `labels`, the targets that are not among those that are `learned`, all of them encoded: what
-        each is called, and in how many rows it is. Nothing, here."""
+        """The targets in `labels` that are not in `learned`, both encoded: the name of each, and how many
+        rows have it. None by default."""
         return {}
 
     @property
@@ -74,7 +74,7 @@ class Task(ABC):
 
     @abstractmethod
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
 
     @abstractmethod
     def load_from_model(self, model_config: Any) -> None:
@@ -86,15 +86,15 @@ class Task(ABC):
     ) -> tuple[Any, dict[str, Any]]:
         """The pretrained model with a head for the targets, and what was missing in its files
         (`output_loading_info` of `from_pretrained`, to which `options` go); adds to `notes` what the user
-        should know of the head."""
+        should know about the head."""
 
     @abstractmethod
     def describe(self) -> str:
         """The targets in a few words, for the summary."""
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:
-        """(rows,) float64 above 0: what each training row counts in the mean loss of an update. Called once,
-        before training, with the encoded targets of all training rows. One for each, here."""
+        """(rows,) float64 above 0: the weight of each training row in the mean loss of an update. Called
+        once, before training, with the encoded targets of all training rows. Ones by default."""
         return np.ones(len(labels))
 
     @abstractmethod
@@ -110,22 +110,22 @@ class Task(ABC):
         """Scores (rows, targets) and the unsmoothed loss of each row (rows,), both float32 on the device."""
 
     def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:
-        """The weights of a model as others use it, from those that are trained; `model_config`, that of the
-        model, gets what goes along. The same, here."""
+        """The weights of a model as others use it, from those that are trained; what belongs to them is added
+        to `model_config`, the model's. Unchanged by default."""
         return state
 
     def import_weights(
         self, state: dict[str, torch.Tensor], model_config: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """Undo `export_weights`; `state` may hold the trained weights alone. The same, here."""
+        """Undo `export_weights`; `state` may hold only the trained weights. Unchanged by default."""
         return state
 
     calibration: dict[str, Any] = {}  # noqa: RUF012  (replaced whole, never changed)
 
     def calibrate(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         """What is chosen on validation rows beside the weights, such as thresholds, as JSON. The main process
-        calls it at every evaluation of the validation rows, and all take the result as `calibration`: a model
-        that is exported then carries what was chosen for its own weights. Nothing, here."""
+        calls it at every evaluation of the validation rows, and all take the result as `calibration`: an
+        exported model then carries what was chosen for its own weights. Nothing by default."""
         return {}
 
     @property
@@ -136,16 +136,16 @@ class Task(ABC):
     @property
     @abstractmethod
     def default_metric(self) -> str:
-        """The metric that chooses the best model where the user names none."""
+        """The metric that selects the best model if the user names none."""
 
     @property
     def metric_style(self) -> str:
-        """How a metric that the user names takes predictions, see `ft.metrics.NamedMetrics`."""
+        """The style of predictions that a user's metric takes, see `ft.metrics.NamedMetrics`."""
         return "classes"
 
     @property
     def metric_count(self) -> int:
-        """Of how many classes or labels such a metric sees predictions."""
+        """The number of classes or labels in these predictions."""
         return 2
 
     @abstractmethod
@@ -154,13 +154,13 @@ class Task(ABC):
 
     @abstractmethod
     def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
-        """The predictions for scores (rows, targets), held against the targets, for intervals and tables of
+        """The predictions for scores (rows, targets), compared with the targets, for intervals and tables of
         errors."""
 
     @abstractmethod
     def metric_names(self) -> list[str]:
-        """The numbers that `metrics` gives. `metric_for_best_model` is one of them, or loss, or one that the
-        option `metrics` names."""
+        """The numbers that `metrics` returns. `metric_for_best_model` is one of them, or loss, or one that
+        the option `metrics` names."""
 
     @abstractmethod
     def predictions(self, scores: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ class Task(ABC):
 
     @abstractmethod
     def describe_target(self, label: Any) -> Any:
-        """An encoded target as it stands in the user's data."""
+        """An encoded target as in the user's data."""
 
     @abstractmethod
     def card_labels(self) -> str:
@@ -181,5 +181,5 @@ class Task(ABC):
 
     @abstractmethod
     def card_usage(self, trust_remote_code: bool = False) -> str:
-        """How to use an exported model, in Markdown, for the model card; one with code of its own has to be
+        """How to use an exported model, in Markdown, for the model card; one with custom code has to be
         trusted."""

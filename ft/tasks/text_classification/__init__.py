@@ -27,7 +27,7 @@ KINDS: dict[str, type[Kind]] = {kind.problem_type: kind for kind in (SingleLabel
 
 
 class TextClassification(Task):
-    """A sequence classifier of Transformers, and the kind of classification that its rows ask for.
+    """A sequence classifier of Transformers, and the kind of classification that its rows call for.
 
     The kind is `problem_type`, or is chosen from the training column. The other options are for some kinds
     only, and an error for the rest: label_delimiter, pos_weight and threshold_mode for multi-label,
@@ -48,12 +48,12 @@ class TextClassification(Task):
 
     @property
     def kind(self) -> Kind:
-        """The kind; there is none yet before the training column was seen."""
+        """The kind; there is none before the training column has been seen."""
         assert self._kind is not None, "choose_kind, load_state or load_from_model comes first"
         return self._kind
 
     def _make(self, problem_type: str) -> Kind:
-        """The kind of that name with its options. `UserError` for an option that is for another."""
+        """The kind of that name with its options. `UserError` for an option of another kind."""
         belongs = {
             "label_delimiter": (self.label_delimiter is not None, [MULTI]),
             "class_weights": (self.class_weights != "none", [SINGLE]),
@@ -78,7 +78,7 @@ class TextClassification(Task):
     # --- targets
 
     def choose_kind(self, values: pa.ChunkedArray, field: pa.Field, names: list[str] | None) -> list[str]:
-        """Choose the kind, unless it is known, and say it."""
+        """Choose the kind, unless it is known, and report it."""
         if self._kind is not None:
             return []
         problem_type, reason = choose_problem_type(values, field, names, self.label_delimiter)
@@ -87,7 +87,7 @@ class TextClassification(Task):
 
     @property
     def blank_is_a_target(self) -> bool:
-        """For texts of several labels it means none of them."""
+        """For texts with several labels, it means none of them."""
         return self.kind.blank_is_a_target
 
     def learn_targets(
@@ -116,7 +116,7 @@ class TextClassification(Task):
 
     @property
     def label_names(self) -> list[str]:
-        """The names of the labels, in the order of the model's head; of a number, its own name."""
+        """The names of the labels, in the order of the model's head; for a number, its own name."""
         return self._kind.label_names if self._kind else []
 
     @property
@@ -129,7 +129,7 @@ class TextClassification(Task):
         return {"problem_type": self.kind.problem_type, **self.kind.state()} if self._kind else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
         if self._kind is None or self._kind.problem_type != state["problem_type"]:
             self._kind = self._make(state["problem_type"])
         self._kind.load_state(state)
@@ -194,7 +194,7 @@ class TextClassification(Task):
         return logits, self.kind.plain_losses(logits, batch.labels)
 
     def export_weights(self, state: dict[str, torch.Tensor], model_config: Any) -> dict[str, torch.Tensor]:
-        """See the kinds; the model's config gets what the kind knows by now."""
+        """See the kinds; what the kind has learned so far is written to the model's config."""
         exported = self.kind.export_weights(state)
         self.kind.configure(model_config)
         return exported
@@ -236,7 +236,7 @@ class TextClassification(Task):
         return self.kind.judge(scores, labels)
 
     def metric_names(self) -> list[str]:
-        """See the kinds; before the kind is known, those of all."""
+        """See the kinds; those of all kinds before it is known."""
         kinds = [self._kind] if self._kind else [SingleLabel(), MultiLabel(), Regression()]
         return list(dict.fromkeys(name for kind in kinds for name in kind.metric_names()))
 
@@ -246,7 +246,7 @@ class TextClassification(Task):
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """What `calibrate` gave, and what metrics, predictions and exports use."""
+        """What `calibrate` returned, and what metrics, predictions and exports use."""
         return self.kind.calibration
 
     @calibration.setter

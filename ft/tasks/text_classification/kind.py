@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 # In the config of an exported model; its own "temperature" is about generating texts.
 TEMPERATURE = "calibration_temperature"
-# What is ours in such a config.
+# Our entries in such a config.
 OURS = (TEMPERATURE, "thresholds", "threshold_mode", "target_mean", "target_std", "target_head_bias")
 
 
 def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:
-    """Name and module of the last linear layer of the head, if it gives `size` numbers."""
+    """Name and module of the last linear layer of the head, if it has `size` outputs."""
     import torch
 
     body = f"{getattr(model, 'base_model_prefix', '')}."
@@ -37,7 +37,7 @@ def output_layer(model: Any, size: int) -> tuple[str, torch.nn.Linear] | None:
 
 
 def thrown_away(model: Any, trained_for: dict[int, str], names: list[str], mismatched: set[str]) -> list[str]:
-    """What to tell the user of a head that was trained, and did not fit."""
+    """A note for the user about a trained head that did not fit."""
     found = output_layer(model, len(names))
     if found is None or f"{found[0]}.weight" not in mismatched:
         return []
@@ -47,8 +47,8 @@ def thrown_away(model: Any, trained_for: dict[int, str], names: list[str], misma
 
 
 def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: set[str]) -> list[str]:
-    """Of a head that was loaded and not made anew, put the outputs of labels that it was trained for, in
-    whatever case, where the data has them; those of others go on as what is left. Returns what to tell the
+    """In a head that was loaded, not newly made, move the outputs of labels that it was trained for, in
+    whatever case, to where the data has them; the others become the remaining ones. Returns notes for the
     user.
 
     (roberta-large-mnli has CONTRADICTION first, GLUE's MNLI entailment.)"""
@@ -58,7 +58,7 @@ def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: 
     if found is None or f"{found[0]}.weight" in new or theirs == names:
         return []
     folded = [[name.casefold() for name in some] for some in (theirs, names)]
-    if all(len(set(some)) == len(names) for some in folded):  # else case tells labels apart
+    if all(len(set(some)) == len(names) for some in folded):  # else labels differ only in case
         order = _places(*folded)
     else:
         order = _places(theirs, names)
@@ -78,14 +78,14 @@ def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: 
 
 
 def _places(theirs: list[str], names: list[str]) -> list[Any]:
-    """Where each of some names stands among others, or None."""
+    """The position of each of some names among others, or None."""
     places = {name: place for place, name in enumerate(theirs)}
     return [places.get(name) for name in names]
 
 
 class Kind(ABC):
     """One kind of text classification. It knows neither the model nor the run: rows come as columns and
-    arrays, scores are what the model's head gives."""
+    arrays, scores are the outputs of the model's head."""
 
     problem_type: ClassVar[str]  # Transformers' name
     headline: ClassVar[tuple[str, ...]]
@@ -119,11 +119,11 @@ class Kind(ABC):
         return {"label_names": self.label_names}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
         self.label_names = state["label_names"]
 
     def load_from_model(self, model_config: Any) -> None:
-        """The names of the labels are the model's `id2label`; a temperature comes along from training."""
+        """Take the names of the labels from the model's `id2label`, and a temperature from its training."""
         names = dict(model_config.id2label)
         if sorted(names) != list(range(len(names))) or len({*names.values()}) < len(names):
             raise UserError(
@@ -135,13 +135,13 @@ class Kind(ABC):
         self.calibration = {} if temperature is None else {"temperature": temperature}
 
     def configure(self, model_config: Any) -> None:
-        """Write into a model's config what `load_from_model` reads: the export carries it."""
+        """Write into a model's config, and so its export, what `load_from_model` reads."""
         model_config.num_labels = len(self.label_names)
         model_config.id2label = dict(enumerate(self.label_names))
         model_config.label2id = {name: number for number, name in enumerate(self.label_names)}
         model_config.problem_type = self.problem_type
         for name in OURS:
-            vars(model_config).pop(name, None)  # of the model that was trained on
+            vars(model_config).pop(name, None)  # of the model that training started from
         if "temperature" in self.calibration:
             setattr(model_config, TEMPERATURE, self.calibration["temperature"])
 
@@ -174,7 +174,7 @@ class Kind(ABC):
 
     @abstractmethod
     def training_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(rows,) of logits (rows, head) float32: what is learned from; weights of rows are not in it."""
+        """(rows,) of logits (rows, head) float32: what is trained on, without the weights of rows."""
 
     @abstractmethod
     def plain_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ class Kind(ABC):
     # --- weights of the model
 
     def head_loaded(self, model: torch.nn.Module, new: set[str]) -> None:  # noqa: B027
-        """Look at a model that was just built; `new` are the names of the parameters that no file gave."""
+        """Look at a model that was just built; `new` are the names of the parameters that no file had."""
 
     def export_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Task.export_weights`."""
@@ -223,7 +223,7 @@ class Kind(ABC):
         """See `Task.describe_prediction`."""
 
     def card_labels(self) -> str:
-        """One name a line, quoted, in a block of code: shown as it is, whatever it means to Markdown or
+        """One name per line, quoted, in a code block: shown verbatim, whatever it means in Markdown or
         HTML."""
         names = "\n".join(json.dumps(printable(name), ensure_ascii=False) for name in self.label_names)
         return f"```text\n{names}\n```"

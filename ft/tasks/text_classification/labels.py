@@ -1,4 +1,4 @@
-"""A label column of any type as the names of its labels, and the kind of learning that it asks for."""
+"""A label column of any type as the names of its labels, and the kind of learning that it calls for."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,100}")  # an id is a class, too
 ANY_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]*)?")
-NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")  # beside names, what else looks like one is a name
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")  # beside names, anything else like a number is a name
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-DELIMITERS = "|;,"  # that a column of several names a row may have
+DELIMITERS = "|;,"  # that a column with several names per row may use
 
 
 def choose_problem_type(
     values: pa.ChunkedArray, field: pa.Field, names: list[str] | None, delimiter: str | None
 ) -> tuple[str, str]:
-    """What a label column asks for, under Transformers' name, and why: lists (or a delimiter) are
+    """What a label column calls for, under Transformers' name, and why: lists (or a delimiter) are
     multi-label, numbers that are not all whole are regression, everything else is single-label."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -85,8 +85,8 @@ def _mostly_fractions(values: pa.ChunkedArray) -> bool:
 
 
 def in_order(found: Sequence[str], names: list[str] | None) -> list[str]:
-    """The labels of a column in the order of their numbers: that of a ClassLabel where there is one; else
-    whole numbers in numerical and names in alphabetical (code point) order."""
+    """The labels of a column in the order of their numbers: that of a ClassLabel if there is one; else whole
+    numbers in numerical and names in alphabetical (code point) order."""
     whole = all(map(WHOLE.fullmatch, found))
     return list(names) if names else sorted(found, key=(lambda name: (int(name), name)) if whole else None)
 
@@ -104,7 +104,7 @@ def numbers_of(
     if len(unknown):
         odd, where = names.take(unknown).to_pylist(), describe_rows(np.unique(rows[unknown]))
         hint = ""
-        if all(re.fullmatch("LABEL_[0-9]+", name) for name in label_names):  # a model that has no names
+        if all(re.fullmatch("LABEL_[0-9]+", name) for name in label_names):  # a model without names
             hint = " Or rename the model's labels: id2label and label2id in its config.json."
         elif {name.casefold() for name in odd} & {name.casefold() for name in label_names}:
             hint = " (Case counts. A model's own names are in its config.json: id2label and label2id.)"
@@ -118,8 +118,8 @@ def numbers_of(
 
 
 def case_twins(names: Sequence[str]) -> list[str]:
-    """What to tell the user of labels that differ in case alone, as a slip of the hand would have it, or that
-    look alike: in a kind of space, or in how an accent is written, as files of several programs have it."""
+    """Notes for the user about labels that differ only in case, as in a typing error, or that look alike: in
+    a kind of space, or in how an accent is encoded, as in files from several programs."""
     twins: dict[str, list[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()
@@ -135,7 +135,7 @@ def case_twins(names: Sequence[str]) -> list[str]:
 
 
 def _told_apart(names: list[str]) -> Callable[[str], str]:
-    """How to show some names: by their codes, where some look the same otherwise."""
+    """How to show some names: by their codes, if some look the same otherwise."""
     shown = {unicodedata.normalize("NFC", repr(name)) for name in names}
     return repr if len(shown) == len(names) else ascii
 
@@ -152,7 +152,7 @@ def joined_by(names: Sequence[str]) -> str | None:
 
 
 def joined_notes(names: Sequence[str]) -> list[str]:
-    """What to tell the user of such names."""
+    """Notes for the user about such names."""
     delimiter = joined_by(names)
     if delimiter is None:
         return []
@@ -166,8 +166,8 @@ def names_of(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
     may_mix: bool = False,
 ) -> pa.ChunkedArray:  # fmt: skip
-    """One label a row, of any type, as its name. Raises `UserError` for a column that mixes types, numbers
-    and names among them, unless it may mix these."""
+    """One label per row, of any type, as its name. Raises `UserError` for a column that mixes types,
+    including numbers and names, unless it may mix these."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -176,7 +176,7 @@ def names_of(
         return _class_names(values, names, rows, where)
     if is_mixed(field):
         plain = [json.loads(value) for value in values.to_pylist()]
-        types = {type(value) for value in plain}  # numbers beyond 64 bits, or the odd row is gone
+        types = {type(value) for value in plain}  # numbers beyond 64 bits, or the odd row was dropped
         if types in ({int}, {str}) or (may_mix and types == {int, str}):
             texts = [str(value).strip() for value in plain]
             return pa.chunked_array([pa.array(texts, pa.large_string())])
@@ -188,7 +188,7 @@ def names_of(
     if pa.types.is_large_string(values.type):
         values = pc.utf8_trim_whitespace(values)
         if may_mix and split != "train":
-            return values  # whatever of the names is there
+            return values  # whichever of the names occur
         found = values.unique().to_pylist()
         pattern = ANY_NUMBER if all(map(ANY_NUMBER.fullmatch, found)) else NUMBER
         number = {name: bool(pattern.fullmatch(name)) for name in found}
@@ -207,7 +207,7 @@ def names_of(
                 f"problem_type: {SINGLE}."
             )
         if all(map(WHOLE.fullmatch, number)):
-            return values  # as written: "01" is no "1"
+            return values  # as written: "01" is not "1"
         padded = [name for name in found if re.match(r"[+-]?0[0-9]", name)]
         pointed = [name for name in found if "." in name and name not in padded]
         if padded and pointed:
@@ -216,7 +216,7 @@ def names_of(
                 "number, without its 0. Expected labels of one type."
             )
         values = pc.utf8_ltrim(values, "+").cast(pa.float64())
-    if pa.types.is_decimal(values.type):  # of a data base: NUMERIC
+    if pa.types.is_decimal(values.type):  # from a database: NUMERIC
         values = values.cast(pa.float64())
     if is_list(values.type):
         raise UserError(
@@ -240,7 +240,7 @@ def name_lists_of(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
     delimiter: str | None,
 ) -> tuple[pa.Array, np.ndarray]:  # fmt: skip
-    """Any number of labels a row, as their names one after another, and the place in `rows` of each.
+    """Any number of labels per row, as one flat array of their names, and the place in `rows` of each.
 
     Takes lists of names, whole numbers or classes, and texts of names with a delimiter between them, whose
     empty parts are no labels. Raises `UserError` for anything else."""
@@ -250,7 +250,7 @@ def name_lists_of(
     where = f"{split} data: the label column {field.name!r}"
     if is_mixed(field):
         plain = [json.loads(value) for value in values.to_pylist()]
-        try:  # the odd row may be gone
+        try:  # the odd row may have been dropped
             kind = pa.large_string() if all(isinstance(value, str) for value in plain) else None
             values = pa.chunked_array([pa.array(plain, kind)])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -275,7 +275,7 @@ def name_lists_of(
     if pa.types.is_dictionary(flat.type):
         flat = flat.cast(flat.type.value_type)
     missing = np.flatnonzero(np.asarray(pc.is_null(flat, nan_is_null=True)))
-    if pa.types.is_null(flat.type):  # empty lists alone
+    if pa.types.is_null(flat.type):  # only empty lists
         flat = flat.cast(pa.large_string())
     if len(missing):
         raise UserError(
@@ -333,7 +333,7 @@ def _class_names(values: Any, names: list[str], rows: np.ndarray, where: str) ->
 
 
 def _written_lists(values: pa.ChunkedArray) -> np.ndarray:
-    """(texts,) bool: whether each is a list written down, such as "['a', 'b']"."""
+    """(texts,) bool: whether each is a list written as text, such as "['a', 'b']"."""
     import pyarrow.compute as pc
 
     return np.asarray(pc.match_substring_regex(values, r"^\s*\[.*\]\s*$"), bool)
@@ -352,7 +352,7 @@ def _refuse_written_lists(values: pa.ChunkedArray, rows: np.ndarray, where: str)
 
 
 def _mixed(plain: list[Any], rows: np.ndarray, where: str, expected: str) -> UserError:
-    """What to say of a column of several types."""
+    """The error for a column of several types."""
     if all(isinstance(value, list) for value in plain):
         rows = np.repeat(rows, [len(value) for value in plain])
         plain, expected = [one for value in plain for one in value], "labels of one type in the lists"

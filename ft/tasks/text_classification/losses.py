@@ -1,5 +1,5 @@
-"""The losses of text classification. Each gives one number a row, so that the loop can weight, sum and divide
-them whatever the launch."""
+"""The losses of text classification. Each returns one number per row, so that the loop can weight, sum and
+divide them whatever the launch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-LEAST_DOUBT = 1e-7  # 1 - p is kept above it: the slope of a power below 1 is infinite at 0
+LEAST_DOUBT = 1e-7  # 1 - p is kept above this: the slope of a power below 1 is infinite at 0
 
 
 def cross_entropy(
@@ -40,6 +40,6 @@ def binary_cross_entropy(
     labels = labels.to(logits.dtype)
     terms = binary_cross_entropy_with_logits(logits, labels, pos_weight=pos_weight, reduction="none")
     if gamma:
-        doubt = (labels - logits.sigmoid()).abs()  # 1 - p of what is true
+        doubt = (labels - logits.sigmoid()).abs()  # 1 - p of the truth
         terms = terms * doubt.clamp_min(LEAST_DOUBT).pow(gamma)
     return terms.mean(1)

@@ -1,4 +1,4 @@
-"""Any number of labels for each text, none among them."""
+"""Any number of labels for each text, including none."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 class MultiLabel(Kind):
     """Sigmoid cross-entropy, the mean over labels whose names come from the data, see `labels.in_order`.
 
-    `pos_weight` weights the labels that a row has against those that it has not; `threshold_mode` (none,
-    global or per_label) says how `calibrate` chooses the probability from which on a label counts as
-    predicted: global, where nobody asked for one."""
+    `pos_weight` weights the labels that a row has against those that it does not have; `threshold_mode`
+    (none, global or per_label) says how `calibrate` chooses the probability from which on a label counts as
+    predicted: global by default."""
 
     problem_type: ClassVar[str] = MULTI
     headline: ClassVar[tuple[str, ...]] = ("f1_micro", "f1_macro", "subset_accuracy")
     default_metric: ClassVar[str] = "f1_micro"
     metric_style: ClassVar[str] = "labels"
-    blank_is_a_target: ClassVar[bool] = True  # of a text with a delimiter
+    blank_is_a_target: ClassVar[bool] = True  # in a text with a delimiter
 
     def __init__(
         self, delimiter: str | None = None, pos_weight: Weights = "none", gamma: float = 0.0,
@@ -49,7 +49,7 @@ class MultiLabel(Kind):
         super().__init__()
         self.delimiter, self.pos_weight, self.gamma = delimiter, pos_weight, gamma
         self.threshold_mode = threshold_mode
-        self.counts, self.rows = np.zeros(0, np.int64), 0  # of each label in the training rows, and those
+        self.counts, self.rows = np.zeros(0, np.int64), 0  # of each label in training, and those rows
         self._weights: np.ndarray | None = None  # (labels,), known once there are training rows
         self._tensors: dict[Any, torch.Tensor] = {}  # the same on a device
 
@@ -94,7 +94,7 @@ class MultiLabel(Kind):
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
     ) -> pa.Array:
-        """(rows, labels) of 0 and 1, a byte each."""
+        """(rows, labels) of 0 and 1, one byte each."""
         import pyarrow as pa
 
         flat, places = name_lists_of(values, field, rows, split, names, self.delimiter)
@@ -103,15 +103,15 @@ class MultiLabel(Kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
 
     def fit(self, labels: np.ndarray) -> None:
-        """How many of the training rows have each label."""
+        """Count the training rows that have each label."""
         self.counts, self.rows = labels.sum(axis=0, dtype=np.int64), len(labels)
 
     def state(self) -> dict[str, Any]:
-        """The names of the labels, and how often they are."""
+        """The names of the labels, and how often they occur."""
         return {**super().state(), "counts": self.counts.tolist(), "rows": self.rows}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
         super().load_state(state)
         self.counts, self.rows = np.array(state["counts"], np.int64), state["rows"]
 
@@ -119,7 +119,7 @@ class MultiLabel(Kind):
         """The rarest label of each row; rows without any are one more stratum."""
         counts = labels.sum(axis=0, dtype=np.int64)
         strata = np.full(len(labels), labels.shape[1])
-        # The rarest has the last word, of equals the first. (A table of counts is eight times the labels.)
+        # The rarest is set last, of equals the first. (A table of counts is eight times the labels.)
         for label in np.argsort(counts, kind="stable")[::-1]:
             strata[labels[:, label] != 0] = label
         return strata
@@ -139,8 +139,8 @@ class MultiLabel(Kind):
     # --- loss
 
     def row_weights(self, labels: np.ndarray) -> np.ndarray:
-        """One a row. What is learned here are the weights of the labels; balanced: rows without the label /
-        rows with it, so that both weigh the same."""
+        """One per row. This also computes the weights of the labels; balanced: rows without the label / rows
+        with it, so that both weigh the same."""
         self._weights = self._weights_of(labels.sum(axis=0, dtype=np.int64), len(labels))
         self._tensors.clear()
         return np.ones(len(labels))
@@ -168,9 +168,10 @@ class MultiLabel(Kind):
     # --- weights of the model
 
     def head_loaded(self, model: torch.nn.Module, new: set[str]) -> None:
-        """Let a new head say of every text how often each label is (Lin et al., 2017, Focal Loss, 4.1).
+        """Have a new head predict the frequency of each label for every text (Lin et al., 2017, Focal Loss,
+        4.1).
 
-        From one that says a half of each, the first updates push all features one way, and with many rare
+        If it starts at one half for each, the first updates push all features one way, and with many rare
         labels a model may stay there: MiniLM never left it on GoEmotions at a rate of 2e-4."""
         import torch
 
@@ -185,7 +186,7 @@ class MultiLabel(Kind):
 
     @property
     def thresholds(self) -> np.ndarray | None:
-        """(labels,) those that were chosen, or None."""
+        """(labels,) the thresholds that were chosen, or None."""
         chosen = self.calibration.get("thresholds")
         return None if chosen is None else np.array([chosen.get(name, DEFAULT) for name in self.label_names])
 
@@ -201,8 +202,8 @@ class MultiLabel(Kind):
         return found
 
     def load_from_model(self, model_config: Any) -> None:
-        """The names of the labels, and the thresholds, where the model has some, unless `threshold_mode` is
-        none. Raises `UserError` where it has none, or has others, than were asked for."""
+        """Take the names of the labels, and the thresholds if the model has some, unless `threshold_mode` is
+        none. Raises `UserError` if it has none, or others, than were asked for."""
         super().load_from_model(model_config)
         thresholds = getattr(model_config, "thresholds", None)
         if thresholds is None:
@@ -213,7 +214,7 @@ class MultiLabel(Kind):
                 )
             self.threshold_mode = "none"
         elif self.threshold_mode != "none":
-            # Models of earlier versions do not say; one value for all labels may come from either mode.
+            # Models of earlier versions do not record it; one value for all may come from either mode.
             seems = "per_label" if len(set(thresholds.values())) > 1 else self.threshold_mode
             held = getattr(model_config, "threshold_mode", seems)
             if self.threshold_mode not in (None, held):
@@ -226,7 +227,7 @@ class MultiLabel(Kind):
             self.calibration["thresholds"] = thresholds
 
     def configure(self, model_config: Any) -> None:
-        """With the thresholds, and how they were chosen."""
+        """Add the thresholds, and how they were chosen."""
         super().configure(model_config)
         if "thresholds" in self.calibration:
             model_config.thresholds = self.calibration["thresholds"]
@@ -237,14 +238,14 @@ class MultiLabel(Kind):
         return multilabel_metrics(sigmoid(scores), labels, self.label_names, self.thresholds)
 
     def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
-        """Any number of labels a row, at the thresholds."""
+        """Any number of labels per row, at the thresholds."""
         from ft.analysis import predictions
 
         at_thresholds = None if self.thresholds is None else self.predictions(scores)
         return predictions.multi_label(sigmoid(scores), labels, at_thresholds)
 
     def metric_names(self) -> list[str]:
-        """See `MULTILABEL_METRICS`; where thresholds are chosen, those at 0.5 have a name of their own."""
+        """See `MULTILABEL_METRICS`; if thresholds are chosen, those at 0.5 have names of their own."""
         at_half = [name + AT_HALF for name in MULTILABEL_METRICS if name != "auroc"]
         return [*MULTILABEL_METRICS, *(at_half if self.threshold_mode != "none" else [])]
 

@@ -22,18 +22,17 @@ if TYPE_CHECKING:
     from ft.analysis.predictions import Predictions
 
 BINS = 10  # of the targets, to split in proportion
-# The size of a target. float32 ends at 3.4e38, and an exported head has the targets' scale in its weights.
+# Magnitude of a target. float32 ends at 3.4e38, and an exported head has the targets' scale in its weights.
 LARGEST = 1e36
 
 
 class Regression(Kind):
-    """Squared error of one number a row, standardised inside.
+    """Squared error of one number per row, standardised internally.
 
-    The head learns (target - mean) / scale, with the mean of the training rows and the power of two that is
-    nearest to their standard deviation. An exported head gives the target itself: its weights are multiplied
-    by the scale (which a power of two does without rounding, so that it can be undone) and the mean is added
-    to its bias. The loss is in units of the training rows' variance: 1 is what always saying their mean
-    costs."""
+    The head learns (target - mean) / scale, with the mean of the training rows and the power of two nearest
+    to their standard deviation. An exported head outputs the target itself: its weights are multiplied by the
+    scale (by a power of two, without rounding, so that it can be undone) and the mean is added to its bias.
+    The loss is in units of the training rows' variance: 1 is that of always predicting their mean."""
 
     problem_type: ClassVar[str] = REGRESSION
     headline: ClassVar[tuple[str, ...]] = ("spearmanr", "pearsonr", "mse")
@@ -43,17 +42,17 @@ class Regression(Kind):
     def __init__(self) -> None:
         super().__init__()
         self.mean, self.std = 0.0, 1.0  # of the training rows
-        self._head, self._has_bias = "", True  # the linear layer that gives the number
-        self._bias: float | None = None  # of the head that was exported last, in the unit in which it learns
+        self._head, self._has_bias = "", True  # the linear layer that outputs the number
+        self._bias: float | None = None  # of the last exported head, in the unit in which it learns
 
     @property
     def offset(self) -> float:
-        """What is taken off a target before it is learned."""
+        """What is subtracted from a target before it is learned."""
         return self.mean if self._has_bias else 0.0
 
     @property
     def scale(self) -> float:
-        """What a target is divided by then: the power of two that is nearest to its standard deviation."""
+        """What a target is then divided by: the power of two nearest to its standard deviation."""
         return 2.0 ** round(math.log2(self.std if self._has_bias else math.hypot(self.std, self.mean)))
 
     # --- targets
@@ -68,7 +67,7 @@ class Regression(Kind):
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
     ) -> pa.Array:
-        """(rows,) float64, in their own unit."""
+        """(rows,) float64, in their original unit."""
         import pyarrow as pa
 
         return pa.array(_numbers(values, field, rows, split, names))
@@ -87,38 +86,38 @@ class Regression(Kind):
         return {**super().state(), "mean": self.mean, "std": self.std}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
         super().load_state(state)
         self.mean, self.std = state["mean"], state["std"]
 
     def load_from_model(self, model_config: Any) -> None:
-        """The name of the target, and how it was standardised; a model from elsewhere gives it as it is."""
+        """The name of the target, and how it was standardised; a model from elsewhere outputs it unscaled."""
         super().load_from_model(model_config)
         self.mean = getattr(model_config, "target_mean", None) or 0.0
         self.std = getattr(model_config, "target_std", None) or 1.0
         self._bias = getattr(model_config, "target_head_bias", None)
 
     def configure(self, model_config: Any) -> None:
-        """With the mean and the standard deviation; the bias of the head before the mean was added to it lets
-        an import be exact."""
+        """Add the mean and the standard deviation; the bias of the head before the mean was added makes an
+        import exact."""
         super().configure(model_config)
         model_config.target_mean, model_config.target_std = self.mean, self.std
         if self._bias is not None:
             model_config.target_head_bias = self._bias
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """Ten bins of as many rows each, by the target."""
+        """Ten bins of equally many rows, by the target."""
         bins = max(1, min(BINS, len(labels) // 2))
         ranks = np.empty(len(labels), np.int64)
         ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
         return ranks * bins // len(labels)
 
     def unlearned(self, learned: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-        """No number has to be met in training."""
+        """No number has to occur in training."""
         return {}
 
     def describe(self) -> str:
-        """The target and how it is spread."""
+        """The target and its spread."""
         return (
             f"regression of {self.label_names[0]!r}, mean {self.mean:.4g}, standard deviation {self.std:.4g}"
         )
@@ -141,8 +140,8 @@ class Regression(Kind):
     # --- weights of the model
 
     def head_loaded(self, model: torch.nn.Module, new: set[str]) -> None:
-        """Find the head. One that was loaded gives the target itself. One without a bias cannot hold a mean:
-        the target is only scaled then."""
+        """Find the head. A loaded one outputs the target itself. One without a bias cannot hold a mean: the
+        target is then only scaled."""
         found = output_layer(model, 1)
         if found is None:
             raise UserError(
@@ -158,7 +157,7 @@ class Regression(Kind):
                     own[name].copy_(value)
 
     def export_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The head in the target's own unit."""
+        """The head in the target's original unit."""
         weight, bias = f"{self._head}.weight", f"{self._head}.bias"
         exported = {**state, weight: state[weight] * self.scale}
         if self._has_bias:
@@ -169,7 +168,7 @@ class Regression(Kind):
     def import_weights(
         self, state: dict[str, torch.Tensor], model_config: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """The head in the unit in which it learns; to the bit, where `export_weights` made it."""
+        """The head in the unit in which it learns; exact to the bit if `export_weights` made it."""
         weight, bias = f"{self._head}.weight", f"{self._head}.bias"
         imported = {**state, weight: state[weight] / self.scale}
         if self._has_bias:
@@ -186,11 +185,11 @@ class Regression(Kind):
         return scores[:, 0].astype(np.float64) * self.scale + self.offset
 
     def metrics(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-        """See `regression_metrics`; in the target's own unit."""
+        """See `regression_metrics`; in the target's original unit."""
         return regression_metrics(self.in_own_unit(scores), labels)
 
     def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
-        """A number a row, in its own unit."""
+        """A number per row, in its original unit."""
         from ft.analysis import predictions
 
         return predictions.regression(self.in_own_unit(scores), labels)
@@ -200,7 +199,7 @@ class Regression(Kind):
         return list(REGRESSION_METRICS)
 
     def predictions(self, scores: np.ndarray) -> np.ndarray:
-        """(rows,) float64 in the target's own unit."""
+        """(rows,) float64 in the target's original unit."""
         return self.in_own_unit(scores)
 
     def describe_prediction(self, scores: np.ndarray) -> dict[str, Any]:
@@ -208,7 +207,7 @@ class Regression(Kind):
         return {"prediction": float(self.in_own_unit(scores[None])[0])}
 
     def card_labels(self) -> str:
-        """The name of the number, and how it was spread."""
+        """The name of the number, and its spread."""
         spread = f"of the training rows: mean {self.mean:.6g}, standard deviation {self.std:.6g}"
         return f"{super().card_labels()}\n\nOne number, in its own unit ({spread})."
 
@@ -218,19 +217,19 @@ class Regression(Kind):
 
 
 def _exported(bias: float, scale: float, mean: float) -> float:
-    """The bias of the head in the target's own unit, as the float32 that it is stored as."""
+    """The bias of the head in the target's original unit, as the float32 that is stored."""
     return float(np.float32(bias * scale + mean))
 
 
 def _numbers(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
 ) -> np.ndarray:
-    """A column of any type as float64. Raises `UserError` for a value that is no finite number, or that no
-    head in float32 can give."""
+    """A column of any type as float64. Raises `UserError` for a value that is not a finite number, or that no
+    head in float32 can output."""
     import pyarrow as pa
 
     where = f"{split} data: the label column {field.name!r}"
-    # What is learned is settled by the training rows.
+    # The training rows decide what is learned.
     remedy = f"; or, for labels, set problem_type: {SINGLE}." if split == "train" else "."
     numeric = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
     if names is None and (numeric or pa.types.is_decimal(values.type)):

@@ -32,7 +32,7 @@ class SingleLabel(Kind):
     """Softmax cross-entropy over classes whose names come from the data, see `labels.in_order`.
 
     `class_weights` weights the rows by their class, so that the loss of an update is the weighted mean, as in
-    torch's CrossEntropyLoss; `smoothing` and `gamma` change the training loss alone, see `losses`."""
+    torch's CrossEntropyLoss; `smoothing` and `gamma` change only the training loss, see `losses`."""
 
     problem_type: ClassVar[str] = SINGLE
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "f1_macro")
@@ -48,7 +48,7 @@ class SingleLabel(Kind):
     ) -> None:
         super().__init__()
         self.class_weights, self.smoothing, self.gamma = class_weights, smoothing, gamma
-        self.may_mix = may_mix  # names that are numbers and names that are none
+        self.may_mix = may_mix  # names that are numbers and names that are not
         self._weights: np.ndarray | None = None  # (classes,), known once there are training rows
 
     # --- targets
@@ -72,12 +72,12 @@ class SingleLabel(Kind):
         """Class numbers (rows,) int32."""
         import pyarrow as pa
 
-        are_names = not all(map(WHOLE.fullmatch, self.label_names))  # an odd one is unknown then
+        are_names = not all(map(WHOLE.fullmatch, self.label_names))  # an odd one is then unknown
         texts = names_of(values, field, rows, split, names, are_names)
         return pa.array(numbers_of(texts, self.label_names, rows, field, split))
 
     def fit(self, labels: np.ndarray) -> None:
-        """One class is an error here, too: these are the rows that are left of those that `learn` has
+        """A single class is an error here, too: these are the rows that remain of those that `learn` has
         seen."""
         if len(labels) and (labels == labels[0]).all():
             raise UserError(
@@ -129,7 +129,7 @@ class SingleLabel(Kind):
         return classification_metrics(softmax(scores), labels, self.label_names)
 
     def judge(self, scores: np.ndarray, labels: np.ndarray) -> Predictions:
-        """One label a row."""
+        """One label per row."""
         from ft.analysis import predictions
 
         return predictions.single_label(softmax(scores), labels)

@@ -5,8 +5,8 @@ import numpy as np
 from ft.metrics import sigmoid
 
 DEFAULT = 0.5
-# Those that are tried: even steps of the logit. A grid, not the scores themselves, so that rounding, which is
-# another on another launch, cannot change which is the best where many scores are nearly the same.
+# The thresholds that are tried: even steps of the logit. A grid, not the scores themselves, so that rounding,
+# which differs between launches, cannot change which is the best if many scores are nearly the same.
 CANDIDATES = sigmoid(np.arange(-15_000, 15_001) / 1000)
 
 
@@ -26,10 +26,10 @@ def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray, per_label: 
 
 def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
     """The candidate t with the highest F1 of `scores >= t` (n,) against `truth` (n,) of 0 and 1: the middle
-    of those that give the same predictions. Without a true one it is the default."""
+    of those that give the same predictions. The default if `truth` has no 1."""
     if not truth.any():
         return DEFAULT
-    below = np.searchsorted(CANDIDATES, scores, side="right")  # so many candidates are at most the score
+    below = np.searchsorted(CANDIDATES, scores, side="right")  # the number of candidates up to the score
     said, hits = (
         np.bincount(below, weights, minlength=len(CANDIDATES) + 1)[::-1].cumsum()[::-1][1:]
         for weights in (None, truth.astype(np.float64))

@@ -9,7 +9,7 @@ Weights = str | dict[str, float]  # "none", "balanced", or a weight by the name 
 
 def label_weights(key: str, weights: Weights, names: list[str], balanced: np.ndarray) -> np.ndarray:
     """(labels,) float64: ones for "none", `balanced` for "balanced", else the user's; a label that is not
-    named has 1. `UserError` for a name that is no label; `key` is the option it stands in."""
+    named has 1. `UserError` for a name that is not a label; `key` is the option."""
     if isinstance(weights, str):
         return np.ones(len(names)) if weights == "none" else balanced
     unknown = sorted(set(weights) - set(names))
