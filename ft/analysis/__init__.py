@@ -1,1 +1,1 @@
-"""What can be said of predictions: intervals, calibration, comparisons and errors; on numbers alone."""
+"""Analyses of predictions: intervals, calibration, comparisons and errors; on plain numbers."""

@@ -1,9 +1,9 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, log loss, temperature, coverage,
+"""How well probabilities are calibrated: calibration error, Brier score, log loss, temperature, coverage,
 thresholds.
 
-Everything here speaks of *decisions*: one a row for a single label (the probability of the predicted class,
-and whether it is right), one a row and label for several labels (the probability that a row has a label, and
-whether it has it)."""
+Everything here is about *decisions*: one per row for a single label (the probability of the predicted class,
+and whether it is right), one per row and label for several labels (the probability that a row has a label,
+and whether it does)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def decisions(
 
 
 def reliability(probability: np.ndarray, happened: np.ndarray, bins: int = BINS) -> dict[str, Any]:
-    """How often what was given a probability happened: `ece`, `max_calibration_error` and `table`.
+    """Predicted probability against observed frequency: `ece`, `max_calibration_error` and `table`.
 
-    probability, happened (decisions,). The table has one row for each of `bins` equal parts of [0, 1] that
-    holds a decision: low, high, count, mean probability, the share that happened. The expected calibration
+    probability, happened (decisions,). The table has one row for each of `bins` equal parts of [0, 1] with a
+    decision in it: low, high, count, mean probability, the share that happened. The expected calibration
     error is the mean gap between the two over the decisions (Naeini et al., 2015; Guo et al., 2017, with its
-    15 bins); it is above 0 for a perfect model, too, by the noise of the shares."""
+    15 bins); even for a perfect model it is above 0, by the noise of the shares."""
     place = np.clip((probability * bins).astype(np.int64), 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     used = np.flatnonzero(count)
@@ -77,13 +77,13 @@ def single_label_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
     log_probability = log_softmax(logits.astype(np.float64), axis=1)
     probability = np.exp(log_probability)
     rows = np.arange(len(labels))
-    # The sum of (p - y)^2 over classes, where y is one for the true class alone.
+    # The sum of (p - y)^2 over classes, where y is one only for the true class.
     brier = (probability**2).sum(axis=1) - 2 * probability[rows, labels] + 1
     return {"brier": float(brier.mean()), "log_loss": float(-log_probability[rows, labels].mean())}
 
 
 def multi_label_scores(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The same of one logit for each label (rows, labels): means over rows and labels, Brier from 0 to 1."""
+    """The same for one logit per label (rows, labels): means over rows and labels, Brier from 0 to 1."""
     from scipy.special import expit, log_expit
 
     logits, has = logits.astype(np.float64), truth.astype(bool)
@@ -98,14 +98,14 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
     logits (rows, targets); targets (rows,) for a single label, (rows, labels) for several. To be fitted on
     validation rows, never on those that are reported on. The order of the scores, and so every prediction,
-    stays. It is looked for between 1/20 and 20, and is 1 where no loss is lower than at 1/20: rows of which
-    none is wrong do not tell it."""
+    stays the same. It is searched for between 1/20 and 20, and is 1 if no loss is lower than at 1/20: rows
+    without an error do not determine it."""
     from scipy.optimize import minimize_scalar
     from scipy.special import log_expit, logsumexp
 
     logits, rows = logits.astype(np.float64), np.arange(len(targets))
-    # Of the log loss, what a temperature divides: how far each class is above the true one, or each label is
-    # on its right side.
+    # The part of the log loss that a temperature divides: how far each class is above the true one, or each
+    # label is on its right side.
     margins = (
         logits - logits[rows, targets, None] if targets.ndim == 1 else np.where(targets, logits, -logits)
     )
@@ -123,10 +123,10 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
 
 
 def coverage(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """How accurate the surest rows are (El-Yaniv and Wiener, 2010): `curve`, and `area_under_risk`.
+    """How accurate the most confident rows are (El-Yaniv and Wiener, 2010): `curve`, and `area_under_risk`.
 
-    confidence, right (rows,). Each point of the curve has coverage (share of the rows, the surest first),
-    accuracy on them, and the confidence at which they end; rows of the same confidence come together. The
+    confidence, right (rows,). Each point of the curve has coverage (share of the rows, most confident first),
+    accuracy on them, and the confidence at which they end; rows of the same confidence are kept together. The
     area is the mean error over all coverages (AURC, Geifman and El-Yaniv, 2017); lower is better."""
     ends, accuracy, threshold = _surest_first(confidence, right)
     rows = len(confidence)
@@ -142,10 +142,10 @@ def coverage(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
 def surest_share(
     confidence: np.ndarray, right: np.ndarray, accuracy: float = 0.99
 ) -> dict[str, float] | None:
-    """The largest share of the rows, the surest first, that is right at least as often as `accuracy` asks:
-    coverage, accuracy and the confidence at which it ends. None where there is none.
+    """The largest share of the rows, most confident first, whose accuracy is at least `accuracy`: coverage,
+    accuracy and the confidence at which it ends. None if there is none.
 
-    It is read off the rows that it speaks of, so that on new rows it will be right a little less often."""
+    It is chosen on the rows that it describes, so on new rows it will be right a little less often."""
     ends, found, threshold = _surest_first(confidence, right)
     enough = np.flatnonzero(found >= accuracy)
     if not len(enough):
@@ -159,7 +159,7 @@ def surest_share(
 
 
 def _surest_first(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each different confidence, from the highest: rows that have it or a higher one, the share of them
+    """For each distinct confidence, from the highest: rows that have it or a higher one, the share of them
     that is right, and the confidence itself."""
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
@@ -171,11 +171,11 @@ def _surest_first(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray
 
 
 def threshold_curve(probability: np.ndarray, happened: np.ndarray) -> dict[str, Any]:
-    """What would be right if all that is given at least a threshold counted as predicted: `threshold`, evenly
-    from 0 to 1, and `precision`, `recall` and `f1` there, each (points + 1,).
+    """Metrics if every probability from a threshold on counted as predicted: `threshold`, evenly from 0 to 1,
+    and `precision`, `recall` and `f1` there, each (points + 1,).
 
-    probability, happened (decisions,). Precision is NaN where nothing is given that much; recall and F1 are
-    where nothing happened."""
+    probability, happened (decisions,). Precision is NaN where nothing is predicted; recall and F1 are if
+    nothing happened."""
     thresholds = np.linspace(0, 1, POINTS + 1)
     said = len(probability) - np.searchsorted(np.sort(probability), thresholds)
     true = np.count_nonzero(happened)

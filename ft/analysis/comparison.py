@@ -1,4 +1,4 @@
-"""Is one run better than another, on the same rows: differences with paired intervals, and tests."""
+"""Whether one run is better than another on the same rows: differences with paired intervals, and tests."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ft.analysis.intervals import LEVEL, SEED, percentiles
 from ft.analysis.predictions import Predictions
 from ft.analysis.resampling import RESAMPLES, joined, swapped_sums
 
-# How far two values of a metric can be apart, where it is not 1.
+# How far apart two values of a metric can be, if not 1.
 SPANS = {"matthews_correlation": 2, "pearsonr": 2, "spearmanr": 2, "mse": np.inf, "mae": np.inf, "r2": np.inf}
 
 
 def differences(
     one: Sequence[Predictions], other: Sequence[Predictions], resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Any]]:
-    """Each metric of two sides, their runs (one, or one a seed) all scored on the same rows: a and b (means
-    over the runs), difference (b - a), low and high of its 95 percent interval, p_value and test. None stands
-    for what is not defined; a difference that most resamples do not define has no interval and no p-value.
+    """Each metric of two sides, whose runs (one, or one per seed) are all scored on the same rows: a and b
+    (means over the runs), difference (b - a), low and high of its 95 percent interval, p_value and test; None
+    if undefined. A difference that is undefined on most resamples has no interval and no p-value.
 
-    One run a side: the interval is that of the paired bootstrap, which draws the same rows for both; what
-    another seed would change is not in it. `tests` has its p-values.
+    One run per side: the interval is that of the paired bootstrap, which draws the same rows for both; it
+    does not include what another seed would change. `tests` has its p-values.
 
     Several: rows and seeds are drawn, crossed, as every run scores the same rows (Owen, 2007; for seeds and
     examples: Sellam et al., The MultiBERTs, 2022). Resampling few seeds gives intervals that are too narrow
-    (in simulations in which seeds mattered, 75 of 100 held the truth with two seeds a side, 86 with three),
+    (in simulations in which seeds mattered, 75 of 100 held the truth with two seeds per side, 86 with three),
     so the variance over rows of the difference of means, from the paired bootstrap, is added to the variances
     of the means over seeds, and the interval is Student's t with Welch's and Satterthwaite's degrees of
     freedom (94 to 99 of 100). A side with one run is given the other side's spread over seeds."""
@@ -52,7 +52,7 @@ def differences(
             if low is not None:
                 low, high, p_value = _with_seeds(difference, float(np.nanvar(change)), a, b)
                 span = SPANS.get(name, 1)
-                low, high = max(low, -span), min(high, span)  # as t knows no bounds
+                low, high = max(low, -span), min(high, span)  # as t has no bounds
                 test = "Welch's t over seeds and rows"
         found[name] = entry | {"low": low, "high": high, "p_value": p_value, "test": test}
     return found
@@ -82,7 +82,7 @@ def _with_seeds(
     total = over_rows + sum(parts)
     if not total > 0:
         return difference, difference, None
-    # Rows are many: their variance is taken as known.
+    # There are many rows: their variance is taken as known.
     if len(known) == 2:
         loose = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (a, b), strict=True))
     else:  # both parts come from one estimate
@@ -96,9 +96,9 @@ def _with_seeds(
 def tests(one: Predictions, other: Predictions, resamples: int = RESAMPLES) -> dict[str, tuple[float, str]]:
     """Two-sided p-values of the differences between two runs, and the name of the test, for each metric.
 
-    Accuracy of a single label: McNemar's exact test. Else a permutation test: the results of each row change
-    places by a fair coin, and the p-value is the share of differences at least as large, the observed one
-    counted as one of them (Phipson and Smyth, 2010). Neither speaks of other seeds."""
+    Accuracy of a single label: McNemar's exact test. Else a permutation test: the results of each row are
+    swapped by a fair coin, and the p-value is the share of differences at least as large, including the
+    observed one (Phipson and Smyth, 2010). Neither says anything about other seeds."""
     found: dict[str, tuple[float, str]] = {}
     for mine, theirs in zip(one.swapped, other.swapped, strict=True):
         observed = {name: value - theirs.values()[name] for name, value in mine.values().items()}
@@ -127,7 +127,7 @@ def mcnemar(one_right: np.ndarray, other_right: np.ndarray) -> float:
 
 
 def right_in_one(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that only the one side gets right, and those that only the other does; of several runs a side,
-    most count. Each of `one` and `other` is (rows,) bool."""
+    """The rows that only the one side gets right, and those that only the other does; by majority of several
+    runs per side. Each of `one` and `other` is (rows,) bool."""
     a, b = (np.mean(side, axis=0) > 0.5 for side in (one, other))
     return np.flatnonzero(a & ~b), np.flatnonzero(~a & b)

@@ -1,5 +1,5 @@
-"""Precision against recall, and the ROC: exact points of the curves over all thresholds, not too many of
-them."""
+"""Precision against recall, and the ROC: a limited number of exact points of the curves over all
+thresholds."""
 
 from __future__ import annotations
 

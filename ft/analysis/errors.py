@@ -1,4 +1,4 @@
-"""Where a model fails: slices of the rows, lengths, confused classes, and the surest errors."""
+"""Where a model fails: slices of the rows, lengths, confused classes, and the most confident errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ OTHERS = "(other values)"
 
 
 def slices(values: Sequence[Any], measure: Callable[[np.ndarray], dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry a value of a column, the most frequent first: value, rows, and what `measure` says of the
-    numbers of its rows. Beyond `MOST_SLICES` values, the rest are one slice. None is a value, too."""
+    """One entry per value of a column, the most frequent first: value, rows, and what `measure` returns for
+    the numbers of its rows. Beyond `MOST_SLICES` values, the rest are one slice. None is a value, too."""
     names = [None if value is None else str(value) for value in values]
     rows_of: dict[str | None, list[int]] = {}
     for row, name in enumerate(names):
@@ -34,7 +34,7 @@ def length_slices(
     """The same for about equally large groups of rows of similar length (rows,), the shortest first. The
     value is "from-to", both ends included."""
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BUCKETS + 1), method="lower"))
-    # A bucket ends with its edge; the first one begins with the shortest.
+    # A bucket includes its upper edge; the first one begins with the shortest.
     place = np.searchsorted(edges[1:], lengths) if len(edges) > 1 else np.zeros(len(lengths), np.int64)
     out = []
     for number in np.unique(place):
@@ -50,8 +50,8 @@ def _slice(value: Any, rows: np.ndarray, measure: Callable[[np.ndarray], dict[st
 def confused_pairs(
     labels: np.ndarray, predicted: np.ndarray, names: Sequence[str], most: int = 20
 ) -> list[dict[str, Any]]:
-    """The most frequent mistakes, given the true and the predicted class of each row, both (rows,): label,
-    prediction, rows, and the share of the label's rows that this is."""
+    """The most frequent confusions, given the true and the predicted class of each row, both (rows,): label,
+    prediction, rows, and their share of the label's rows."""
     support = np.bincount(labels, minlength=len(names))
     given = labels.astype(np.int64) * len(names) + predicted
     pairs, counts = np.unique(given[labels != predicted], return_counts=True)
@@ -66,6 +66,6 @@ def confused_pairs(
 
 
 def surest_errors(confidence: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
-    """The numbers of the wrong rows, those with the highest confidence first. Both are (rows,)."""
+    """The numbers of the wrong rows, the most confident first. Both arrays are (rows,)."""
     wrong = np.flatnonzero(~right)
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:most]

@@ -1,10 +1,10 @@
 """95 percent intervals by the percentile bootstrap over rows (Efron, 1979), for every headline metric.
 
-An interval says how far a metric would move on other rows drawn like these, with the model as it is. Another
-seed of the training moves it, too: see `ft.analysis.comparison`. A metric at its limit (every row right) has
-an interval without width, because resamples of right rows are right: `proportion` gives a better one. Where
-resamples are biased, as a mean over many classes of few rows is, the interval is shifted by the bias; else
-the metric might lie outside."""
+An interval says how much a metric would vary on other rows drawn like these, with the same model. Another
+training seed changes it, too: see `ft.analysis.comparison`. A metric at its limit (every row right) has an
+interval of zero width, because resamples of right rows are right: `proportion` gives a better one. If the
+resamples are biased, as for a mean over many classes of few rows, the interval is shifted by the bias;
+otherwise the metric might lie outside."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ft.analysis.statistics import Statistic
 
 LEVEL = 0.95
 NEGLIGIBLE = 0.25  # bias in standard deviations (Efron and Tibshirani, 1993, chapter 10)
-SEED = 0  # one for all, so that the same predictions have the same intervals wherever they are computed
+SEED = 0  # the same everywhere, so that the same predictions always have the same intervals
 Interval = tuple[float, float]
 
 
 def intervals(
     statistics: Sequence[Statistic], resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval | None]:
-    """The interval of each metric of some statistics; None where it is not defined on the rows."""
+    """The interval of each metric of some statistics; None if it is undefined on the rows."""
     found: dict[str, Interval | None] = {}
     for statistic in statistics:
         values = statistic.values()
@@ -34,8 +34,8 @@ def intervals(
 
 
 def percentiles(drawn: np.ndarray, value: float = np.nan) -> Interval | None:
-    """The middle 95 percent of what the resamples gave. Those on which a metric is not defined (NaN) are left
-    out; None where these are more than half.
+    """The middle 95 percent of a metric's values on the resamples. Those on which it is undefined (NaN) are
+    left out; None if these are more than half.
 
     Given the `value` on the rows as they are, the interval is shifted by the bias of the resamples (their
     mean less the value), unless that is negligible. With 150 classes of three rows each, it covers the macro
@@ -53,7 +53,7 @@ def percentiles(drawn: np.ndarray, value: float = np.nan) -> Interval | None:
 
 
 def proportion(right: int, rows: int) -> Interval:
-    """Wilson's interval of a share: good for few rows, too, and for all or none of them."""
+    """Wilson's interval of a proportion: also good for few rows, and for all or none of them."""
     from scipy.stats import binomtest
 
     found = binomtest(right, rows).proportion_ci(LEVEL, method="wilson")

@@ -1,4 +1,4 @@
-"""Suspected label errors, found by cleanlab from what a model predicts on rows that it was not trained on."""
+"""Suspected label errors, found by cleanlab from a model's predictions on rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ft.analysis.predictions import Predictions
 from ft.errors import UserError
 from ft.values import is_installed
 
-REGRESSION_SHARE = 0.05  # of the rows that are listed, where nothing says how many are wrong
-# Of a regression, up to here by how far a row lies from others ("outre"), which takes 8 bytes for each pair
-# of rows; above, by its error in standard deviations alone.
+REGRESSION_SHARE = 0.05  # of the rows are listed if nothing says how many are wrong
+# For a regression: up to here by how far a row is from others ("outre"), which takes 8 bytes for each pair of
+# rows; above, only by its error in standard deviations.
 OUTRE_ROWS = 10_000
 
 
 def check_cleanlab() -> None:
-    """Raise `UserError` where cleanlab is not installed."""
+    """Raise `UserError` if cleanlab is not installed."""
     if not is_installed("cleanlab"):
         raise UserError(
             "suspected_label_errors: cleanlab is not installed; pip install '.[cleanlab]', or leave it out."
@@ -28,10 +28,10 @@ def suspects(judged: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
     """The numbers of the rows whose label is likely wrong, the worst first, and the quality of the label of
     every row (from 0 to 1).
 
-    Of labels, confident learning (Northcutt, Jiang and Chuang, 2021) says how many and which are suspected;
-    the order is by the probability of the given label. Of numbers, nothing says how many are wrong: it is the
-    5 percent of the rows with the lowest quality. Where all rows have the same label, it says nothing of any:
-    None. Of several labels a row, one that all rows have is left out."""
+    For labels, confident learning (Northcutt, Jiang and Chuang, 2021) decides how many and which are
+    suspected; the order is by the probability of the given label. For numbers, nothing says how many are
+    wrong: it is the 5 percent of the rows with the lowest quality. If all rows have the same label, nothing
+    can be said: None. With several labels per row, one that all rows have is left out."""
     check_cleanlab()
     truth, probabilities = judged.truth, judged.probabilities
     if probabilities is not None and truth.ndim == 2:

@@ -1,4 +1,4 @@
-"""One run's predictions on some rows, as intervals, comparisons and tables of errors need them."""
+"""One run's predictions on some rows, in the form that intervals, comparisons and tables of errors need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ft.analysis import ranks, statistics
 from ft.analysis.statistics import Statistic, Sums
 from ft.metrics import AT_HALF
 
-# Rows of a slice up to which Spearman's correlation is computed anew for every resample: 30 slices of so many
+# Rows of a slice up to which Spearman's correlation is recomputed for every resample: 30 slices of this size
 # take seconds. Above it, an end of the interval is off by less than a tenth of its width.
 MOST_EXACT_PART = 500
 
@@ -24,10 +24,9 @@ class Predictions:
     `statistics` have the metrics; `swapped` those of them that a permutation test can exchange with
     another run's, row by row.
 
-    right (rows,) bool: whether a row is predicted rightly, in all its labels; confidence (rows,): the
-    probability that the model gives to that. Of a regression there is neither, but error (rows,), the
-    absolute one. `one_label`: whether a row has one label out of several. `part` gives the predictions of
-    some rows."""
+    right (rows,) bool: whether a row is predicted correctly, in all its labels; confidence (rows,): the
+    probability that the model gives to that. A regression has neither, but error (rows,), the absolute error.
+    `one_label`: whether a row has one label out of several. `part` returns the predictions of some rows."""
 
     truth: np.ndarray
     predicted: np.ndarray
@@ -41,15 +40,15 @@ class Predictions:
     part: Callable[[np.ndarray], Predictions] | None = None
 
     def values(self) -> dict[str, float]:
-        """The metrics on the rows as they are; NaN where one is not defined."""
+        """The metrics on the rows as they are; NaN if undefined."""
         return {name: value for statistic in self.statistics for name, value in statistic.values().items()}
 
 
 def single_label(
     probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True
 ) -> Predictions:
-    """Of probabilities (rows, classes) and true classes (rows,); `predicted` (rows,) is the most probable
-    class, unless given. `ranked`: with the metrics that compare rows with one another."""
+    """From probabilities (rows, classes) and true classes (rows,); `predicted` (rows,) is the most probable
+    class, unless given. `ranked`: include the metrics that compare rows with one another."""
     if predicted is None:
         predicted = probabilities.argmax(axis=1)
     counts = statistics.single_label(predicted, labels, probabilities.shape[1])
@@ -70,9 +69,9 @@ def single_label(
 def multi_label(
     probabilities: np.ndarray, truth: np.ndarray, predicted: np.ndarray | None = None, ranked: bool = True
 ) -> Predictions:
-    """Of probabilities and true labels (rows, labels). `predicted` (rows, labels) are those from 0.5 on,
-    unless given, as chosen by other thresholds: the metrics at 0.5 are then there, too, under names that end
-    in _at_0.5."""
+    """From probabilities and true labels (rows, labels). `predicted` (rows, labels) are those from 0.5 on,
+    unless given, as chosen by other thresholds: then the metrics at 0.5 are included, too, under names that
+    end in _at_0.5."""
     half = probabilities >= 0.5
     given = half if predicted is None else predicted.astype(bool)
     counts = [statistics.multi_label(given, truth)]
@@ -97,7 +96,7 @@ def multi_label(
 
 
 def regression(predicted: np.ndarray, truth: np.ndarray, exact: bool = True) -> Predictions:
-    """Of predicted and true numbers (rows,); `exact` as in `ranks.spearman`."""
+    """From predicted and true numbers (rows,); `exact` as in `ranks.spearman`."""
     moments, ranked = statistics.regression(predicted, truth), ranks.spearman(predicted, truth, exact)
     return Predictions(
         truth,

@@ -1,10 +1,10 @@
 """Metrics that compare rows with one another: AUROC and Spearman's correlation.
 
-They are computed anew from the weights of the rows in every resample, for a moderate number of rows. Above
-it they are replaced by their first-order expansion in the weights (the Hajek projection of a U-statistic: van
+For a moderate number of rows, they are recomputed from the weights of the rows in every resample. Above that,
+they are replaced by their first-order expansion in the weights (the Hajek projection of a U-statistic: van
 der Vaart, Asymptotic Statistics, 1998, chapters 12 and 20), which is a function of sums. What that leaves out
-is of the order 1/rows, beside an interval of 1/sqrt(rows). Of an AUROC, the rarer side of a class, which may
-be a handful of rows, is a mean over the rows that are drawn, as it is in the plain bootstrap."""
+is of order 1/rows, compared with an interval of 1/sqrt(rows). For an AUROC, the rarer side of a class, which
+may be a handful of rows, is a mean over the rows that are drawn, as in the plain bootstrap."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import numpy as np
 from ft.analysis.resampling import BLOCKS, joined, row_weights
 from ft.analysis.statistics import Statistic, Sums, Values, correlation, defined, regression
 
-MOST_EXACT = 30_000  # rows times targets up to which AUROC is computed anew for every resample
+MOST_EXACT = 30_000  # rows times targets up to which AUROC is recomputed for every resample
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """Metrics that are computed anew from the weights of the rows: `metrics` takes (rows, resamples)."""
+    """Metrics that are recomputed from the weights of the rows: `metrics` takes (rows, resamples)."""
 
     rows: int
     metrics: Callable[[np.ndarray], Values]
@@ -36,11 +36,11 @@ class Weighted:
 
 
 def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:
-    """The mean area under the ROC curve of `probabilities` (rows, targets); None where it is not defined.
+    """The mean area under the ROC curve of `probabilities` (rows, targets); None if it is undefined.
 
     labels (rows,) are classes: the area is that of the second class for two, else the mean over one class
     against the rest, each of which must have a row. labels (rows, targets) of 0 and 1: the mean over the
-    labels that some rows have and some have not."""
+    labels that some rows have and others do not."""
     if labels.ndim == 1:
         classes = probabilities.shape[1]
         if len(np.unique(labels)) < classes:
@@ -67,7 +67,7 @@ def auroc(probabilities: np.ndarray, labels: np.ndarray) -> Statistic | None:
 
     part, columns = np.zeros(rows), []
     for c, positive in sides.items():
-        # A row's share of the other side that it is on the right side of; the area is the mean of each side.
+        # The share of the other side that a row ranks correctly against; the area is its mean on each side.
         ours, others = positive.sum(), rows - positive.sum()
         placed = np.where(
             positive,
@@ -106,7 +106,7 @@ def _weighted_area(score: np.ndarray, positive: np.ndarray) -> Callable[[np.ndar
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray, exact: bool = True) -> Weighted | Sums:
-    """Spearman's rank correlation of predicted and true numbers (rows,), ties at their middle rank. Without
+    """Spearman's rank correlation of predicted and true numbers (rows,), ties at their mean rank. Without
     `exact`, its expansion is resampled, however few the rows."""
     rows = len(truth)
     if exact and rows <= BLOCKS:
@@ -123,7 +123,7 @@ def spearman(predicted: np.ndarray, truth: np.ndarray, exact: bool = True) -> We
     for (one, numbers), (other, others) in (
         ((x, predicted), (x, predicted)), ((y, truth), (y, truth)), ((x, predicted), (y, truth)),
     ):  # fmt: skip
-        # What a row adds to the mean product of two ranks: its own, and a part of the rank of all above it.
+        # A row's contribution to the mean product of two ranks: its own, and part of those of rows above it.
         product = one * other + _above(numbers, other) / rows + _above(others, one) / rows
         products.append(product - 2 * (one * other).mean())
     features = np.stack([np.ones(rows), *products], axis=1)
@@ -135,8 +135,8 @@ def spearman(predicted: np.ndarray, truth: np.ndarray, exact: bool = True) -> We
 
 
 def rank_correlation(predicted: np.ndarray, truth: np.ndarray) -> Sums:
-    """Spearman's correlation as the Pearson correlation of ranks that stay as they are: for a permutation
-    test, which exchanges the ranks of two runs, and never for an interval."""
+    """Spearman's correlation as the Pearson correlation of fixed ranks: for a permutation test, which
+    exchanges the ranks of two runs, never for an interval."""
     from scipy.stats import rankdata
 
     ranks = regression(rankdata(predicted), rankdata(truth))
@@ -144,7 +144,7 @@ def rank_correlation(predicted: np.ndarray, truth: np.ndarray) -> Sums:
 
 
 def _ties(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The order of some numbers, where each group of equal ones begins in it, and the group of each row."""
+    """The sort order of some numbers, where each group of ties begins in it, and the group of each row."""
     order = np.argsort(numbers, kind="stable")
     ascending = numbers[order]
     is_first = np.concatenate([[True], ascending[1:] != ascending[:-1]])
@@ -173,7 +173,7 @@ def _group_sums(ascending: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _below(numbers: np.ndarray, mass: np.ndarray | None = None) -> np.ndarray:
-    """For each row, the sum of `mass` (default: 1 each) over the rows whose number is lower, and half of it
+    """For each row, the sum of `mass` (default: 1 each) over the rows with a lower number, plus half of that
     over those with the same."""
     _, starts, group = _ties(numbers)
     grouped = np.bincount(group, weights=mass, minlength=len(starts))
@@ -181,5 +181,5 @@ def _below(numbers: np.ndarray, mass: np.ndarray | None = None) -> np.ndarray:
 
 
 def _above(numbers: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """The same over the rows whose number is higher."""
+    """The same over the rows with a higher number."""
     return mass.sum() - _below(numbers, mass)

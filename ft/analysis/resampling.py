@@ -1,14 +1,14 @@
-"""The bootstrap and the permutation test, for what is a function of sums over rows.
+"""The bootstrap and the permutation test, for functions of sums over rows.
 
-A bootstrap resample gives each row a whole number of copies, and a sum over it is one matrix product of those
-numbers with what the rows add. Three ways to draw it, all seeded:
+A bootstrap resample has each row a whole number of times, and a sum over it is a matrix product of these
+counts with the contributions of the rows. Three ways to draw it, all seeded:
 
 - up to `BLOCKS` rows: row by row. This is the plain bootstrap, exactly.
-- more rows, of at most `CELLS` different kinds (the cells of a confusion matrix): how often each kind comes
-  is multinomial, and is drawn as such. This is the plain bootstrap, exactly, too.
-- else: the rows stand in `BLOCKS` random blocks of equal size, which are drawn as one. The variance of every
-  sum is right on average over the blocks; a width drawn so has a relative error of about 1/sqrt(2 * BLOCKS),
-  0.7 percent."""
+- more rows, of at most `CELLS` different kinds (the cells of a confusion matrix): the count of each kind is
+  multinomial, and is drawn as such. This is also exactly the plain bootstrap.
+- else: the rows are put in `BLOCKS` random blocks of equal size, which are drawn as units. The variance of
+  every sum is right on average over the blocks; a width so obtained has a relative error of about
+  1/sqrt(2 * BLOCKS), 0.7 percent."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Features: TypeAlias = "np.ndarray | csr_array"
 RESAMPLES = 10_000
 BLOCKS = 10_000
 CELLS = 1_000
-MOST_DENSE = 1_000  # columns, as three a class; those of 10,000 classes take 240 KB a cell
+MOST_DENSE = 1_000  # columns, such as three per class; those of 10,000 classes take 240 KB per cell
 CHUNK = 250_000  # weights that are drawn at a time: they stay in the cache
 
 
 def row_weights(blocks: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each of `blocks` things is drawn in each resample: parts (blocks, some resamples) float64.
 
-    A function of its arguments alone, so that two runs on the same rows are given the same resamples."""
+    A function of only its arguments, so that two runs on the same rows get the same resamples."""
     generator = np.random.default_rng(seed)
     for count in _parts(resamples, blocks):
         drawn = generator.integers(0, blocks, size=(count, blocks))
@@ -42,10 +42,10 @@ def row_weights(blocks: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 def resampled_sums(
     features: Features, kind: np.ndarray, resamples: int, seed: int, row_by_row: bool
 ) -> Iterator[np.ndarray]:
-    """Sums over bootstrap resamples of the rows: parts (some resamples, columns), as all may be large.
+    """Sums over bootstrap resamples of the rows: in parts (some resamples, columns), as all may be large.
 
     `features` (kinds, columns) is what a row of each kind adds, `kind` (rows,) which kind each row is.
-    `row_by_row` keeps to the resamples of `row_weights`, which are those of any other run on these rows."""
+    `row_by_row` uses the resamples of `row_weights`, which are the same for any other run on these rows."""
     rows = len(kind)
     if rows > BLOCKS and features.shape[0] <= CELLS and not row_by_row:
         generator, shares = np.random.default_rng(seed), np.bincount(kind, minlength=features.shape[0]) / rows
@@ -68,11 +68,11 @@ def joined(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def swapped_sums(
     one: tuple[Features, np.ndarray], other: tuple[Features, np.ndarray], resamples: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Sums of two runs on the same rows after each row's two results changed places, or not, by a fair coin:
+    """Sums of two runs on the same rows after each row's two results were swapped, or not, by a fair coin: in
     parts, two of (some resamples, columns) each. Each run is its (features, kind), as in `resampled_sums`.
 
-    Above `BLOCKS` rows, the coin is thrown for random blocks of rows. These are some of the ways to change
-    rows, and a group, so that a permutation test on them is as exact as on all."""
+    Above `BLOCKS` rows, the coin is tossed for random blocks of rows. These are some of all swaps, and form a
+    group, so that a permutation test on them is as exact as on all."""
     first, second = (_block_sums(features, kind, seed) for features, kind in (one, other))
     generator, moved = np.random.default_rng(seed), second - first
     begin, end = first.sum(axis=0), second.sum(axis=0)

@@ -20,11 +20,11 @@ class Statistic(Protocol):
     """Some metrics of one run's predictions."""
 
     def values(self) -> dict[str, float]:
-        """The metrics on the rows as they are; NaN where one is not defined."""
+        """The metrics on the rows as they are; NaN if undefined."""
 
     def resampled(self, resamples: int, seed: int, row_by_row: bool = False) -> Values:
-        """The metrics on bootstrap resamples of the rows, (resamples,) each. With `row_by_row`, resample i is
-        the same rows for all statistics on that many rows with that seed."""
+        """The metrics on bootstrap resamples of the rows, (resamples,) each. With `row_by_row`, resample i
+        has the same rows for all statistics on that many rows with that seed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Sums:
 
 def together(one: Sums, other: Sums) -> Sums:
     """The metrics of both, dense and of the same kinds of rows, from one draw of the rows, which is most of
-    what resampling takes."""
+    the cost of resampling."""
     columns = one.features.shape[1]
     return Sums(
         np.hstack([one.features, other.features]),
@@ -65,7 +65,8 @@ def together(one: Sums, other: Sums) -> Sums:
 
 
 def single_label(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Sums:
-    """The metrics of `ft.metrics.classification_metrics` but auroc, of predicted and true classes (rows,)."""
+    """The metrics of `ft.metrics.classification_metrics` except auroc, of predicted and true classes
+    (rows,)."""
     from scipy.sparse import csr_array
 
     cells, kind = np.unique(labels.astype(np.int64) * classes + predicted, return_inverse=True)
@@ -80,12 +81,12 @@ def single_label(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Sum
 
 
 def _sums(features: csr_array, kind: np.ndarray, metrics: Callable[[np.ndarray], Values]) -> Sums:
-    """Few columns are dense, whose products are faster."""
+    """With few columns, they are dense, whose products are faster."""
     return Sums(features if features.shape[1] > MOST_DENSE else features.toarray(), kind, metrics)
 
 
 def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) -> Values:
-    """Metrics of true, predicted and rightly predicted rows of each class: (resamples, classes) each."""
+    """Metrics from true, predicted and correctly predicted rows of each class: (resamples, classes) each."""
     rows, hits = support.sum(axis=1), right.sum(axis=1)
     seen = (support + guessed > 0).sum(axis=1)
     precision, recall = ratio(right, guessed), ratio(right, support)
@@ -103,8 +104,8 @@ def _count_metrics(support: np.ndarray, guessed: np.ndarray, right: np.ndarray) 
 
 
 def multi_label(predicted: np.ndarray, truth: np.ndarray) -> Sums:
-    """The metrics of `ft.metrics.multilabel_metrics` but auroc, of predicted and true labels (rows, labels)
-    of 0 and 1."""
+    """The metrics of `ft.metrics.multilabel_metrics` except auroc, of predicted and true labels (rows,
+    labels) of 0 and 1."""
     from scipy.sparse import csr_array, hstack
 
     both = np.hstack([truth, predicted]).astype(bool)
@@ -140,7 +141,8 @@ def _label_metrics(sums: np.ndarray) -> Values:
 
 
 def regression(predicted: np.ndarray, truth: np.ndarray) -> Sums:
-    """The metrics of `ft.metrics.regression_metrics` but spearmanr, of predicted and true numbers (rows,)."""
+    """The metrics of `ft.metrics.regression_metrics` except spearmanr, of predicted and true numbers
+    (rows,)."""
     x, y = predicted.astype(np.float64), truth.astype(np.float64)
     error = x - y
     x, y = x - x.mean(), y - y.mean()  # sums of squares of small numbers lose no digits
@@ -176,6 +178,6 @@ def correlation(
 
 
 def _variance(mean: np.ndarray | float, square: np.ndarray) -> np.ndarray:
-    """Variance from mean and mean square; 0 where nothing but rounding is left of it."""
+    """Variance from mean and mean square; 0 if only rounding error is left."""
     variance = square - mean * mean
     return np.where(variance > 1e-12 * square, variance, 0.0)

@@ -1,4 +1,4 @@
-"""What results.json says of a scored split beside its metrics: numbers under flat keys, and tables."""
+"""What results.json has about a scored split besides its metrics: numbers under flat keys, and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ft.analysis.resampling import RESAMPLES
 from ft.metrics import AT_HALF
 
 SHARES = ("accuracy", "subset_accuracy")  # of rows
-ASKED = (0.9, 0.95, 0.99)  # accuracies on the surest rows
+ASKED = (0.9, 0.95, 0.99)  # accuracies on the most confident rows
 
 
 def interval_numbers(judged: Predictions, resamples: int = RESAMPLES) -> dict[str, float]:
@@ -29,8 +29,8 @@ def interval_numbers(judged: Predictions, resamples: int = RESAMPLES) -> dict[st
 def metric_intervals(judged: Predictions, resamples: int = RESAMPLES) -> dict[str, Interval]:
     """The 95 percent interval of each metric for which there is one.
 
-    Where all rows are right, or none is, so are all resamples of them, however few the rows: there, that of
-    the accuracy is Wilson's."""
+    If all rows are right, or none is, so are all resamples of them, however few the rows: then, that of the
+    accuracy is Wilson's."""
     bounds = intervals(judged.statistics, resamples)
     found = {name: value for name, value in bounds.items() if value is not None}
     rows = len(judged.truth)
@@ -43,8 +43,8 @@ def metric_intervals(judged: Predictions, resamples: int = RESAMPLES) -> dict[st
 def calibration_summary(
     judged: Predictions, logits: np.ndarray, targets: np.ndarray, temperature: float | None
 ) -> dict[str, Any]:
-    """ece, max_calibration_error, brier and log_loss; with a temperature, which is not to be of these rows,
-    the same under names that end in _scaled; area_under_risk; tables reliability, coverage and surest.
+    """ece, max_calibration_error, brier and log_loss; with a temperature, not fitted on these rows, the same
+    under names that end in _scaled; area_under_risk; tables reliability, coverage and surest.
 
     Nothing for a regression. The arrays are those of `calibration.decisions`."""
     if judged.right is None or judged.confidence is None:
@@ -72,8 +72,8 @@ def slice_tables(
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:  # fmt: skip
     """length_slices, by the lengths (rows,) in tokens, and slices, a table for each column: value, rows, and
-    the headline metrics with their intervals (of a share of rows: Wilson's, which is good for few rows,
-    too)."""
+    the headline metrics with their intervals (for a proportion of rows: Wilson's, which is also good for few
+    rows)."""
 
     def measure(rows: np.ndarray) -> dict[str, Any]:
         assert judged.part is not None
