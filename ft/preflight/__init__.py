@@ -1,4 +1,4 @@
-"""`train.py --preflight`: know before you pay. Audits the data, tries the machine, forecasts the run."""
+"""`train.py --preflight`: audits the data, tests the machine and forecasts the run, before you pay for it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from ft.hosts import HostGroup
     from ft.preflight.probe import Probe
 
-PLACE = ".preflight-"  # and more, in output_dir: on the disk on which the run will write, and no part of it
+PLACE = ".preflight-"  # prefix, in output_dir: on the disk on which the run will write, but no part of it
 STOPS_THE_PROBE = {"data", "labels", "not_utf8", "model"}
 
 
 def preflight(config: Config, train: Callable[..., int]) -> int:
-    """Print what was found, on one screen, and write it to output_dir/preflight.json; 0 where the run can
-    start and end, else 2. `train` is the function of train.py, whose loop makes the probe's updates.
+    """Print what was found, on one screen, and write it to output_dir/preflight.json; returns 0 if the run
+    can start and end, else 2. `train` is the function of train.py, whose loop makes the probe's updates.
 
-    Called on all processes of the launch; the main one speaks."""
+    Called on all processes of the launch; the main one prints."""
     from ft.hosts import HostGroup
     from ft.preflight.forecast import judged, room_on_disk
     from ft.resume import of_launch
@@ -37,9 +37,9 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     accelerator = build_accelerator(config)
     hosts = HostGroup(accelerator)
     resolved = replace(config)
-    with contextlib.suppress(UserError):  # which the probe comes upon, too
+    with contextlib.suppress(UserError):  # the probe finds it, too
         resolve_batch_size(resolved, accelerator.num_processes)
-    hosts.check_same(of_launch(resolved, accelerator))  # as a run begins, which another host may have
+    hosts.check_same(of_launch(resolved, accelerator))  # as a run does first: another host may differ
     begun = time.monotonic()
     report, findings = hosts.from_main(lambda: _audit(config))
     waited = time.monotonic() - begun
@@ -59,8 +59,8 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
                 shutil.rmtree(place, ignore_errors=True)
     if not failed or accelerator.num_processes == 1:
         return hosts.from_main(lambda: _conclude(config, report, findings))
-    # An error of one process, such as its memory, may have left the others in a collective: whoever comes
-    # here first speaks, and its launcher ends the others (which had begun to note signals, and no more).
+    # An error of one process, such as out of memory, may have left the others in a collective: the first one
+    # here prints, and its launcher ends the others (which by then note signals and do nothing else).
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(accelerator.process_index)
     return _conclude(config, report, findings)
@@ -92,11 +92,11 @@ def _audit(config: Config) -> tuple[dict[str, Any], Findings]:
 
 
 def _place(config: Config) -> Path:
-    """Where the probe writes."""
+    """The folder that the probe writes to."""
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=PLACE, dir=folder))  # beside that of another preflight
+        return Path(tempfile.mkdtemp(prefix=PLACE, dir=folder))  # next to that of another preflight
     except OSError:  # which is a finding
         return Path(tempfile.mkdtemp(prefix="preflight-"))
 
@@ -104,8 +104,8 @@ def _place(config: Config) -> Path:
 def _probe(
     config: Config, train: Callable[..., int], place: Path, findings: Findings, hosts: HostGroup
 ) -> Probe | None:
-    """The probe after its run, or where there was nothing to run; None where an error, which is a finding,
-    ended that."""
+    """The probe after its run, or if there was nothing to run; None if an error, which is a finding, ended
+    it."""
     from ft.output import check_output_dir
     from ft.preflight.memory import (
         LEAST,
@@ -154,7 +154,7 @@ def _probe(
             if not is_out_of_memory(error):
                 raise
             why = " ".join(str(error).split())[:200]
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, of a device
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, for a device
                 findings.block("memory", f"too little on the device, which another process may hold ({why})")
                 return None
             findings.block(
@@ -164,7 +164,7 @@ def _probe(
 
 
 def _conclude(config: Config, report: dict[str, Any], findings: Findings) -> int:
-    """Write preflight.json, print the screen, and give the exit code."""
+    """Write preflight.json, print the screen, and return the exit code."""
     from ft.output import write_whole
     from ft.preflight.screen import screen
     from ft.tracking import to_json

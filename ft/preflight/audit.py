@@ -1,7 +1,7 @@
-"""The audit of the data: read, encode and look at every row, in a process of its own.
+"""The audit of the data: reads, encodes and checks every row, in a process of its own.
 
-A process of its own, because what an audit takes of memory and imports is no part of the run whose memory is
-to be measured. It leaves the encoded texts in the cache, where the run finds them."""
+A process of its own, because the memory and imports of an audit are no part of the run whose memory is to be
+measured. It leaves the encoded texts in the cache, where the run finds them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ft.data.prepare import Data
     from ft.preflight.reading import ReadSplit
 
-CUT_SHARE = 0.01  # of the training rows; more is worth a warning
+CUT_SHARE = 0.01  # of the training rows; above it, there is a warning
 
 
 def audit_apart(config: Config) -> tuple[dict[str, Any], Findings]:
-    """`audit`, in a process that ends with it. Raises `UserError` where that is killed."""
+    """`audit`, in a process that ends with it. Raises `UserError` if that is killed."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         try:
@@ -43,8 +43,9 @@ def audit_apart(config: Config) -> tuple[dict[str, Any], Findings]:
 
 
 def audit(config: Config) -> tuple[dict[str, Any], Findings]:
-    """What is known of the data, as JSON: rows, labels, copies, near_copies, conflicts, tokens, floors and
-    notes; and what was found wrong. What a fault keeps from being known is left out of the first."""
+    """What is known about the data, as JSON: rows, labels, copies, near_copies, conflicts, tokens, floors and
+    notes; and what was found wrong. What could not be determined because of a fault is left out of the
+    first."""
     from ft.preflight.duplicates import exact_copies, label_conflicts
     from ft.preflight.floors import floors
     from ft.preflight.labels import label_facts
@@ -90,7 +91,7 @@ def audit(config: Config) -> tuple[dict[str, Any], Findings]:
 
 
 def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:
-    """The run's tokenizer and its max_length; None where there is a fault."""
+    """The run's tokenizer and its max_length; None and 0 if there is a fault."""
     from ft.pretrained import load_model_config, load_tokenizer, longest_text
 
     try:
@@ -103,8 +104,8 @@ def _tokenizer(config: Config, findings: Findings) -> tuple[Any, int]:
 
 
 def _prepared(config: Config, tokenizer: Any, max_length: int, findings: Findings) -> Data | None:
-    """The rows as training gets them: set aside, sampled, without those that are dropped. None where the
-    data has faults that cannot be left out."""
+    """The rows as training gets them: set aside, sampled, without those that are dropped. None if the data
+    has faults that cannot be dropped."""
     from ft.data.prepare import prepare_data
     from ft.report import progress_bar
     from ft.tasks import build_task
@@ -140,7 +141,7 @@ def _tokens(split: ReadSplit, tokenizer: Any) -> np.ndarray:
 
 
 def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray] | None:
-    """Texts and labels of a split, at most of as many rows as floors look at; None where it has no labels."""
+    """Texts and labels of a split, of at most the rows that floors use; None if it has no labels."""
     from ft.preflight.floors import MOST_ROWS
 
     rows = splits.get(name)
@@ -151,7 +152,7 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about files left out, pairs that are glued together, labels that differ in case, copies and
+    """Warnings about files left out, pairs without a separator, labels that differ in case, copies and
     conflicts."""
     topics = {"text_column_names": "pair", "dataset_name": "files", "labels": "label_case"}
     for note in report["notes"]:
@@ -195,7 +196,7 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
 
 
 def _warn_of_cuts(report: dict[str, Any], config: Config, is_pair: bool, findings: Findings) -> None:
-    """A warning about what is cut, with a remedy that the run would take; windows are for single texts."""
+    """A warning about truncated texts, with a remedy valid for the run; windows are for single texts."""
     tokens = report.get("tokens", {})
     train = tokens.get("splits", {}).get("train")
     if not train or train["cut_share"] <= CUT_SHARE:
@@ -214,6 +215,6 @@ def _warn_of_cuts(report: dict[str, Any], config: Config, is_pair: bool, finding
 
 
 def _first(counted: dict[str, Any]) -> str:
-    """ "row 3 as 17, 5 as 40, ..." of what `count_rows` gives."""
+    """ "row 3 as 17, 5 as 40, ..." from the result of `count_rows`."""
     shown = ", ".join(f"{row} as {other}" for row, other in counted["first"][:3])
     return f"row{'s' if counted['rows'] > 1 else ''} {shown}{', ...' if counted['rows'] > 3 else ''}"

@@ -1,7 +1,7 @@
 """What an update or a batch costs in time, as a function of its rows and tokens, fitted to a few of them.
 
-The model is seconds = a x micro-batches + b x tokens + c x tokens x length, with padding counted: the matrix
-products of the layers grow with the tokens, those of the attention with the length, too."""
+The model is seconds = a x micro-batches + b x tokens + c x tokens x length, including padding: the matrix
+products of the layers grow with the tokens, those of the attention also with the length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ft.data.plan import Plan, shares
 def update_costs(
     lengths: np.ndarray, plan: Plan, num_processes: int, micro_batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(updates, 3): micro-batches, tokens, tokens x length of each update of an epoch, of the process that
+    """(updates, 3): micro-batches, tokens, tokens x length of each update of an epoch, for the process that
     has most of them; and (updates,) tokens x length of the largest micro-batch, which needs most memory.
     `lengths` (rows,) is in tokens."""
     costs, largest = np.zeros((len(plan), 3)), np.zeros(len(plan))
@@ -30,7 +30,7 @@ def update_costs(
 
 
 def batch_costs(batches: list[np.ndarray], lengths: np.ndarray, num_processes: int) -> np.ndarray:
-    """(rounds, 3): the same of an evaluation, in which every process scores one batch at a time; they are
+    """(rounds, 3): the same for an evaluation, in which every process scores one batch at a time; they are
     sorted from long to short, so that the first of a round is the slowest."""
     rounds = batches[::num_processes]
     longest = np.array([lengths[batch].max() for batch in rounds])
@@ -56,11 +56,11 @@ def fit(costs: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def spread(costs: np.ndarray, count: int) -> np.ndarray:
-    """The places of `count` of the `costs` (all, 3), from few to many tokens, at even distances of rank."""
+    """The places of `count` of the `costs` (all, 3), from few to many tokens, evenly spaced by rank."""
     order = np.argsort(costs[:, 1], kind="stable")
     return order[evenly(len(order), count)]
 
 
 def evenly(length: int, count: int) -> np.ndarray:
-    """`count` of so many places (all, if there are fewer), at even distances from the first to the last."""
+    """`count` of `length` places (all, if there are fewer), evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))

@@ -11,15 +11,15 @@ from ft.preflight.rows import EXAMPLES, Rows, Texts, plain
 
 
 def pairs_of(splits: list[str]) -> list[tuple[str, str]]:
-    """The pairs of splits between which texts must not be shared: (the one that is scored, the one that was
-    seen before it)."""
+    """The pairs of splits that must not share texts: (the one that is scored, the one that was seen before
+    it)."""
     order = [split for split in ("train", "validation", "test") if split in splits]
     return [(later, earlier) for i, later in enumerate(order) for earlier in order[:i]]
 
 
 def exact_copies(texts: Texts, splits: dict[str, Rows]) -> dict[str, Any]:
     """How many rows repeat the text of an earlier row of their split ("within"), and how many rows of a split
-    have a text that stands in one that was seen before it, too ("across", under "test in train"), each with
+    have a text that also occurs in one that was seen before it ("across", under "test in train"), each with
     the first of them: [row, row that it repeats], as numbered in their sources. "all" counts the rows, over
     all splits, that repeat the text of an earlier one."""
     within, across = {}, {}
@@ -43,9 +43,9 @@ def count_rows(mask: np.ndarray, rows: Rows, partner: np.ndarray) -> dict[str, A
 def label_conflicts(
     texts: Texts, splits: dict[str, Rows], describe: Callable[[Any], Any] = plain
 ) -> dict[str, Any]:
-    """Texts that stand under different labels, in one split or in several.
+    """Texts with different labels, in one split or in several.
 
-    Gives how many texts ("texts") and rows ("rows") that are, and for the first texts their rows with the
+    Returns the number of these texts ("texts") and rows ("rows"), and for the first texts their rows with the
     label ("first"), as `describe` names it."""
     named = [split for split, rows in splits.items() if rows.labels is not None]
     if not named:

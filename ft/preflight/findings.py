@@ -1,7 +1,7 @@
-"""What the preflight has found to be wrong: all of it, each with its weight.
+"""Everything that the preflight has found to be wrong, each finding with its level.
 
-Blocking is what would end the run with an error, or keep it from its end, on this data and machine: the exit
-code is 2 then. A warning is what the run would go through with, and its results would suffer from."""
+Blocking: the run would end with an error, or not reach its end, on this data and machine; the exit code is
+then 2. Warning: the run would go through, but its results would suffer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Finding:
 
 
 class Findings:
-    """The list; the same message stands in it once."""
+    """The list; each message is in it only once."""
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
 
     def block(self, topic: str, message: str) -> None:
-        """Add what the run cannot start or end with."""
+        """Add what keeps the run from starting or ending."""
         self._add(Finding(BLOCKING, topic, message))
 
     def warn(self, topic: str, message: str) -> None:
@@ -43,7 +43,7 @@ class Findings:
         return [finding.message for finding in self.all if finding.level == level]
 
     def blocking_topics(self) -> set[str]:
-        """The topics of what blocks."""
+        """The topics of the blocking findings."""
         return {finding.topic for finding in self.all if finding.level == BLOCKING}
 
     def as_json(self) -> list[dict[str, Any]]:

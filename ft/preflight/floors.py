@@ -1,4 +1,4 @@
-"""The floors that a model must beat: what one gets without looking at the text, and TF-IDF with a linear
+"""The baselines that a model must beat: predictions without looking at the text, and TF-IDF with a linear
 model. Fitted on the training rows, scored on the validation rows; the test rows are never seen."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ft.tasks.text_classification.labels import MULTI, REGRESSION, SINGLE
 from ft.tasks.text_classification.thresholds import choose_thresholds
 from ft.values import scalars
 
-MOST_ROWS = 50_000  # to fit on, and to score; of more, a sample is given
+MOST_ROWS = 50_000  # to fit on, and to score; larger splits are sampled
 MOST_TERMS = 50_000
-# Of so many classes times rows, and times terms, at most: a fit of more would take hours, and gigabytes.
+# At most this many classes times rows, and times terms: a larger fit would take hours, and gigabytes.
 MOST_WEIGHTS, LEAST_ROWS = 5_000_000, 2_000
 
 
@@ -30,8 +30,8 @@ def floors(
     texts and labels, `names` those of the classes, if any.
 
     prior: the majority class with the shares of the classes as probabilities; the share of each label; the
-    mean. tf_idf: logistic regression, one a label for several labels; ridge regression. A threshold for
-    several labels is chosen on the scored rows, as a run chooses its own."""
+    mean. tf_idf: logistic regression, one per label for several labels; ridge regression. A threshold for
+    several labels is chosen on the scored rows, as in a run."""
     texts, labels = train
     most = max(LEAST_ROWS, MOST_WEIGHTS // max(1, len(names)))
     if len(texts) > most:
@@ -51,7 +51,7 @@ def floors(
 
 
 def _tf_idf(texts: list[str], others: list[str], terms: int) -> tuple[Any, Any]:
-    """Words and pairs of words; characters where the texts have none of these twice."""
+    """Words and pairs of words; characters if none of these occurs twice in the texts."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     for options in (
@@ -85,12 +85,12 @@ def _multi_label(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tu
     from sklearn.multiclass import OneVsRestClassifier
 
     model = OneVsRestClassifier(LogisticRegression(C=3.0, solver="liblinear")).fit(seen, labels)
-    linear = model.predict_proba(unseen)[:, -classes:]  # of one label: without it, and with it
+    linear = model.predict_proba(unseen)[:, -classes:]  # for one label: without it, and with it
     return np.tile(labels.mean(axis=0), (unseen.shape[0], 1)), linear
 
 
 def _regression(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (rows,) of both floors, in the target's own unit."""
+    """Predictions (rows,) of both floors, in the target's original unit."""
     from sklearn.linear_model import Ridge
 
     return np.full(unseen.shape[0], labels.mean()), Ridge().fit(seen, labels).predict(unseen)
@@ -99,7 +99,7 @@ def _regression(seen: Any, labels: np.ndarray, unseen: Any, classes: int) -> tup
 def _numbers(
     problem_type: str, predicted: np.ndarray, labels: np.ndarray, names: list[str]
 ) -> dict[str, Any]:
-    """The metrics that training reports, tables left out."""
+    """The metrics that training reports, without tables."""
     if problem_type == REGRESSION:
         found = regression_metrics(predicted, labels)
     elif problem_type == MULTI:

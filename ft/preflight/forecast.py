@@ -1,4 +1,4 @@
-"""From what a probe has measured to the time, memory and disk of the whole run."""
+"""Forecasts the time, memory and disk space of the whole run from a probe's measurements."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def room_on_disk(config: Config) -> int:
-    """Bytes that a run may write: what is free, and what it replaces of a run that is there (several seeds
-    keep that to their end)."""
+    """Bytes that a run may write: what is free, and what it replaces of an existing run (several seeds keep
+    that to their end)."""
     folder = Path(config.output_dir).absolute()
-    # Of what may not be seen, os.path says that it is not there.
+    # os.path reports what may not be seen as missing.
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     is_anew = config.overwrite_output_dir and config.resume_from_checkpoint is None
     names = ["best", "final", *(["checkpoints"] if is_anew else [])] if config.num_seeds == 1 else []
@@ -36,7 +36,7 @@ def room_on_disk(config: Config) -> int:
 def judged(config: Config, probe: Probe, waited: float, room: int, findings: Findings) -> dict[str, Any]:
     """What a probe has found, as JSON: launch, longest_update, checkpoint and forecast; what does not fit is
     a finding. `waited` are the seconds that the audit took before the run, `room` the `room_on_disk` before
-    the probe wrote there. Nothing, where the run that goes on has made all its updates."""
+    the probe wrote there. Empty if the resumed run has made all its updates."""
     measured, accelerator = probe.measured, probe.accelerator
     if probe.done >= probe.total:
         findings.warn(
@@ -57,7 +57,7 @@ def judged(config: Config, probe: Probe, waited: float, room: int, findings: Fin
         "free_disk_bytes": room,
     }
     said = "\n".join(measured.said).splitlines()
-    place = str(probe.output_dir)  # holds no best/ that a run goes on with, of which there is a note, too
+    place = str(probe.output_dir)  # has no best/ of a resumed run, about which there is a note, too
     notes = [line.removeprefix("note: ") for line in said if line.startswith("note: ") and place not in line]
     warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
     of_data = set(probe.data.notes)  # which the audit has found, too
@@ -87,7 +87,7 @@ def judged(config: Config, probe: Probe, waited: float, room: int, findings: Fin
 def _judge(
     config: Config, measured: Measured, found: dict[str, Any], warnings: list[str], findings: Findings
 ) -> None:
-    """Findings about memory, disk, time and what the probe warned of."""
+    """Findings about memory, disk, time and what the probe warned about."""
     if found["peak_memory_bytes"] > found["memory_bytes"]:
         findings.block(
             "memory",
@@ -117,10 +117,10 @@ def forecast(
     standing: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds and bytes of the run from its start (`start` seconds to the first update) to its end, beside
-    `standing` checkpoints that it goes on from.
+    the `standing` checkpoints of the run that it resumes.
 
-    Every evaluation counts as one that exports a better model, and early stopping as if it never came: it is
-    what the run takes at most. `done` updates of `total` lie behind a run that is resumed."""
+    An upper bound: every evaluation is assumed to export a better model, and early stopping never to happen.
+    `done` of `total` updates were made before a resume."""
     update_cost = fit(np.array(measured.update_costs), np.array(measured.update_seconds))
     round_cost = np.zeros(3)
     if measured.round_seconds:
@@ -134,23 +134,23 @@ def forecast(
     saves = times_due(config.save_strategy, config.save_steps, total, per_epoch, done)
     first = measured.longest.get("seconds", 0.0) - float(measured.longest_cost @ update_cost)
     seconds = {
-        "start": start + max(0.0, first),  # what comes up in the first update, such as compiling
+        "start": start + max(0.0, first),  # one-time costs of the first update, such as compiling
         "updates": float(measured.planned @ update_cost),
         "evaluations": evaluations * rounds.get("validation", 0.0) + rest,
         "saves": saves * measured.save,
         "end": measured.end + rounds.get("test", 0.0) + (measured.write if saves else 0.0),
     }
-    if saves:  # one that is still being written is waited for
+    if saves:  # a save waits for one that is still being written
         between = (seconds["updates"] + seconds["evaluations"]) / saves
         seconds["saves"] += (saves - 1) * max(0.0, measured.write - between)
     peak = int(max(measured.peak_host))
-    if saves > 1 and not max(measured.peak_device):  # the copy that is being written, beside the next updates
+    if saves > 1 and not max(measured.peak_device):  # the copy being written during the next updates
         peak = max(peak, measured.before_saving + measured.checkpoint_bytes)
     kept = saves
     if config.save_total_limit is not None:
         kept = min(saves, max(1, config.save_total_limit + 2 - standing))
     return {
-        "runs": config.num_seeds,  # one for each seed, of all of which this is
+        "runs": config.num_seeds,  # one per seed; this is for all of them
         "total_seconds": config.num_seeds * sum(seconds.values()),
         "seconds": seconds,
         "updates": measured.updates,
@@ -158,15 +158,15 @@ def forecast(
         "saves": saves,
         "peak_memory_bytes": peak,
         "peak_device_bytes": int(max(measured.peak_device)) or None,
-        # best/, final/ and, while one takes the place of another, a third; the newest checkpoints, that of
-        # the best step and the one that is being written.
+        # best/, final/ and, while one replaces another, a third; the newest checkpoints, that of the best
+        # step and the one that is being written.
         "disk_bytes": config.num_seeds * (3 * measured.export_bytes + kept * measured.checkpoint_bytes),
     }
 
 
 def times_due(strategy: str, every: int, total: int, per_epoch: int, done: int = 0) -> int:
-    """How often `Run.due` says yes from update `done` + 1 to `total`: at every so many updates, and at the
-    last."""
+    """How often `Run.due` is true from update `done` + 1 to `total`: every `every` updates or each epoch, and
+    at the last."""
     if strategy == "no" or done >= total:
         return 0
     every = per_epoch if strategy == "epoch" else every

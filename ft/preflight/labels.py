@@ -1,4 +1,4 @@
-"""The labels of each split: how many rows each has, which of them a split lacks, how numbers are spread."""
+"""The labels of each split: how many rows each has, which of them a split lacks, the spread of numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ NAMED = 10  # labels in a message
 def label_facts(
     problem_type: str, names: list[str], splits: dict[str, Rows], findings: Findings
 ) -> dict[str, Any]:
-    """Labels and their rows by split, those that a split lacks, and what of it is worth a warning.
+    """Labels and their rows by split, those that a split lacks, and warnings about these.
 
-    Of a regression, mean, standard deviation and quartiles instead."""
+    For a regression, mean, standard deviation and quartiles instead."""
     labelled = {split: rows.labels for split, rows in splits.items() if rows.labels is not None}
     if problem_type == "regression":
         return {"problem_type": problem_type, "targets": {s: spread(v) for s, v in labelled.items()}}

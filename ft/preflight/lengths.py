@@ -10,9 +10,9 @@ from ft.preflight.rows import Rows
 
 
 def token_lengths(splits: dict[str, Rows], max_length: int) -> dict[str, Any]:
-    """For each split mean, median, 99th percentile and longest in tokens, rows and share that are cut at
+    """For each split, mean, median, 99th percentile and longest in tokens, rows and share that are cut at
     `max_length`; and "keeps_99_percent", the shortest max_length at which at least 99 percent of the training
-    rows stay whole."""
+    rows are not cut."""
     found = {}
     for split, rows in splits.items():
         if rows.tokens is None or not len(rows):

@@ -1,5 +1,5 @@
-"""Memory of this process, its host and its device: what is used at most, what is free, and an error instead
-of the kernel's killer where it does not suffice."""
+"""Memory of this process, its host and its device: peak use, what is free, and an error instead of the
+kernel's OOM killer if it does not suffice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 CGROUP = Path("/sys/fs/cgroup")
 GROUPS = Path("/proc/self/cgroup")
 LEAST = 2**28  # bytes below which nothing is tried: importing a library may end the process
-LITTLE = 2**24  # bytes; less does not hold the stacks of two threads
+LITTLE = 2**24  # bytes; not enough for the stacks of two threads
 UNLIMITED = 2**60  # version 1 writes about 2**63 for "no limit"
 
 
@@ -24,12 +24,12 @@ def processes_here() -> int:
 
 
 def peak_host_bytes() -> int:
-    """The most memory (resident set) that this process has had. Of what processes share by now, its part
+    """The most memory (resident set) that this process has had. Of what processes now share, only its part
     counts."""
     if sys.platform == "linux":
-        # Not getrusage: there a process inherits the peak of the one that started it.
+        # Not getrusage, in which a process inherits the peak of the one that started it.
         peak = _status("VmHWM")
-        with contextlib.suppress(OSError, StopIteration):  # of a Linux that does not tell the parts
+        with contextlib.suppress(OSError, StopIteration):  # a Linux that does not report the parts
             peak += _status("Pss_Shmem", "smaps_rollup") - _status("RssShmem")
         return peak
     import resource
@@ -39,16 +39,15 @@ def peak_host_bytes() -> int:
 
 
 def used_host_bytes() -> int:
-    """The memory (resident set) that this process has now."""
+    """The memory (resident set) of this process now."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def free_host_bytes() -> int:
-    """What this process could still take: free memory of the host, or less where its container, its Slurm
-    job or another group that it is in has a limit, to which the files that were read count until others need
-    the room."""
+    """What this process could still take: free memory of the host, or less if its container, Slurm job or
+    other control group has a limit, towards which cached files count until others need the space."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -67,8 +66,8 @@ def free_host_bytes() -> int:
 
 
 def _groups() -> Iterator[tuple[Path, str]]:
-    """For each hierarchy of control groups that counts memory, where it is mounted, and the place in it of
-    this process's group."""
+    """For each control group hierarchy that counts memory, where it is mounted, and the place in it of this
+    process's group."""
     with contextlib.suppress(OSError, ValueError):
         for line in GROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -79,7 +78,7 @@ def _groups() -> Iterator[tuple[Path, str]]:
 
 
 def _reclaimable(facts: Path, name: str) -> int:
-    """A number of a container's memory.stat; 0 where it does not say."""
+    """A number in a container's memory.stat; 0 if it is missing."""
     with contextlib.suppress(OSError, ValueError):
         return int(dict(line.split() for line in facts.read_text().splitlines()).get(name, 0))
     return 0
@@ -101,10 +100,10 @@ def device_bytes(device: Any) -> int | None:
 
 @contextlib.contextmanager
 def limited_to(free: int) -> Iterator[None]:
-    """Let this process take `free` bytes more than it has; then allocating raises an error.
+    """Let this process allocate `free` bytes more than it has; beyond that, allocating raises an error.
 
-    Without it, Linux lets a process have what it cannot hold, and kills it once it uses that. Memory that
-    processes share is not limited (their gradients, on CPUs). Does nothing on another system."""
+    Without it, Linux overcommits memory, and kills a process once it uses that. Memory that processes share
+    is not limited (their gradients, on CPUs). Does nothing on another system."""
     if sys.platform != "linux":
         yield
         return
@@ -130,7 +129,7 @@ def headroom() -> float:
     return math.inf if most == resource.RLIM_INFINITY else most - _status("VmData")
 
 
-# What libraries say of it, and glibc's loader (elf/dl-load.c, dl-map-segments.h) of one to import.
+# Messages of libraries about it, and of glibc's loader (elf/dl-load.c, dl-map-segments.h) in an import.
 SAID = (
     "out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
     "can't start new thread", "resource temporarily unavailable", "failed to map segment",
@@ -140,13 +139,13 @@ SAID = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, or comes where nearly none was left; libraries raise
+    """Whether an error says that memory did not suffice, or occurs when nearly none was left; libraries raise
     many kinds."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(words in said for words in SAID) or headroom() < LITTLE
 
 
 def _status(name: str, file: str = "status") -> int:
-    """A number that /proc has of this process, in bytes."""
+    """A number in /proc about this process, in bytes."""
     lines = Path("/proc/self", file).read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,8 +1,8 @@
 """Near copies: texts whose five-character shingles are mostly the same, found with MinHash (datasketch).
 
 MinHash and its index of bands (Broder, 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
-chapter 3) give candidates; what is counted is their true Jaccard similarity. Characters and not words, so
-that texts of a few words and languages without spaces are served, too."""
+chapter 3) give candidates, whose true Jaccard similarity then decides. Characters instead of words, so that
+texts of a few words and languages without spaces work, too."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ft.preflight.rows import EXAMPLES, Rows, Texts
 SHINGLE = 5  # characters
 THRESHOLD = 0.7  # Jaccard similarity
 BANDS, BAND_ROWS = 25, 5  # finds 99 % of the pairs at the threshold, 99.99 % of those at 0.8
-MOST_TEXTS = 200_000  # different ones; more are sampled
+MOST_TEXTS = 200_000  # distinct ones; more are sampled
 BLOCK = 20_000  # texts in the index at a time, so that it takes 200 MB at most
-# Texts that share much, such as a disclaimer, are candidates of one another by the thousand. Of one split, so
-# many of a band are looked at, and of those whose hashes are alike in such a share (five deviations below the
-# threshold), the most alike are compared with one text.
+# Texts that share much, such as a disclaimer, are candidates of one another by the thousand. Per split,
+# MOST_SHARED of a band are looked at; of those with at least LEAST_ALIKE of their hashes equal (five
+# deviations below the threshold), the MOST_COMPARED most alike are compared with one text.
 MOST_SHARED, MOST_COMPARED, LEAST_ALIKE = 20, 100, 0.5
 
 
@@ -31,11 +31,11 @@ def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -
     seen before it ("across", under "test in train"), with the first of them: [row, row that it resembles],
     and their texts.
 
-    Of more than `most` different texts, only a sample is compared; "compared" and "texts" say how many."""
+    Of more than `most` distinct texts, only a sample is compared; "compared" and "texts" say how many."""
     chosen = _sample(texts, most)
     wanted = [(split, split) for split in splits] + pairs_of(list(splits))
     there = {split: np.isin(np.arange(len(texts)), numbers) for split, numbers in texts.numbers.items()}
-    partner = {pair: np.full(len(texts), -1) for pair in wanted}  # of each text, the near copy that was found
+    partner = {pair: np.full(len(texts), -1) for pair in wanted}  # the near copy found for each text
     shingles = lru_cache(50_000)(lambda number: shingles_of(texts.texts[number].as_py()))
     for number, candidates in _candidates(texts, chosen, list(there.values())):
         for (one, other), found in partner.items():
@@ -64,16 +64,15 @@ def near_copies(texts: Texts, splits: dict[str, Rows], most: int = MOST_TEXTS) -
 
 
 def sample_note(near: dict[str, Any]) -> str:
-    """What to say beside the numbers of `near_copies` where not all texts were compared; empty where they
-    were."""
+    """A note on the numbers of `near_copies` if not all texts were compared; empty if they were."""
     if near["compared"] == near["texts"]:
         return ""
     return f"counted in a sample of {near['compared']:,} of the {near['texts']:,} different texts"
 
 
 def shingles_of(text: str) -> np.ndarray:
-    """The different hashes (uint32, sorted) of the five-character pieces of a text; a shorter one is one
-    piece."""
+    """The distinct hashes (uint32, sorted) of the five-character shingles of a text; a shorter one is a
+    single shingle."""
     level = " ".join(text.casefold().split())
     characters = np.frombuffer(level.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     width = min(SHINGLE, len(characters))
@@ -85,7 +84,7 @@ def shingles_of(text: str) -> np.ndarray:
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """The share of two sets (each sorted, without repeats) that is common to them."""
+    """The Jaccard similarity of two sets (each sorted, without repeats)."""
     if THRESHOLD * max(len(one), len(other)) > min(len(one), len(other)):
         return 0.0  # their sizes alone keep them below the threshold
     common = len(np.intersect1d(one, other, assume_unique=True))
@@ -96,7 +95,7 @@ def _candidates(
     texts: Texts, chosen: np.ndarray, splits: list[np.ndarray]
 ) -> Iterator[tuple[int, list[int]]]:
     """For each chosen text, the numbers of texts that share a band with it, the most alike first; once for
-    every block of the index. `splits` say of each text (texts,) whether it is in a split."""
+    every block of the index. `splits` say for each text (texts,) whether it is in a split."""
     from datasketch import MinHash, MinHashLSH
 
     sizes = {"num_perm": BANDS * BAND_ROWS, "scheme": "affine32"}
@@ -118,7 +117,7 @@ def _candidates(
 
 
 def _shorten(table: Any, splits: list[np.ndarray]) -> None:
-    """Leave in each bucket of a band the first texts of each split."""
+    """Keep only the first texts of each split in each bucket of a band."""
     for key in [key for key, count in table.itemcounts().items() if count > MOST_SHARED]:
         numbers = sorted(table.get(key))
         table.remove(key)
@@ -127,8 +126,8 @@ def _shorten(table: Any, splits: list[np.ndarray]) -> None:
 
 
 def _sample(texts: Texts, most: int) -> np.ndarray:
-    """Numbers of at most `most` texts: those of the evaluation splits first, since it is there that a copy
-    does harm, and a random part of the others."""
+    """Numbers of at most `most` texts: those of the evaluation splits first, where a copy does harm, and a
+    random sample of the others."""
     if len(texts) <= most:
         return np.arange(len(texts))
     scored = [numbers for split, numbers in texts.numbers.items() if split != "train"]

@@ -1,5 +1,5 @@
-"""A run of a few updates through the loop of train.py itself, in a place of its own, that measures what a run
-costs: `Probe` stands where `Run` stands.
+"""A run of a few updates through the loop of train.py itself, in a folder of its own, that measures what a
+run costs: `Probe` replaces `Run`.
 
 It makes the longest update of the plan, then updates from the shortest to the longest of an epoch, scores
 some batches of each split, exports, saves, and reads the checkpoint back."""
@@ -27,14 +27,14 @@ from ft.sharded import shard
 from ft.signals import handle_stop, leave
 
 UPDATES = 10  # of different lengths, in a pass
-SECONDS = 20.0  # of passes, at least (a machine with neighbours goes now faster, now slower), and
+SECONDS = 20.0  # of passes, at least (the speed of a shared machine varies), and
 MOST_PASSES = 6
 ROUNDS = 8  # of batches, in an evaluation
-FEW, MORE = 50, 350  # resamples of an assessment, from which the time of all of them is told
+FEW, MORE = 50, 350  # resamples of an assessment, from which the time of all of them is extrapolated
 
 
 class NothingLeft(Exception):
-    """The run that would go on has made all its updates."""
+    """The run to be resumed has made all its updates."""
 
 
 @dataclass
@@ -52,18 +52,18 @@ class Measured:
     planned_rounds: dict[str, np.ndarray] = field(default_factory=dict)
     round_costs: list[np.ndarray] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
-    started: float = 0.0  # a reading of the clock: the model stands ready
-    first_evaluation_rest: float = 0.0  # metrics and export of an evaluation, with all that comes up first,
-    evaluation_rest: float = 0.0  # and without
+    started: float = 0.0  # on the clock: when the model was ready
+    first_evaluation_rest: float = 0.0  # metrics and export of an evaluation, with one-time costs,
+    evaluation_rest: float = 0.0  # and without them
     save: float = 0.0  # the loop waits for it
     write: float = 0.0  # in the background
-    end: float = 0.0  # after the last update, the batches of evaluations left out
+    end: float = 0.0  # after the last update, without the batches of evaluations
     reload: float = 0.0
     reloaded_same: bool = True
     checkpoint_bytes: int = 0
     export_bytes: int = 0
     peak_host: list[float] = field(default_factory=list)  # of every process
-    before_saving: int = 0  # the same of the main one, which copies what is to be saved
+    before_saving: int = 0  # the same for the main one, which copies what is to be saved
     peak_device: list[float] = field(default_factory=list)
     most_host_bytes: int = 0  # that a process may have
     said: list[str] = field(default_factory=list)
@@ -82,13 +82,13 @@ class Probe(Run):
         self._beyond = 0.0  # seconds by which the run's assessments take longer than the probe's
         self._grad_norm = torch.zeros(())
         super().__init__(*args)
-        self.say = self.measured.said.append  # type: ignore[assignment]  # what a run would say is kept
+        self.say = self.measured.said.append  # type: ignore[assignment]  # a run's messages are kept
 
     # --- before the loop
 
     def start(self, *args: Any, **options: Any) -> Any:
         """Start in the ordinary way, then choose the updates and the rows of the evaluations. Raises
-        `NothingLeft` on all processes where there are no updates."""
+        `NothingLeft` on all processes if there are no updates."""
         progress = super().start(*args, **options)
         handle_stop(leave)
         self.measured.started, self.done = time.monotonic(), progress.step
@@ -136,29 +136,29 @@ class Probe(Run):
         chosen = evenly(len(costs), ROUNDS)
         kept = [batch for place in chosen for batch in batches[place * processes : (place + 1) * processes]]
         rows = self._kept[split] = rows.take(np.concatenate(kept))
-        # Of windows, the rows that were kept may fall into other batches than before.
+        # With windows, the kept rows may fall into other batches than before.
         batches = evaluation_batches(rows.lengths, most, rows.pieces)
         self._round_costs[split] = list(batch_costs(batches, rows.lengths, processes))
 
     # --- the loop
 
     def epochs(self) -> Iterator[int]:
-        """The passes over the chosen updates, and then what a run does between updates."""
+        """The passes over the chosen updates, then what a run does between updates."""
         yield self._pass(self._longest)
-        self.measured.longest["seconds"] = self.measured.update_seconds.pop()  # with all that comes up first
+        self.measured.longest["seconds"] = self.measured.update_seconds.pop()  # including one-time costs
         self.measured.longest_cost = self.measured.update_costs.pop()
         begin = time.monotonic()
         for _ in range(MOST_PASSES):
             yield self._pass(self._spread)
-            if any(self.hosts.sum(time.monotonic() - begin > SECONDS)):  # on all, or none
+            if any(self.hosts.sum(time.monotonic() - begin > SECONDS)):  # on all processes, or none
                 break
         self.log(self._grad_norm, self.scheduler.get_last_lr())
         self._between_updates()
 
     def _pass(self, updates: list[np.ndarray]) -> int:
-        """Let the sampler deal these updates next."""
+        """Have the sampler yield these updates next."""
         sampler = self.sampler
-        # Every update of a plan has the same number of rows, but for the last.
+        # Every update of a plan except the last has the same number of rows.
         planned = Plan(np.concatenate(updates), len(updates[0]))
         sampler.plan = lambda epoch: planned  # type: ignore[method-assign]
         sampler.start(0, len(updates))
@@ -170,7 +170,7 @@ class Probe(Run):
         return 0
 
     def count(self, losses: list[torch.Tensor], grad_norm: torch.Tensor, slot: Any) -> None:
-        """Note a finished update, and what it took."""
+        """Note a finished update, and the time that it took."""
         super().count(losses, grad_norm, slot)
         self._grad_norm = grad_norm
         self.measured.update_seconds.append(self._lap())
@@ -189,7 +189,7 @@ class Probe(Run):
         measured = self.measured
         if self.config.eval_strategy != "no":
             measured.first_evaluation_rest = self._rest()
-            first = sum(measured.round_seconds)  # with all that comes up first, such as compiling
+            first = sum(measured.round_seconds)  # including one-time costs, such as compiling
             measured.round_seconds, measured.round_costs = [], []
             measured.evaluation_rest = self._rest()
             measured.first_evaluation_rest += max(0.0, first - sum(measured.round_seconds))
@@ -203,17 +203,17 @@ class Probe(Run):
         self.progress.best_step = -1 if self.progress.best_metric is not None else self.progress.best_step
 
     def _rest(self) -> float:
-        """Evaluate and export; returns the seconds beside the batches."""
+        """Evaluate and export; returns the seconds besides the batches."""
         self.progress.best_metric = None  # so that this one is the best
         begin, rounds = self._now(), len(self.measured.round_seconds)
         self.evaluate()
         return self._now() - begin - sum(self.measured.round_seconds[rounds:])
 
     def score(self, split: str, before_stop: Callable[[], object] | None = None) -> Evaluation:
-        """Score the rows that were kept of a split, and note what each round of batches took. Their scores,
-        repeated, then stand for those of all rows: what follows takes as long as in the run.
+        """Score the kept rows of a split, and note the time of each round of batches. Their scores, repeated,
+        then stand for those of all rows: what follows takes as long as in the run.
 
-        The metrics of all rows are computed for the clock alone. What the processes have agreed on stays."""
+        The metrics of all rows are computed only for timing. What the processes have agreed on is kept."""
         self.measured.round_costs += self._round_costs[split]
         whole = self.data.splits[split]
         self.data.splits[split] = self._kept[split]
@@ -231,8 +231,8 @@ class Probe(Run):
         return Evaluation(scored.metrics, scores, whole.labels)
 
     def assess(self, split: str, result: Evaluation, resamples: int = RESAMPLES) -> dict[str, Any]:
-        """With few of the resamples; then note how much longer all of them take, each as long as another."""
-        found, seconds = super().assess(split, result, FEW), []  # with all that comes up first
+        """With few resamples; then note how much longer all of them would take, each equally long."""
+        found, seconds = super().assess(split, result, FEW), []  # including one-time costs
         for count in (FEW, MORE):
             begin = self._now()
             super().assess(split, result, count)
@@ -251,7 +251,7 @@ class Probe(Run):
         self._end_begun, self._rounds_before_end = self._now(), len(self.measured.round_seconds)
 
     def close(self, summary: dict[str, Any], *shown: Callable[[], Any]) -> None:
-        """The end: note what it took, and the peak of the memory; then read the checkpoint back."""
+        """The end: note its time and the peak memory; then read the checkpoint back."""
         measured = self.measured
         rounds = sum(measured.round_seconds[self._rounds_before_end :])
         measured.end = self._now() - self._end_begun - rounds + self._beyond
@@ -271,21 +271,21 @@ class Probe(Run):
         return self.output_dir / "checkpoints" / f"step-{self.progress.step:08d}"
 
     def _reload(self) -> bool:
-        """Whether the weights that the checkpoint gives are those that it was made of, bit for bit."""
+        """Whether the weights in the checkpoint are those that it was made from, bit for bit."""
         plain = self.accelerator.unwrap_model(self.model)
         made_of = {name: shard(tensor).to("cpu", copy=True) for name, tensor in plain.state_dict().items()}
-        self.optimizer.state.clear()  # as in a run that is taken up: the device need not hold it twice
+        self.optimizer.state.clear()  # as in a resumed run: the device need not hold it twice
         checkpoint.restore(self._checkpoint, self.accelerator, self.model, self.optimizer, self.scheduler)
         return all(
             torch.equal(shard(tensor).cpu(), made_of[name]) for name, tensor in plain.state_dict().items()
         )
 
     def _of_all(self, value: float) -> list[float]:
-        """One number of every process."""
+        """A number from every process."""
         return [number for (number,) in self.hosts.gather(value)]
 
     def _now(self) -> float:
-        """The clock, when the device has done what it was given."""
+        """The clock, after the device has finished its work."""
         if self.accelerator.device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Read the data as training would, but go on after what training would stop at: every fault is found."""
+"""Reads the data as training would, but continues where training would stop: every fault is found."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ft.preflight.findings import Findings
 from ft.preflight.rows import EXAMPLES, Rows
 from ft.tasks.base import Task
 
-MOST_VALUES = 1000  # different labels that are tried one by one
+MOST_VALUES = 1000  # distinct labels that are tried one by one
 
 
 @dataclass
 class ReadSplit:
-    """`table` has the rows that can be used, `bad` the numbers of the others under the reason. `labels` are
-    None where the task cannot make numbers of them; `unknown` are the labels that it does not know."""
+    """`table` has the usable rows, `bad` the numbers of the others by reason. `labels` are None if the task
+    cannot encode them; `unknown` are the labels that it does not know."""
 
     table: pa.Table
     row: np.ndarray
@@ -73,10 +73,10 @@ def read_splits(config: Config, task: Task, findings: Findings) -> dict[str, Rea
 
 
 def _sources(config: Config, findings: Findings) -> dict[str, Source]:
-    """The splits that can be found; each option that names data is followed by itself, so that one that is
-    wrong hides no other's faults."""
+    """The splits that can be found; each option that names data is tried by itself, so that a wrong one does
+    not hide faults of the others."""
     sources: dict[str, Source] = {}
-    for name in EvalConfig.DATA:  # all that may name data; files count before the data set
+    for name in EvalConfig.DATA:  # all that may name data; files take precedence over the data set
         if getattr(config, name):
             others: dict[str, Any] = dict.fromkeys(set(EvalConfig.DATA) - {name})
             try:
@@ -87,8 +87,8 @@ def _sources(config: Config, findings: Findings) -> dict[str, Source]:
 
 
 def _read(source: Source, findings: Findings) -> pa.Table:
-    """The table of a source. Of a text file that is not UTF-8 all lines are named, and it is read all the
-    same."""
+    """The table of a source. If a text file is not UTF-8, all such lines are named, and it is read
+    anyway."""
     try:
         return source.read()
     except UserError:
@@ -140,7 +140,7 @@ def _split(
 def _keep(
     config: Config, raw: pa.Table, columns: Columns, split: str, blank_is_a_target: bool, findings: Findings
 ) -> np.ndarray:
-    """The numbers of the rows that can be used; that others cannot is a finding, as on_bad_rows says."""
+    """The numbers of the usable rows; unusable ones are a finding, as on_bad_rows says."""
     for mode in dict.fromkeys((config.on_bad_rows, "drop")):
         notes: list[str] = []
         options = replace(config, on_bad_rows=mode)

@@ -1,4 +1,4 @@
-"""What the audit looks at: the rows of each split, and the different texts that stand in them."""
+"""What the audit looks at: the rows of each split, and the distinct texts in them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ EXCERPT = 80  # characters of a text
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split. `texts` (rows,) has one string a row, both texts of a pair joined; `row` (rows,)
-    the row numbers in the source, from 0; `labels` (rows,) or (rows, labels) what the task made of them, None
-    where it could not; `tokens` (rows,) their lengths before they are cut, None where no tokenizer could be
-    loaded; `cut` (rows,) whether the model does not see all of a text: where it is None, of those that are
-    longer than max_length."""
+    """The rows of one split. `texts` (rows,) has one string per row, both texts of a pair joined; `row`
+    (rows,) the row numbers in the source, from 0; `labels` (rows,) or (rows, labels) as the task encodes
+    them, None if it cannot; `tokens` (rows,) their lengths before they are cut, None if no tokenizer could be
+    loaded; `cut` (rows,) whether the model does not see all of a text: if None, this holds for those longer
+    than max_length."""
 
     texts: pa.ChunkedArray
     row: np.ndarray
@@ -34,8 +34,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class Texts:
-    """The different texts of all splits: `numbers[split]` (rows,) says which text a row has, `texts[number]`
-    what it is."""
+    """The distinct texts of all splits: `numbers[split]` (rows,) says which text a row has, `texts[number]`
+    is the text."""
 
     numbers: dict[str, np.ndarray]
     texts: pa.Array
@@ -55,7 +55,7 @@ class Texts:
 
 
 def different_texts(splits: dict[str, Rows]) -> Texts:
-    """Number the texts of all splits, letter for letter."""
+    """Number the distinct texts of all splits, compared character by character."""
     import pyarrow as pa
 
     chunks = [chunk.cast(pa.large_string()) for rows in splits.values() for chunk in rows.texts.chunks]

@@ -16,7 +16,7 @@ LABELS = 8
 
 
 def screen(report: dict[str, Any]) -> list[str]:
-    """The lines to print; `report` is the content of preflight.json, and "written", where that stands."""
+    """The lines to print; `report` is the content of preflight.json, and "written", where that is stored."""
     lines = [*_rows(report), *_labels(report), *_machine(report)]
     warnings = [f["message"] for f in report["findings"] if f["level"] == WARNING]
     blocking = [f["message"] for f in report["findings"] if f["level"] == BLOCKING]
