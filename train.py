@@ -103,7 +103,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
                             )
                         losses.append(loss.detach())
                     exchange_gradients()  # those that DDP does not handle, on CPUs
-                    accelerator.unscale_gradients()  # of fp16
+                    accelerator.unscale_gradients()  # for fp16
                     grad_norm = clip_in_step(optimizer, model.parameters(), config.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()

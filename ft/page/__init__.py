@@ -1,5 +1,5 @@
-"""report.html: one file for people, with all that a run or an evaluation found, made of what results.json
-holds, the log, the data and the config."""
+"""report.html: one file for people, with everything that a run or an evaluation found, made from
+results.json, the log, the data and the config."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ft.tasks.base import Task
 
 NAME = "report.html"
 MOST_ROWS = 100  # of a table
-OTHER_LOSS = ("class_weights", "pos_weight", "focal_gamma", "label_smoothing_factor")  # of training alone
-MOST_CLASSES = 20  # of a confusion matrix that is a table; a picture beyond
+OTHER_LOSS = ("class_weights", "pos_weight", "focal_gamma", "label_smoothing_factor")  # only in training
+MOST_CLASSES = 20  # of a confusion matrix as a table; a picture beyond
 NOT_HTML = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")  # what no HTML file may hold
 
 
@@ -38,8 +38,8 @@ def write_page(
 ) -> None:  # fmt: skip
     """Write report.html into the folder that holds results.json; the texts of the data are escaped in it.
 
-    `results` is the content of results.json, `scored` has the evaluations that it speaks of under their
-    splits. To be called on the main process."""
+    `results` is the content of results.json, `scored` has its evaluations under their splits. To be called on
+    the main process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     jinja = Environment(
@@ -47,7 +47,7 @@ def write_page(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     jinja.filters |= {"number": number, "percent": percent, "said": said, "breakable": breakable}
-    written = folder / "environment.json"  # by the run; beside an evaluation, another's may lie
+    written = folder / "environment.json"  # by the run; next to an evaluation, it may be another's
     is_there = "train/total_steps" in results and written.exists()
     about = json.loads(written.read_text("utf-8")) if is_there else environment(config, data, accelerator)
     content = page_content(folder, config, task, data, results, scored) | {"environment": about}
@@ -59,8 +59,8 @@ def page_content(
     folder: Path, config: Config, task: Task, data: Data, results: Mapping[str, Any],
     scored: Mapping[str, Evaluation],
 ) -> dict[str, Any]:  # fmt: skip
-    """What the template shows, but for the environment. A table or plot that this kind of label lacks is
-    empty or not there."""
+    """What the template shows, except the environment. A table or plot that this kind of label lacks is empty
+    or missing."""
     plots = Plots()
     found = {split: found_of(results, split) for split in scored}
     trained = "train/total_steps" in results
@@ -93,8 +93,8 @@ def page_content(
 
 
 def _source(config: Config, split: str) -> str:
-    """The file or data set that the rows of a split come from: one that was not given is set aside from the
-    training rows."""
+    """The file or data set that the rows of a split come from: a split that was not given is set aside from
+    the training rows."""
     return str(getattr(config, f"{split}_file") or config.dataset_name or config.train_file)
 
 
@@ -114,7 +114,7 @@ def _metrics(found: Mapping[str, dict[str, Any]], headline: list[str]) -> list[d
 
 
 def _curves(folder: Path, metric: str, plots: Plots) -> list[str]:
-    """A plot for each of the training's curves."""
+    """A plot for each training curve."""
     return [
         plots.lines(
             f"{title} over updates", "update", title,
@@ -128,7 +128,7 @@ def _curves(folder: Path, metric: str, plots: Plots) -> list[str]:
 def _plots(
     split: str, found: Mapping[str, Any], task: Task, data: Data, result: Evaluation, plots: Plots
 ) -> dict[str, str]:
-    """The plots of one split alone."""
+    """The plots of a single split."""
     scores, labels = result.scores, data.splits[split].labels
     assert scores is not None and labels is not None
     drawn = {}
@@ -137,7 +137,7 @@ def _plots(
     if labels.dtype.kind == "f":
         drawn["agreement"] = plots.agreement(f"predictions, {split}", labels, task.predictions(scores))
     elif labels.ndim == 2 or scores.shape[1] == 2:
-        # Of two classes, those of the second one: a label that a row has or has not.
+        # With two classes, those of the second one: a label that a row has or not.
         given = decisions(scores, labels) if labels.ndim == 2 else (softmax(scores)[:, 1], labels == 1)
         used = [label["threshold"] for label in found.get("per_label", {}).values()] or [0.5]
         title = f"precision, recall and F1 against the threshold, {split}"
@@ -162,14 +162,14 @@ def _plots_of_all(found: Mapping[str, dict[str, Any]], plots: Plots) -> dict[str
 
 
 def _error(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of worst_errors with its texts apart."""
+    """A line of worst_errors with its texts separate."""
     known = ("row", "label", "prediction", "confidence", "error")
     texts = [(name, text) for name, text in line.items() if name not in known]
     return {"texts": texts, **{name: line[name] for name in known if name in line}}
 
 
 def number(value: Any) -> str:
-    """A number for people: four significant digits, whole ones whole, a dash for none."""
+    """A number for people: four significant digits, whole numbers in full, a dash for none."""
     if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return "–"
     if isinstance(value, int | np.integer):
@@ -178,12 +178,12 @@ def number(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """A share from 0 to 1 as a percentage of three digits."""
+    """A share from 0 to 1 as a percentage with three digits."""
     return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
 
 
 def said(value: Any) -> str:
-    """A target or a prediction, as the data has it, for people."""
+    """A target or a prediction, as in the data, for people."""
     if isinstance(value, list):
         return ", ".join(value) or "no label"
     if isinstance(value, str):
@@ -192,7 +192,7 @@ def said(value: Any) -> str:
 
 
 def breakable(name: str) -> Any:
-    """A name, escaped, which a narrow column may break after its underscores."""
+    """A name, escaped, that a narrow column may break after underscores."""
     from markupsafe import Markup
 
     return Markup("_<wbr>").join(name.split("_"))

@@ -1,4 +1,4 @@
-"""What the page says of the data: rows, labels, what was dropped, repeated or cut, and what the preflight
+"""What the page says about the data: rows, labels, what was dropped, repeated or cut, and what the preflight
 found."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ REASONS = {
     "shared_with_test": "text is in test, too",
 }
 
-# Topics of a preflight's findings that no option mends.
+# Topics of a preflight's findings that no option fixes.
 OF_ROWS = "conflicts copies_within few_rows labels lacking_labels near_copies_across unused_labels".split()
 
 
 def rows_table(data: Data) -> list[tuple[str, list[int | float | None]]]:
-    """Lines of a table with a column for each split; None where a split has no such number."""
+    """Lines of a table with a column for each split; None if a split has no such number."""
     splits = list(data.splits)
     facts = [data.facts.get(split, {}) for split in splits]
     reasons = dict.fromkeys(reason for known in facts for reason in known.get("dropped", {}))
@@ -68,17 +68,17 @@ def target_table(data: Data) -> list[tuple[str, list[float]]]:
 
 
 def _labels(data: Data) -> list[np.ndarray]:
-    """The encoded targets of every split; nothing where one has none."""
+    """The encoded targets of every split; empty if one has none."""
     labels = [rows.labels for rows in data.splits.values()]
     return [] if any(rows is None for rows in labels) else labels  # type: ignore[return-value]
 
 
 def preflight_findings(output_dir: str, sources: dict[str, str]) -> list[dict[str, str]]:
-    """What a preflight of the same data in the same folder found in the rows; nothing where there was none.
-    What it found of the options and the machine was mended since, or nothing would be shown."""
+    """What a preflight of the same data in the same folder found in the rows; nothing without one. What it
+    found about the options and the machine has been fixed since, or there would be nothing to show."""
     try:
         found = json.loads((Path(output_dir) / "preflight.json").read_text(encoding="utf-8"))
-        is_same = sources.items() <= found["sources"].items()  # an evaluation may read the test file alone
+        is_same = sources.items() <= found["sources"].items()  # an evaluation may read only the test file
         return [one for one in found["findings"] if one["topic"] in OF_ROWS] if is_same else []
     except (OSError, ValueError, KeyError, TypeError):  # none, or the user's own file of that name
         return []

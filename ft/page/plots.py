@@ -1,5 +1,4 @@
-"""Plots as SVG that stands inside a page: in the page's own colours and fonts, the same bytes for the same
-numbers."""
+"""Plots as SVG inside a page: in the page's own colours and fonts, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK = "#010203"  # stands for the colour of the page's text, which is known to the reader's browser alone
-COLORS = ("#2f7fd1", "#d9731a", "#2f9e57", "#b04fc4")  # to be told apart on white, on black and in grey
+INK = "#010203"  # stands for the colour of the page's text, which only the reader's browser knows
+COLORS = ("#2f7fd1", "#d9731a", "#2f9e57", "#b04fc4")  # distinguishable on white, on black and in grey
 SIZE = (4.6, 3.1)  # inches: about as wide as a phone, so that the text keeps its size there
-MOST_CELLS = 300  # of a heat map, on a side
+MOST_CELLS = 300  # of a heat map, on each side
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif", "font.size": 9, "text.parse_math": False,
@@ -29,7 +28,7 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 class Plots:
-    """Draws the figures of one page. Each method returns an `<svg>` element; their ids do not meet."""
+    """Draws the figures of one page. Each method returns an `<svg>` element; their ids do not clash."""
 
     def __init__(self) -> None:
         self._drawn = 0
@@ -49,13 +48,13 @@ class Plots:
                 from matplotlib.ticker import MaxNLocator
 
                 axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-            if len(series) > 1:  # above the curves, which fill the whole field
+            if len(series) > 1:  # above the curves, which fill the whole area
                 axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=len(series))
 
         return self._figure(title, x_label, y_label, draw)
 
     def reliability(self, title: str, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-        """Share that happened against probability; the larger a point, the more decisions it stands for.
+        """Observed frequency against probability; the larger a point, the more decisions it stands for.
         `tables` are those of `ft.analysis.calibration.reliability`."""
 
         def draw(axes: Axes) -> None:
@@ -87,7 +86,7 @@ class Plots:
 
     def confusion(self, title: str, matrix: np.ndarray) -> str:
         """A heat map of a confusion matrix (true classes, predicted classes), each row as shares of the true
-        class; of more than `MOST_CELLS` classes, neighbours are taken together."""
+        class; with more than `MOST_CELLS` classes, neighbours are merged."""
         counts = np.asarray(matrix, dtype=np.float64)
         classes = len(counts)
         step = -(-classes // MOST_CELLS)
@@ -103,11 +102,11 @@ class Plots:
         return self._figure(title, "predicted class", "true class", draw, (4.6, 4.4))
 
     def agreement(self, title: str, truth: np.ndarray, predicted: np.ndarray) -> str:
-        """How many rows have which target (rows,) and prediction (rows,), as a heat map with its diagonal."""
+        """A heat map of the rows by target (rows,) and prediction (rows,), with its diagonal."""
         low, high = min(truth.min(), predicted.min()), max(truth.max(), predicted.max())
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
         counts, _, _ = np.histogram2d(truth, predicted, bins=40, range=((low, high), (low, high)))
-        shares = np.sqrt(counts.T / max(counts.max(), 1))  # so that a single row is seen beside many
+        shares = np.sqrt(counts.T / max(counts.max(), 1))  # so that a single row is visible beside many
 
         def draw(axes: Axes) -> None:
             image = _shaded(shares)
@@ -129,7 +128,7 @@ class Plots:
         with rc_context({**STYLE, "svg.hashsalt": "ft"}):
             figure = Figure(figsize=size)
             FigureCanvasSVG(figure)
-            # Fixed margins: to fit them to the labels takes longer than the rest.
+            # Fixed margins: fitting them to the labels takes longer than the rest.
             axes = figure.add_axes((0.19, 0.5 / size[1], 0.78, 1 - 0.75 / size[1]))
             axes.set(xlabel=x_label, ylabel=y_label)
             draw(axes)
@@ -139,7 +138,7 @@ class Plots:
 
 
 def _shaded(shares: np.ndarray) -> np.ndarray:
-    """Shares from 0 to 1 as (.., 4) colours: from nothing to opaque, on whatever ground."""
+    """Shares from 0 to 1 as (.., 4) colours: from transparent to opaque, on any background."""
     color = [int(COLORS[0][place : place + 2], 16) / 255 for place in (1, 3, 5)]
     image = np.empty((*shares.shape, 4))
     image[..., :3] = color
@@ -149,7 +148,7 @@ def _shaded(shares: np.ndarray) -> np.ndarray:
 
 def _inline(svg: str, title: str, prefix: str) -> str:
     """matplotlib's file as an element of an HTML page: without what belongs to a file, with ids that begin
-    with `prefix`, scaled by the page, named for those who cannot see it."""
+    with `prefix`, scaled by the page, labelled for screen readers."""
     from markupsafe import escape
 
     svg = svg[svg.index("<svg") :].strip()
