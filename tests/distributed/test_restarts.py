@@ -1,4 +1,4 @@
-"""A launcher starts lost processes again (`--max_restarts`): they meet, resume, and end as one whole run."""
+"""Lost processes that the launcher restarts (`--max_restarts`): they meet, resume, and lose nothing."""
 
 import psutil
 import pytest
@@ -16,14 +16,14 @@ def words(model, data, folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, reviews):
-    """The run on two processes that lost none."""
+    """The run on two processes, without a loss."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = launch(FORKS, words(tiny_model, reviews, folder))
     assert done.returncode == 0, done.stderr
     return folder
 
 
-# The others then find only what the attempt before has left of this process in the launcher's store.
+# The others then find only what the previous attempt has left of this process in the launcher's store.
 LATE = """
 import os, time
 if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and os.environ["RANK"] == os.environ["LATE"]:
@@ -38,7 +38,7 @@ def rank(request):
 
 @pytest.fixture
 def restarting(started, tiny_model, reviews, tmp_path, rank):
-    """Accelerate's launcher with two processes that may be started again, where one of them is late."""
+    """Accelerate's launcher with two processes that may be restarted, one of which is late."""
     (tmp_path / "sitecustomize.py").write_text(LATE)
     late = {"LATE": str(rank), "PYTHONPATH": str(tmp_path)}
     command = [*two_processes(), "--max_restarts", "3"]

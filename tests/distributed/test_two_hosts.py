@@ -1,4 +1,4 @@
-"""Two hosts, as network namespaces joined by a cable of their own: the same result, and back after a loss."""
+"""Two hosts, as network namespaces with a virtual cable: the same result, and recovery after a loss."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from ft.launch import kill_launch
 from ft.verify import compare
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-APART = str(ROOT / "tests" / "apart.py")  # train.py: namespaces of networks have their memory in common
+APART = str(ROOT / "tests" / "apart.py")  # train.py: network namespaces share memory
 
 
 def ip(*words, check=True):
@@ -58,7 +58,7 @@ def start(name, number, command):
 
 
 def end(processes, timeout=240):
-    """What each process printed; one that hangs fails the test with the words of all."""
+    """What each process printed; one that hangs fails the test with the output of all."""
     limit, said, hung = time.monotonic() + timeout, [], False
     for process in processes:
         try:
@@ -79,8 +79,8 @@ def config(base_flags, folder):
 
 
 def launched_on(hosts, tmp_path, words, *own, behind=()):
-    """Accelerate's launcher on each host; `own` are the flags of each, `behind` what starts that of the
-    second."""
+    """Accelerate's launcher on each host; `own` are the flags of each, `behind` the command that starts that
+    of the second."""
     topology = yaml.safe_load((ROOT / "accelerate_configs" / "multi_node.yaml").read_text())
     topology |= {"use_cpu": True, "mixed_precision": "no"}
     del topology["gpu_ids"]
@@ -109,8 +109,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("what", OPTIONS)
 def test_a_process_with_another_option_is_refused(base_flags, tmp_path, what):
-    """Each host is launched by a command of its own. What was typed is compared before anything is read, for
-    which two processes of one host do."""
+    """Each host is launched by a command of its own. What was typed is compared before anything is read; two
+    processes of one host suffice to test it."""
     (tmp_path / "own.json").write_text(json.dumps([flags(**mine) for mine in OPTIONS[what]]))
     words = [str(tmp_path / "own.json"), *flags(**config(base_flags, tmp_path / "two"))]
     done = launch(FORKS, words, script="tests/own.py")
@@ -172,7 +172,7 @@ def test_a_host_with_another_checkpoint_in_the_same_place_is_refused(base_flags,
 
 
 def elastic(hosts, words):
-    """A launcher on each host that starts its process again, up to three times."""
+    """A launcher on each host that restarts its process, up to three times."""
     return [
         start(
             name, number,

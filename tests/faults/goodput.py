@@ -1,7 +1,7 @@
 """What kills cost: `python tests/faults/goodput.py --minutes 10 --kills 5`, with nothing else on the machine.
 
-A run of two processes on a random model of MiniLM's size is killed by SIGKILL again and again, and each time
-started by the same command. Writes docs/goodput.json, and its lines in docs/reliability.md."""
+A run of two processes on a random model of MiniLM's size is repeatedly killed by SIGKILL, and restarted by
+the same command. Writes docs/goodput.json, and its lines in docs/reliability.md."""
 
 import argparse
 import json
@@ -40,7 +40,7 @@ def make_model(folder):
 
 
 def start(model, data, folder):
-    """Give the same command again; what it says goes to a file beside its folder."""
+    """Run the same command again; its output goes to a file beside its folder."""
     words = flags(
         model_name_or_path=model, train_file=data / "train.csv", validation_file=data / "validation.csv",
         output_dir=folder, global_batch_size=BATCH, max_train_steps=100_000, logging_steps=1,
@@ -55,8 +55,8 @@ def start(model, data, folder):
 
 
 def wait_for_an_update(path, process, old, end):
-    """Seconds from now to the first row that the new process writes; None if it is not there at `end`. It
-    makes the file anew (another than `old`) when it begins."""
+    """Seconds from now to the first row that the new process writes; None if there is none by `end`. The
+    process creates a new file (not `old`) when it begins."""
     begin, before = time.monotonic(), None
     while process.poll() is None and time.monotonic() < end:
         if path.exists() and path.stat().st_ino != old:
@@ -72,7 +72,7 @@ def wait_for_an_update(path, process, old, end):
 
 
 def measure(minutes, kills, place):
-    """Run for so long with so many kills, spread evenly; returns what was seen."""
+    """Run for `minutes` with `kills` evenly spaced kills; returns what was measured."""
     model, data, folder = place / "model", place / "data", place / "run"
     make_model(model)
     write_csv(data / "train.csv", make_rows(ROWS, 0))
@@ -103,7 +103,7 @@ def measure(minutes, kills, place):
 
 
 def main():
-    """Measure, and write it down."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--kills", type=int, default=5)

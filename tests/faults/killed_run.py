@@ -1,4 +1,4 @@
-"""A run that kills itself at a given moment, as a script: `killed_run.py REQUEST`, a JSON object of the
+"""A run that kills itself at a given moment, as a script: `killed_run.py REQUEST`, a JSON object with the
 options of the run, the moment and the environment."""
 
 import json
@@ -17,14 +17,14 @@ def kill() -> None:
 
 
 def one_file_removed(place):
-    """Remove a file of a folder, as a removal that is cut short has done."""
+    """Remove one file of a folder, as an interrupted removal leaves it."""
     next(iter(sorted(Path(place).iterdir()))).unlink()
     return True
 
 
 def moments():
-    """Where a run may be killed: the function, and, of its calls and their arguments, before which. The run
-    has 7 updates an epoch, checkpoints after 4, 8 and 12, evaluations of 8 batches after 5, 10 and 12."""
+    """Where a run may be killed: a function, and a condition on its calls and their arguments. The run has 7
+    updates per epoch, checkpoints after 4, 8 and 12, evaluations of 8 batches after 5, 10 and 12."""
     from ft import finish, model
     from ft.tasks.text_classification import TextClassification as Task
 
@@ -50,7 +50,7 @@ def moments():
 
 
 def kill_before(owner, name, condition):
-    """Let the process be killed before a call of a function of `owner`."""
+    """Have the process killed before a call of a function of `owner`."""
     function, calls = getattr(owner, name), []
 
     def call(*args, **options):
@@ -62,14 +62,14 @@ def kill_before(owner, name, condition):
     setattr(owner, name, call)
 
 
-# The steps of write_checkpoint at which something can happen, by the function that does them.
+# The steps of write_checkpoint at which something can happen, by their functions.
 STEPS = ["mkdir", "save_file", "torch.save", "write_flushed", "digest", "flush", "rename"]
 NUMBERS = range(19)
 
 
 def at_step(number, fault, setattr=setattr, step=8):
-    """Let `fault` happen just before a step of the writing of the checkpoint of update `step`. Returns the
-    steps as they come."""
+    """Make `fault` happen just before a step of writing the checkpoint of update `step`. Returns the steps as
+    they occur."""
     import safetensors.torch
     import torch
 
@@ -99,7 +99,7 @@ def at_step(number, fault, setattr=setattr, step=8):
 
 
 def main(request) -> int:
-    """One run; the exit code. Whether it draws its page is for the fork to say."""
+    """One run; returns the exit code. The fork decides whether it draws its page."""
     from conftest import train_here
 
     os.environ |= request["environment"]

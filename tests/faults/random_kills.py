@@ -1,7 +1,7 @@
 """SIGKILL at random moments: `python tests/faults/random_kills.py --kills 50`.
 
-Runs on two processes are killed again and again (the launcher, one rank, or all of it), started again by the
-same command, and have to end bit-identical to a run that was never killed."""
+Runs on two processes are killed repeatedly (the launcher, one rank, or everything), restarted by the same
+command, and have to end bit-identical to a run that was never killed."""
 
 import argparse
 import contextlib
@@ -38,7 +38,7 @@ def config(model, data, folder):
 
 
 def fork(words):
-    """The run on two processes, forks of one that has imported all; where it left off, if it did."""
+    """The run on two processes, forks of one that has imported everything; resumes if it was killed."""
     return Fork("train.py", [*words, "--resume_from_checkpoint", "latest"], processes=2)
 
 
@@ -54,14 +54,14 @@ def rows(folder):
 
 
 def newest(folder):
-    """The newest checkpoint of a run that is whole, None where there is none."""
+    """The newest intact checkpoint of a run, None if there is none."""
     whole = [p for p in checkpoints_in(folder / "checkpoints") if not find_damage(p, *FILES)]
     return whole[-1] if whole else None
 
 
 def check_start(checkpoint, out):
-    """A start has to go on from the newest checkpoint, and anew only where there is none. Returns whether
-    it went on; one that was killed before it could say so did not."""
+    """A start has to resume from the newest checkpoint, and to start from scratch only if there is none.
+    Returns whether it resumed; one that was killed before it could say so did not."""
     if checkpoint is None:
         assert "resumed from" not in out, out
         return False
@@ -71,14 +71,14 @@ def check_start(checkpoint, out):
 
 
 def kill_at_random(process, folder, generator):
-    """Kill at a random moment: now and then while it sets up, mostly while it trains. Returns what was
-    killed, None where it ended before, and what it had said."""
+    """Kill at a random moment: sometimes during setup, mostly while it trains. Returns what was killed, None
+    if it ended before, and its output."""
     before, begin = rows(folder), time.monotonic()
     if generator.random() < 0.2:
         time.sleep(generator.uniform(0.2, 6))
     else:
         while process.poll() is None and rows(folder) <= before and time.monotonic() - begin < WATCHDOG:
-            before = min(before, rows(folder))  # a resumed run cuts the file first
+            before = min(before, rows(folder))  # a resumed run truncates the file first
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 1.5))
     if process.poll() is not None:
@@ -97,12 +97,12 @@ def kill_at_random(process, folder, generator):
 
 
 def said(process):
-    """Wait for the end of a run; what it said."""
+    """Wait for the end of a run; returns its output."""
     return "".join(filter(None, process.communicate(timeout=WATCHDOG)))
 
 
 def finish(start, words):
-    """Run to the end without a kill; returns what it said."""
+    """Run to the end without a kill; returns its output."""
     process = start(words)
     out = said(process)
     assert process.returncode == 0, out
@@ -110,7 +110,7 @@ def finish(start, words):
 
 
 def one_run(start, model, data, folder, whole, kills, generator):
-    """A run that is killed so many times; what was killed, in turn. Raises if it ends otherwise."""
+    """A run that is killed `kills` times; returns what was killed, in turn. Raises if it ends differently."""
     killed, resumed = [], 0
     while len(killed) < kills:
         before = newest(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, left half-written or fought over."""
+"""Checkpoints that are damaged, half-written or contended for."""
 
 import errno
 import shutil
@@ -123,7 +123,7 @@ def test_leftovers_of_an_interrupted_save_are_in_nobodys_way(config, whole, tmp_
     for name in (".step-00000012.tmp", ".step-00000010.tmp", ".step-00000012.old"):
         shutil.copytree(folder / "step-00000004", folder / name)
         DAMAGE["deleted"](folder / name / "state.json")
-    (folder / "latest").write_text("step-00000012\n")  # between rename and pointer, the other way round
+    (folder / "latest").write_text("step-00000012\n")  # between rename and pointer, in the reverse order
     assert train_here(**config, resume_from_checkpoint="latest") == 0
     assert same_bits(whole / "final", tmp_path / "run/final")
     names = sorted(path.name for path in folder.iterdir())
@@ -142,7 +142,7 @@ def test_the_checkpoint_of_the_best_step_is_kept(config, tmp_path):
         "save_total_limit": 1,
         "output_dir": tmp_path / "b",
     }
-    assert train_here(**words) == 0  # nothing is learned, so the first evaluation is the best
+    assert train_here(**words) == 0  # the model does not learn, so the first evaluation is the best
     kept = sorted(path.name for path in (tmp_path / "b/checkpoints").glob("step-*"))
     assert kept == ["step-00000004", "step-00000012"]
 
@@ -181,7 +181,7 @@ def test_a_second_run_on_one_output_dir_is_refused_and_a_dead_one_is_in_nobodys_
     assert done.returncode == 0, done.stderr
 
 
-# Each process writes the code that it leaves with: that of two together is 1, whatever it is.
+# Each process writes its own exit code: the launcher of two always exits with 1.
 SLOW_WRITE = """
 from pathlib import Path
 import ft.saver

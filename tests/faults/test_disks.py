@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or damaged, and folders that two runs want at once."""
+"""Full, read-only or damaged disks, and folders that two runs want at once."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from ft.durable import find_damage
 
 @pytest.fixture
 def mount(tmp_path):
-    """Mounts a small file system of its own; only root may."""
+    """Mounts a small separate file system; needs root."""
     mounted = []
 
     def do(name, *options):
@@ -99,7 +99,7 @@ SHORT = {"max_train_steps": 3, "save_strategy": "no"}
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory, tiny_model, reviews):
-    """A folder with a run and the HF_HOME that it has encoded its data in. Nobody may change it."""
+    """A folder with a run and the HF_HOME in which it has encoded its data. Must not be changed."""
     folder = tmp_path_factory.mktemp("encoded")
     words = {"model_name_or_path": tiny_model, "dataset_name": reviews, "learning_rate": 1e-3}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A process that hangs, dies or fails alone takes the whole job down, soon and with its reason."""
+"""A process that hangs, dies or fails alone ends the whole job, promptly and with the reason."""
 
 import signal
 import subprocess
@@ -21,13 +21,13 @@ Task.loss = faulty
 """
 
 
-PATIENCE = "10s"  # more than the first update takes on a machine with much else to do
+PATIENCE = "10s"  # more than the first update takes on a busy machine
 
 
 @pytest.fixture
 def run_faulty(base_flags, tmp_path):
     def run(command, fault, rank="0", **changes):
-        """The end of a launch, and the seconds from the fault to it."""
+        """The finished launch, and the seconds from the fault to its end."""
         place = tmp_path / "now"
         change = FAULTY.format(fault=f"open({str(place)!r}, 'w'); {fault}", rank=rank)
         script = changed_train(tmp_path / "faulty.py", change)
@@ -63,7 +63,7 @@ def test_every_process_shows_its_stacks(run_faulty):
     assert done.stderr.count("(most recent call first)") >= 4  # two threads of each, at least
 
 
-# A process under a watchdog of one second, which waits, and then takes eight steps of half a second.
+# A process under a one-second watchdog, which waits, then takes eight steps of half a second.
 WATCHED = """
 import sys, time
 import ft.watchdog
@@ -100,7 +100,7 @@ def start_watched():
 )
 def test_time_in_which_a_process_is_suspended_is_no_hang(start_watched):
     process = start_watched(linger=0.5, wait=0)
-    time.sleep(0.1)  # in the first step, which then is not at its end
+    time.sleep(0.1)  # in the middle of the first step
     process.send_signal(signal.SIGSTOP)
     time.sleep(3)
     process.send_signal(signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_a_process_that_dies_takes_the_others_down(run_faulty, command, fault):
         assert "broken on purpose" in done.stderr[first:].split("Traceback")[1]
 
 
-# After the forward pass of an update's only micro-batch: gradients may be out.
+# After the forward pass of an update's only micro-batch: gradients may have been sent.
 OUT_OF_MEMORY = "loss(self, model, batch); import torch; raise torch.OutOfMemoryError('none left')"
 
 

@@ -1,4 +1,4 @@
-"""Input that is out to do harm, or looks like it."""
+"""Malicious input, or input that looks like it."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from ft.tasks.text_classification import TextClassification
 
 
 class Harm:
-    """A pickle that makes a file when it is read."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, place):
         self.place = place

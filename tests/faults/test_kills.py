@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, and at each step of a checkpoint's writing: nothing is lost."""
+"""SIGKILL at any moment, and at each step of writing a checkpoint: nothing is lost."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def test_twenty_random_kills_on_two_processes_end_bit_identical(tiny_model, revi
 
 
 def run(config, moment="never", drawn=False, **environment):
-    """A run that kills itself at a moment; the exit code, and what it said."""
+    """A run that kills itself at a given moment; returns the exit code and its output."""
     words = {key: str(value) for key, value in config.items()}
     request = json.dumps({"config": words, "moment": moment, "environment": environment})
     done = launch(FORK, [request], script="tests/faults/killed_run.py", drawn=drawn)
@@ -65,8 +65,8 @@ DRAWN = {"report.html", "training.png"}
 
 
 def killed_and_resumed(config, whole, moment, drawn):
-    """Kill a run at a moment and start it again: it has to end as the one that was never killed, but for its
-    page where that is not `drawn`."""
+    """Kill a run at a moment and restart it: it has to end like the one that was never killed, except for its
+    page if that is not `drawn`."""
     code, said = run(config, moment, drawn)
     assert code == -signal.SIGKILL, said
     folder = Path(config["output_dir"])
@@ -87,7 +87,7 @@ def killed_and_resumed(config, whole, moment, drawn):
     assert {path.name for path in folder.iterdir()} == (expected if drawn else expected - DRAWN)
 
 
-# All steps of a checkpoint within the run; of the last update's a few.
+# All steps of a checkpoint within the run; a few of the last update's.
 @pytest.mark.parametrize(
     ("step", "number"), [*((8, n) for n in NUMBERS), (12, 0), (12, 9), (12, 16), (12, 18)]
 )

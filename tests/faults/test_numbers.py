@@ -1,4 +1,4 @@
-"""Numbers that go wrong, memory that runs out, and algorithms that are asked to be deterministic."""
+"""Numerical failures, out of memory, and deterministic algorithms."""
 
 import json
 import weakref
@@ -24,8 +24,8 @@ def config(base_flags):
 
 
 def break_updates(monkeypatch, steps, value):
-    """Give the loss of some updates (counted from 1, a micro-batch each) another value, and its gradient
-    too."""
+    """Replace the loss of some updates (counted from 1, one micro-batch each), and its gradient, by another
+    value."""
     original, calls = TextClassification.loss, []
 
     def loss(self, model, batch):
@@ -79,7 +79,7 @@ def test_skip_goes_on_in_any_case(config, tmp_path, monkeypatch):
 
 
 def nothing_moved(folder, before, after):
-    """Whether two checkpoints hold the same weights and the same state of the optimizer, bit for bit."""
+    """Whether two checkpoints have the same weights and optimizer state, bit for bit."""
     places = [folder / f"checkpoints/step-{step:08d}" for step in (before, after)]
     weights = [load_file(place / "model.safetensors") for place in places]
     states = [torch.load(place / "optimizer.pt", weights_only=True)["optimizer"]["state"] for place in places]
@@ -100,7 +100,7 @@ def test_the_last_update_may_be_the_one_that_is_skipped(config, tmp_path, monkey
     assert nothing_moved(tmp_path / "run", 9, 10) and not nothing_moved(tmp_path / "run", 8, 9)
 
 
-# Each process writes what it holds after an update: hashes of weights and optimizer, and the next rate.
+# Each process writes its state after an update: hashes of weights and optimizer, and the next rate.
 WITNESS = """
 import hashlib, json
 from ft.run import Run
@@ -136,7 +136,7 @@ def test_an_infinite_loss_with_a_finite_gradient_moves_nothing(config, tmp_path)
     for rank in "01":
         held = [json.loads(line) for line in (tmp_path / f"run-{rank}").read_text().splitlines()]
         assert held[3] == held[4] and len(held) == 6
-        for kind in zip(*held, strict=True):  # each other update moves all three
+        for kind in zip(*held, strict=True):  # every other update changes all three
             assert len(set(kind)) == 5
 
 
@@ -167,7 +167,7 @@ def test_loss_spikes_are_counted():
     early = Health()
     for loss in [0.7] * (SPIKE_AFTER - 1) + [70.0]:
         early.note(loss, finite=True)
-    assert early.spikes == 0  # too little is known
+    assert early.spikes == 0  # too few updates were seen
     for share, spikes in ((1.0, 1), (1 / 16, 0)):  # the mean of few rows strays further
         health = Health()
         for update in range(100):
@@ -195,11 +195,11 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_update(config, tmp
     assert sizes[:7] == [32, 16, 8, 8, 8, 8, 8] and 32 not in sizes[1:]
     assert "micro-batches have at most 8 rows" in capfd.readouterr().out
     worst = largest_difference(tmp_path / "whole", tmp_path / "run")
-    # Not eval/auroc: rounding may turn the order of two rows with nearly the same score.
+    # Not eval/auroc: rounding may reverse the order of two rows with nearly the same score.
     assert max(worst[key] for key in ("train/loss", "train/grad_norm", "eval/loss", "weights")) <= 1e-5, worst
 
 
-# The model of some of two processes has no memory for more than 8 rows in its forward pass.
+# On some of two processes, the model runs out of memory for more than 8 rows in its forward pass.
 OUT_IN_FORWARD = """
 import torch
 import ft.ddp
@@ -218,7 +218,7 @@ if {by!r} == "DDP":
 
 
 def out_in_forward(config, folder, ranks, by):
-    """A run on two processes, of which those of `ranks` run out of memory, and what it said."""
+    """A run on two processes, of which those in `ranks` run out of memory; returns its output, too."""
     script = changed_train(folder / "small.py", OUT_IN_FORWARD.format(ranks=ranks, by=by))
     done = launch(FORKS, flags(**config), script=script)
     assert done.returncode == 0, done.stderr
@@ -227,7 +227,7 @@ def out_in_forward(config, folder, ranks, by):
 
 @pytest.fixture(scope="module", params=["shared memory", "DDP"])
 def exchanged(request, tmp_path_factory, tiny_model, reviews):
-    """How two processes exchange gradients, and the run of those for which the memory suffices."""
+    """How two processes exchange gradients, and their run with enough memory."""
     folder = tmp_path_factory.mktemp("whole")
     words = {**short_run(tiny_model, reviews, folder / "run"), **SAVED}
     whole, said = out_in_forward(words, folder, "", request.param)
@@ -241,7 +241,7 @@ def exchanged(request, tmp_path_factory, tiny_model, reviews):
     "halved there, the update repeated, the same trajectory within 1e-5",
 )
 def test_out_of_memory_in_a_forward_pass_is_mended_on_several_processes(config, tmp_path, exchanged, ranks):
-    """The other waits in the exchange of the gradients meanwhile, which happens once an update."""
+    """The other waits meanwhile in the gradient exchange, which happens once per update."""
     by, whole = exchanged
     run, said = out_in_forward(config, tmp_path, ranks, by)
     for rank in "01":
@@ -316,7 +316,7 @@ def test_out_of_memory_on_one_row_is_an_error(config, monkeypatch):
     "bit-identical",
 )
 def test_two_runs_of_one_launch_are_bit_identical(config, tmp_path):
-    """On a CPU they are in any case; deterministic: true asks torch for it."""
+    """On a CPU they always are; deterministic: true asks torch for it."""
     runs = {}
     for name, value in {"a": True, "b": True, "c": False}.items():
         words = {**config, "output_dir": tmp_path / name, "deterministic": value, "save_strategy": "no"}

@@ -1,4 +1,4 @@
-"""Told to stop, a run saves what it has and exits with 75, whoever was told, and wherever it was."""
+"""Asked to stop, a run saves its state and exits with 75, whichever process was asked, at whatever point."""
 
 import contextlib
 import fcntl
@@ -40,7 +40,7 @@ SLOW = {"num_train_epochs": 40, "logging_steps": 1, "save_strategy": "no", "per_
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, reviews):
-    """A run that nobody stopped."""
+    """A run that was not stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = launch(FORK, words(tiny_model, reviews, folder))
     assert done.returncode == 0, done.stderr
@@ -60,7 +60,7 @@ def run_words(tiny_model, reviews, tmp_path):
 
 
 def wait_for_updates(folder, count, seconds=120, meanwhile=lambda: None):
-    """Return when the run has logged so many updates."""
+    """Return when the run has logged `count` updates."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         path = folder / "metrics.jsonl"
@@ -138,7 +138,7 @@ def test_a_closed_terminal_loses_nothing(command, run_words, tmp_path):
     os.set_blocking(terminal, False)
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # nothing to read; nohup has everybody write elsewhere
+        with contextlib.suppress(OSError):  # nothing to read; under nohup, all write elsewhere
             os.read(terminal, 2**16)
 
     try:
@@ -184,7 +184,7 @@ def test_a_launcher_with_one_process_that_ends_leaves_no_orphan_and_loses_nothin
     "both save the same update, once",
 )
 def test_two_processes_save_together_whoever_got_the_signal(started, run_words, tmp_path, told):
-    # The launcher and Slurm send theirs to the workers of the loader, too.
+    # The launcher and Slurm also send theirs to the loader's workers.
     command = FORKS if told == "one process" else [*TORCHRUN, "2"]
     process = started(command, [*run_words, "--dataloader_num_workers", "1"])
     wait_for_updates(tmp_path / "run", 20)
@@ -194,7 +194,7 @@ def test_two_processes_save_together_whoever_got_the_signal(started, run_words, 
         both[1].send_signal(signal.SIGUSR1)
     elif told == "launcher":
         process.send_signal(signal.SIGTERM)
-    else:  # as Slurm does; the launcher then hands its own on to both, which must not end them
+    else:  # as Slurm does; the launcher then forwards its own to both, which must not end them
         for one in [process, *psutil.Process(process.pid).children(recursive=True)]:
             one.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=90)
@@ -250,7 +250,7 @@ def test_in_the_middle_of_an_evaluation_too(start_slow_evaluation, run_words, tm
 
 
 def told_in_call(monkeypatch, name, number):
-    """Have the run told to stop in the n-th call of a function of its task."""
+    """Ask the run to stop in the n-th call of a function of its task."""
     original, calls = getattr(TextClassification, name), []
 
     def call(*args):
@@ -263,7 +263,7 @@ def told_in_call(monkeypatch, name, number):
 
 
 def fail_saves(monkeypatch, step, times):
-    """Have the disk not take the checkpoint of a step, so often."""
+    """Make writing the checkpoint of a step fail `times` times."""
     original, left = ft.saver.write_checkpoint, [OSError(5, "Input/output error")] * times
 
     def write(folder, state, progress, *rest):
@@ -276,7 +276,7 @@ def fail_saves(monkeypatch, step, times):
 
 @pytest.fixture
 def short(base_flags, tmp_path):
-    """A run of 6 updates with a checkpoint every third, which nobody stopped, and the words for the same in
+    """A run of 6 updates with a checkpoint every third, which was not stopped, and the flags for the same in
     another folder. Its best model is not the last."""
     words = {
         **base_flags, "max_train_steps": 6, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 50,

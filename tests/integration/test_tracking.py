@@ -1,4 +1,4 @@
-"""Trackers get all numbers of metrics.jsonl, in one run of one id, and never harm the training."""
+"""Trackers get all numbers of metrics.jsonl, in one run with one id, and never harm the training."""
 
 import csv
 import hashlib

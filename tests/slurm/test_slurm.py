@@ -1,4 +1,4 @@
-"""A job is preempted, requeued and ends as if it had not been, on a real Slurm where one is installed."""
+"""A job is preempted and requeued, and ends as if it had not been, on a real Slurm if one is installed."""
 
 import os
 from unittest.mock import patch

@@ -1,8 +1,8 @@
-"""Jobs on a real Slurm of one node, stopped and queued again: `python tests/slurm/try_slurm.py`.
+"""Jobs on a real one-node Slurm, stopped and requeued: `python tests/slurm/try_slurm.py`.
 
-Needs root and the packages slurm-wlm and munge (Debian). Starts their daemons with a configuration of their
-own, submits slurm/train.sbatch, sends what Slurm sends before the time limit, has another job preempt it, and
-compares the end with a run that was not stopped. A job that is cancelled stays so."""
+Needs root and the packages slurm-wlm and munge (Debian). Starts their daemons with a separate configuration,
+submits slurm/train.sbatch, sends what Slurm sends before the time limit, has another job preempt it, and
+compares the result with a run that was not stopped. A cancelled job stays cancelled."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ SECONDS = 1200  # for all of it, which takes four minutes
 
 
 def missing():
-    """Why it cannot be tried here; empty where it can."""
+    """Why it cannot be tried here; empty if it can."""
     if os.geteuid():
         return "needs root"
     absent = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name)]
@@ -64,7 +64,7 @@ def free_ports():
 
 @contextlib.contextmanager
 def daemons(folder):
-    """munged, slurmctld and slurmd, as long as the block runs."""
+    """munged, slurmctld and slurmd, while the block runs."""
     host = socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -112,7 +112,7 @@ def wait_for(what, condition, end):
 
 
 def state_of(job):
-    """The state of the job, and how often it was started again."""
+    """The state of the job, and how often it was restarted."""
     fields = dict(word.split("=", 1) for word in said("scontrol", "show", "job", job).split() if "=" in word)
     return fields["JobState"], int(fields["Restarts"])
 
@@ -123,7 +123,7 @@ def rows(folder):
 
 
 def try_it(folder):
-    """Raises where something is not as it should be."""
+    """Raises if something is not as it should be."""
     import conftest
     from compare import same_bits, without_timing
 
@@ -180,13 +180,13 @@ def submitted(log, **words):
 
 
 def goes_on(job, restarts, place, end):
-    """Wait until a job is queued again, which has saved, and have it start."""
+    """Wait until a job has saved and is requeued, and start it."""
     wait_for("the requeue", lambda: state_of(job)[1] == restarts, end)
     stopped = sorted(path.name for path in (place / "checkpoints").glob("step-*"))
     print(f"saved {stopped[-1]}, queued again", flush=True)
     assert not (place / "results.json").exists()
-    time.sleep(15)  # slurmd refuses a job that it is still clearing away
-    said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+    time.sleep(15)  # slurmd refuses a job that it is still cleaning up
+    said("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
 
 
 if __name__ == "__main__":

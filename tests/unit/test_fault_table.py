@@ -1,4 +1,4 @@
-"""What goodput.py has measured stays under the table of the faults when that is made anew."""
+"""What goodput.py has measured stays below the table of faults when that is regenerated."""
 
 import json
 
