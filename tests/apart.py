@@ -12,7 +12,7 @@ from ft.runtime import run_script
 
 
 def share_no_memory() -> None:
-    """Leave it to DDP and gloo to exchange gradients. Real hosts find that out by themselves."""
+    """Leave the gradient exchange to DDP and gloo. Real hosts detect this by themselves."""
     import ft.ddp
 
     ft.ddp.shared_memory = lambda rows, numbers, hosts: None

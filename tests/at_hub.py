@@ -1,5 +1,5 @@
 """train.py with the Hub that the environment names: `at_hub.py [flags of train.py]`. In a fork, the library
-has read its environment long ago."""
+has already read its environment."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Hold two runs against each other, quantity by quantity."""
+"""Compares two runs, quantity by quantity."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ft.verify import weights_difference
 
 # A bias of attention's keys adds the same to all scores of a query, and so changes nothing: its gradient is
-# rounding alone, of which Adam makes steps of the full rate.
+# only rounding, which Adam turns into steps of the full rate.
 KEYS_BIAS = "key.bias"
 
 
@@ -32,21 +32,21 @@ def largest_difference(one: Path, other: Path) -> dict[str, float]:
     return worst
 
 
-# Sums of floating-point numbers in another order.
+# Sums of floating-point numbers in a different order.
 ROUNDED = ("train/", "weights", "eval/loss", "eval/mse", "eval/mae", "eval/r2", "eval/pearsonr")
-# Rows with nearly the same score may change places, each of which is 7.5e-4 of the reviews' area.
+# Rows with nearly the same score may swap ranks, each worth 7.5e-4 of the reviews' area.
 RANKED = ("eval/auroc", "eval/spearmanr")
 
 
 def assert_same(one: Path, other: Path, weights: float = 1e-5) -> None:
-    """Two runs of one config are the same but for rounding; `weights` is how much of that they may gather."""
+    """Two runs of one config are the same up to rounding; `weights` is how much of it they may accumulate."""
     for key, difference in largest_difference(one, other).items():
         allowed = 1e-5 if key.startswith(ROUNDED) else 4e-3 if key in RANKED else 0
         assert difference <= (weights if key == "weights" else allowed), (other, key, difference)
 
 
 def without_timing(output_dir: Path) -> list[dict]:
-    """The rows of metrics.jsonl without what a clock decides."""
+    """The rows of metrics.jsonl without timings."""
     return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in metrics_of(output_dir)]
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models, made-up reviews, and launches: in this process, or for real with a watchdog."""
+"""Tiny random models, synthetic reviews, and launches: in this process, or real ones with a watchdog."""
 
 import csv
 import json
@@ -25,15 +25,15 @@ from ft.launch import kill_launch  # noqa: E402
 
 pytest_plugins = ["fault_table"]
 
-# The same examples in every run, on a machine that may stand still for a moment.
+# The same examples in every run, on a machine that may stall for a moment.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
 
-# What the environment of a user, a cluster or another launch may hold, and runs would heed: a precision, a
-# project of W&B, a cache (where models of a stand-in of the Hub would stay, under real names), a proxy that
-# does not reach this machine. HF_HOME has another value in every session, which a fork of it keeps.
+# Variables of the user, the cluster or another launch that would change a run: a precision, a W&B project, a
+# cache (where models from the stand-in for the Hub would stay, under real names), a proxy that does not reach
+# this machine. HF_HOME is set for each session below, and forks of the session must keep it.
 PREFIXES = (
     "ACCELERATE_", "FSDP_", "HF_", "HUGGINGFACE_", "TORCHELASTIC_", "TRACKIO_", "TRANSFORMERS_", "WANDB_",
 )  # fmt: skip
@@ -45,11 +45,11 @@ for name in set(os.environ) - {"HF_HOME"}:
     if name.startswith(PREFIXES) or name.upper() in NAMES:
         del os.environ[name]
 
-# Before any Hugging Face library is imported: no network, and a cache of this session's own.
+# Before any Hugging Face library is imported: no network, and a separate cache for this session.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# Before torch is: one thread, here and in every launch. What ran in this process is compared bit for bit with
-# what a launcher ran, and another number of threads sums in another order.
+# Before torch is imported: one thread, here and in every launch. Runs in this process are compared bit for
+# bit with launched ones, and another number of threads sums in another order.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = {
@@ -60,8 +60,8 @@ WORDS = {
 COMMON = ["the", "a", "this", "film", "book", "phone", "was", "is", "very", "and", "it", "not", "we", "saw"]
 
 
-# The longest tests, of half a minute and more. Worksteal shares out tests by their number and not by their
-# time: one of these that comes last would be waited for by all processes but its own.
+# The longest tests, of half a minute and more. Worksteal distributes tests by number, not by time: all other
+# processes would wait for one of these that comes last.
 LONGEST = (
     "test_a_preempted_job_is_requeued", "test_twenty_random_kills", "test_a_config_that_keeps_the_promise",
     "test_compiling_changes_no_number", "test_the_updates_that_count_have", "test_a_command_measures_and",
@@ -70,8 +70,8 @@ LONGEST = (
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest tests come first, where several processes share them."""
-    if hasattr(config, "workerinput"):  # alone, in their order, which is that of the table of faults
+    """Run the longest tests first if several processes share them."""
+    if hasattr(config, "workerinput"):  # one process keeps their order, that of the table of faults
         items.sort(key=lambda item: not item.name.startswith(LONGEST))
 
 
@@ -88,7 +88,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny_model: Path) -> Any:
-    """That of the tiny model."""
+    """The tokenizer of the tiny model."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_model)
@@ -96,13 +96,13 @@ def tokenizer(tiny_model: Path) -> Any:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of this test's own: what it prepares is encoded for it."""
+    """A separate cache for this test: what it prepares is encoded anew."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
 
 
 def make_tiny_model(folder: Path) -> Path:
-    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the made-up words,
-    and as many that no text has: their embeddings are left out of the training."""
+    """A folder with a random BERT (2 layers of 32, dropout 0.1) and a tokenizer that knows the synthetic
+    words, and as many that no text has: their embeddings are left out of training."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
@@ -129,7 +129,7 @@ def make_tiny_model(folder: Path) -> Path:
 
 
 def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Made-up reviews of 4 to 40 words with three labels that their words give away."""
+    """Synthetic reviews of 4 to 40 words with three labels that follow from their words."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -142,7 +142,7 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A csv file of some rows; gives the path back."""
+    """Write some rows to a csv file; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -165,8 +165,8 @@ def make_reviews(folder: Path) -> Path:
 
 
 def make_kinds(folder: Path) -> Path:
-    """A folder with a data set for each kind of label, made of the reviews: tags (any number of labels a row,
-    as jsonl), scores (numbers about 50, as csv) and pairs (whether two reviews have the same label)."""
+    """A folder with a data set for each kind of label, made from the reviews: tags (any number of labels per
+    row, as jsonl), scores (numbers around 50, as csv) and pairs (whether two reviews have the same label)."""
     for seed, (name, count) in enumerate({"train": 203, "validation": 61, "test": 47}.items()):
         rows, others = make_rows(count, seed), make_rows(count, seed + 10)
         pairs = [
@@ -197,7 +197,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(**values: Any) -> list[str]:
-    """Command-line words: `flags(seed=1)` is ["--seed", "1"]."""
+    """Command-line arguments: `flags(seed=1)` is ["--seed", "1"]."""
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
@@ -216,8 +216,8 @@ def short_run(model: Path, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def train_here(*, drawn: bool = False, resampled: bool = False, **values: Any) -> int:
-    """Run train.py's own function in this process, on the flags given; returns the exit code. See `spared`
-    for `drawn` and `resampled`."""
+    """Run train.py's function in this process with the given flags; returns the exit code. See `spared` for
+    `drawn` and `resampled`."""
     import train
     from ft.cli import parse
     from ft.config import Config
@@ -255,7 +255,7 @@ def forget_accelerator() -> None:
     GradientState._reset_state()
 
 
-# A metric of the `evaluate` library, of a folder of its own.
+# A metric of the `evaluate` library, in a folder of its own.
 METRIC = """
 import datasets
 import evaluate
@@ -273,26 +273,26 @@ class Errors(evaluate.Metric):
 
 
 def metric_in(folder: Path, values: str) -> str:
-    """A folder with a metric that gives `values`, an expression."""
+    """A folder with a metric that returns `values`, an expression."""
     folder.mkdir()
     given = '{"errors": sum(p != r for p, r in zip(predictions, references))}'
     (folder / f"{folder.name}.py").write_text("import numpy as np\n" + METRIC.replace(given, values))
     return str(folder)
 
 
-# A fork of a process that has imported all, and two likewise: for what a run does, not for how it is started.
+# A fork of a process that has imported everything, and two of them: to test what a run does, not its start.
 FORK = ["fork", "1"]
 FORKS = ["fork", "2"]
 ONE = [sys.executable]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-# --standalone finds a free port, so that launches do not get into each other's way.
+# --standalone finds a free port, so that launches do not conflict.
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
 def launch(
     command: list[str], words: list[str], script: str = "train.py", timeout: float = 240, **more: Any
 ) -> subprocess.CompletedProcess:
-    """Run a script for real; after `timeout` seconds all its processes are killed and the test fails. See
+    """Really run a script; after `timeout` seconds all its processes are killed and the test fails. See
     `start` for `more`."""
     process = start(command, words, script, **more)
     try:
@@ -310,8 +310,8 @@ def start(
     command: list[str], words: list[str], script: str = "train.py", *, drawn: bool = False,
     resampled: bool = False, **environment: str,
 ) -> subprocess.Popen[str] | Fork:  # fmt: skip
-    """Begin to run a script for real; who calls this has to end it, see `started`. A fork is spared what it
-    neither has to be `drawn` nor `resampled` for; a process of its own is spared nothing."""
+    """Start really running a script; the caller has to end it, see `started`. A fork is `spared` pages and
+    resamples unless `drawn` or `resampled`; a separate process is spared nothing."""
     if command[0] == "fork":
         assert not environment, "what a library reads when it is imported cannot be changed for a fork"
         return Fork(script, words, int(command[1]), drawn, resampled)
@@ -322,7 +322,7 @@ def start(
 
 
 def changed_train(path: Path, change: str) -> str:
-    """Write a script that is train.py, but for what some lines of Python change; gives its name back."""
+    """Write a script that is train.py with some lines of Python run before it; returns its path."""
     text = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -340,7 +340,7 @@ run_script(train.train, parse(Config))
 
 @pytest.fixture
 def heeds_hangups() -> Iterator[None]:
-    """SIGHUP is not ignored, as it would be under nohup, by this process and what it starts."""
+    """This process and what it starts do not ignore SIGHUP, as they would under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -348,8 +348,8 @@ def heeds_hangups() -> Iterator[None]:
 
 @pytest.fixture
 def fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Matplotlib has its list of fonts where it can be read. It says on stderr that it makes one, where that
-    takes more than five seconds, and that it may not write where the user's home is."""
+    """Matplotlib finds its list of fonts. Otherwise it says on stderr that it builds one, if that takes more
+    than five seconds, or that it cannot write to the user's home."""
     import matplotlib.font_manager
 
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
@@ -357,7 +357,7 @@ def fonts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
-    """`start` for a test, however that ends: what still runs then is killed."""
+    """`start` for a test; what is still running when that ends is killed."""
     processes: list[subprocess.Popen[str] | Fork] = []
 
     def start_and_note(*args: Any, **more: Any) -> subprocess.Popen[str] | Fork:
@@ -370,7 +370,7 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str] | Fork]]:
 
 
 def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
-    """Return as soon as a file is there; fail after so many seconds, or when `process` has ended."""
+    """Return as soon as a file exists; fail after `seconds`, or when `process` has ended."""
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path} after {seconds} s"
@@ -379,8 +379,8 @@ def wait_for(path: Path, process: subprocess.Popen | None = None, seconds: float
 
 
 def all_ended(processes: list[Any], seconds: float) -> bool:
-    """Whether these processes (psutil's) end in time. Where pytest is process 1, as in a container, what has
-    lost its parent stays a zombie."""
+    """Whether these processes (psutil's) end in time. If pytest is process 1, as in a container, orphans stay
+    zombies."""
     import psutil
 
     def runs(process: psutil.Process) -> bool:
@@ -398,7 +398,7 @@ def all_ended(processes: list[Any], seconds: float) -> bool:
 
 
 def two_processes() -> list[str]:
-    """The words that launch two gloo processes on the CPU through Accelerate."""
+    """The command that launches two gloo processes on the CPU through Accelerate."""
     return [
         *ACCELERATE,
         "--config_file",
@@ -414,7 +414,7 @@ def metrics_of(output_dir: Path) -> list[dict[str, Any]]:
 
 
 def series(output_dir: Path, key: str) -> dict[int, float]:
-    """One quantity of metrics.jsonl under its step."""
+    """One quantity of metrics.jsonl by step."""
     return {row["step"]: row[key] for row in metrics_of(output_dir) if key in row}
 
 
@@ -424,7 +424,7 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-# What may happen to a file on a disk.
+# What can happen to a file on a disk.
 DAMAGE = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:-9]),
     "emptied": lambda path: path.write_bytes(b""),

@@ -22,7 +22,7 @@ COLLECTIVES = (
 
 
 def counted_run(config: Config) -> int:
-    """The run. Of each bucket of gradients that DDP exchanges, and of each other collective, its update."""
+    """The run; notes the update of each gradient bucket that DDP exchanges, and of each other collective."""
     import torch
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 

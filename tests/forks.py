@@ -1,7 +1,7 @@
-"""Scripts run in forks of a process that has imported all that they do: imports are most of a launch's time.
+"""Runs scripts in forks of a process that has done all their imports, which are most of a launch's time.
 
-Either the script alone, or several gloo processes under a parent that gives them the environment that a
-launcher does, and ends them as one does."""
+Either the script alone, or several gloo processes under a parent that sets their environment and ends them as
+a launcher does."""
 
 import contextlib
 import os
@@ -26,8 +26,8 @@ _context.set_forkserver_preload(["warm"])
 
 
 class Fork:
-    """A script in a process group of its own, with that part of Popen's interface that tests use. What it
-    writes goes to files, so that nobody has to read it meanwhile. `drawn` and `resampled` are of `spared`."""
+    """A script in a process group of its own, with the part of Popen's interface that tests use. Its output
+    goes to files, so that nobody has to read it meanwhile. `drawn` and `resampled` are for `spared`."""
 
     def __init__(self, script, words, processes=1, drawn=False, resampled=False):
         self._said = [tempfile.NamedTemporaryFile("w+") for _ in range(2)]
@@ -46,11 +46,11 @@ class Fork:
     returncode = property(poll)
 
     def wait(self, timeout=None):
-        """Wait for the end of the script or, where there are several processes, of their parent alone."""
+        """Wait for the end of the script or, with several processes, only of their parent."""
         self._process.join(timeout)
 
     def communicate(self, timeout=None):
-        """Wait for the end of all its processes; what they wrote to standard output and to standard error."""
+        """Wait for the end of all its processes; returns their standard output and standard error."""
         end = time.monotonic() + (timeout or 1e9)
         self._process.join(timeout)
         while self.poll() is None or self._others():
@@ -60,7 +60,7 @@ class Fork:
         return tuple(Path(file.name).read_text() for file in self._said)
 
     def _others(self):
-        """Whether any process of the group is still there: a parent may have been killed."""
+        """Whether any process of the group is still running: a parent may have been killed."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if os.getpgid(process.pid) == self.pid and process.status() != psutil.STATUS_ZOMBIE:
@@ -68,17 +68,17 @@ class Fork:
         return False
 
     def send_signal(self, number):
-        """A signal to the script or, where there are several processes, to their parent alone."""
+        """Send a signal to the script or, with several processes, only to their parent."""
         os.kill(self.pid, number)
 
     def kill(self):
-        """SIGKILL to the script or, where there are several processes, to their parent alone."""
+        """Send SIGKILL to the script or, with several processes, only to their parent."""
         self._process.kill()
 
 
 def ensure_server():
-    """Start the process of which the others are forks, if it is not there. What its libraries read when they
-    are imported, they read now; Python 3.11's does not have the import path of those that start it."""
+    """Start the process that the others are forked from, if it is not running. What its libraries read on
+    import, they read now; Python 3.11's does not have the import path of those that start it."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), before]))
     forkserver.ensure_running()
@@ -88,8 +88,8 @@ def ensure_server():
 
 
 def hold_port():
-    """A port of this machine, and the socket that keeps others from taking it: whoever listens on it asks for
-    it by number, with the right to use it again (as torch's store does)."""
+    """A port of this machine, and the socket that reserves it: whoever listens on it binds it by number, with
+    address reuse (as torch's store does)."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
@@ -100,7 +100,7 @@ def _lead(run, processes, said, environment):
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
-    set_start_method("fork", force=True)  # multiprocessing's default again, as in a script of its own
+    set_start_method("fork", force=True)  # multiprocessing's default again, as in a script
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
@@ -124,7 +124,7 @@ def _lead(run, processes, said, environment):
 
 
 def _run(script, words, drawn, resampled):
-    """The script as `python SCRIPT WORDS` runs it, but for what is spared."""
+    """The script as `python SCRIPT WORDS` runs it, except for what is spared."""
     sys.argv, sys.path[0:0], code = [script, *words], [str(Path(script).parent)], 0
     try:
         with spared(drawn, resampled):
@@ -140,8 +140,8 @@ def _run(script, words, drawn, resampled):
 
 
 def _wait(ranks, patience=30):
-    """Wait for all. Where one fails the others are told to stop, and killed when they have not after
-    `patience` seconds."""
+    """Wait for all. If one fails, the others are asked to stop, and killed if they have not after `patience`
+    seconds."""
     code, end = 0, None
     while ranks:
         pid, status = os.waitpid(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""train.py with flags of each process's own, as on several hosts: `own.py OWN.json [flags of train.py]`.
+"""train.py with different flags for each process, as on several hosts: `own.py OWN.json [flags of train.py]`.
 OWN.json lists those of each rank."""
 
 import json

@@ -1,4 +1,4 @@
-"""Rows prepared as a run does it, with what became of them at hand."""
+"""Rows prepared as in a run, with access to the results."""
 
 import json
 from contextlib import contextmanager

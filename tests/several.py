@@ -1,5 +1,5 @@
-"""Several scripts' runs in one launch, one after the other: `several.py RUNS.json`, which lists pairs of a
-script (train or eval) and its words."""
+"""Runs several scripts in one launch, one after the other: `several.py RUNS.json`, which lists pairs of a
+script (train or eval) and its arguments."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ SCRIPTS = {"train": (train.train, Config), "eval": (evaluation.score, EvalConfig
 
 
 def run(first: Config) -> int:
-    """The first run, whose config is at hand, and the others."""
+    """The first run, whose config is given, and the others."""
     for script, words in json.loads(Path(sys.argv[1]).read_text()):
         function, options = SCRIPTS[script]
         assert function(parse(options, words)) == EXIT_DONE

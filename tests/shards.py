@@ -1,4 +1,4 @@
-"""A training run that writes into its output folder how much of the model each process has held:
+"""A training run that records in its output folder how much of the model each process has held:
 `shards.py [flags of train.py]`."""
 
 import json
@@ -16,7 +16,7 @@ from ft.sharded import shard
 
 
 class Weighed(Run):
-    """Counts at the end the numbers of weights and of AdamW's moments, and the modules that are cut by
+    """Counts, at the end, the weights and AdamW's moments, and the modules that are sharded by
     themselves."""
 
     def close(self, summary, *shown):

@@ -1,16 +1,16 @@
-"""What the end of every run costs, and what few tests look at: spared where nobody does."""
+"""Skips what the end of every run costs and few tests look at."""
 
 import functools
 from contextlib import ExitStack, contextmanager
 from unittest.mock import Mock, patch
 
-FEW = 1_000  # resamples of an interval, in the place of 10,000
+FEW = 1_000  # resamples of an interval, instead of 10,000
 
 
 @contextmanager
 def spared(drawn=False, resampled=False):
-    """Runs in this process draw no training.png and no report.html, half of the time of a short one, unless
-    `drawn`; their intervals are from a tenth of the resamples, unless `resampled`; and git is asked once."""
+    """Runs in this process draw no training.png and no report.html (half the time of a short run), unless
+    `drawn`; their intervals use a tenth of the resamples, unless `resampled`; and git is called once."""
     import ft.assess
     import ft.finish
     import ft.report

@@ -1,11 +1,11 @@
-"""A web server on this machine, in the place of one that cannot be reached, that keeps what it was asked."""
+"""A web server on this machine that replaces an unreachable one and records its requests."""
 
 import http.server
 import threading
 
 
 class StandIn:
-    """Answers with what `respond` gives, until it is closed. `requests` are those so far: "GET /path"."""
+    """Answers with what `respond` returns, until it is closed. `requests` are those so far: "GET /path"."""
 
     protocol = "HTTP/1.1"
 

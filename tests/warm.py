@@ -1,4 +1,4 @@
-"""What a run imports, early or late, for the process of which the others are forks: none of them has to."""
+"""Imports what a run imports, early or late, in the process that the others are forked from."""
 
 import pkgutil
 from importlib import import_module

@@ -1,6 +1,6 @@
 """train.py on a `Run` that counts what is alive at two updates: `weighed.py EARLY LATE WORDS ...` also writes
-OUTPUT_DIR.json, the number of tensors, of their bytes, of those of Python and NumPy, and of all objects at
-each."""
+OUTPUT_DIR.json: the number of tensors, their bytes, the bytes of Python and NumPy, and the number of all
+objects at each."""
 
 import gc
 import json
