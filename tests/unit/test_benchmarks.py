@@ -39,14 +39,14 @@ from benchmarks.exactness import dropouts
 
 @pytest.fixture(autouse=True)
 def _environment():
-    """A command sets its process's variables (threads, devices), which here are those of other tests, too."""
+    """A command sets variables of its process (threads, devices), which other tests share here."""
     with patch.dict(os.environ):
         yield
 
 
 @pytest.fixture
 def model(tmp_path):
-    """The options of a data and a model folder that are there; the benchmark's own may not be installed."""
+    """The options of existing data and model folders; the benchmark's defaults may not be installed."""
     return ["--data", str(tmp_path), "--model", str(tmp_path)]
 
 
@@ -151,7 +151,7 @@ def write_texts(folder, names, text="words"):
 
 
 def test_class_folders_are_read_where_there_is_no_csv(tmp_path, monkeypatch):
-    """The second of each five of a class is for testing, so that a class of one text is in train.csv."""
+    """The second of every five texts of a class is for testing, so a class of one text is in train.csv."""
     write_texts(tmp_path / "data", [f"good/{number}.txt" for number in range(7)])
     write_texts(tmp_path / "data", ["bad/0.txt", "rare/0.txt", "bad/1.txt", ".git/0.txt"])
     monkeypatch.chdir(tmp_path)
@@ -288,7 +288,7 @@ def test_rows_to_encode_are_of_two_classes_though_a_file_begins_with_one(tmp_pat
 
 
 def test_peers_take_what_train_py_takes(tiny_model, tmp_path):
-    """A tokenizer without a token for padding or with types that the model lacks, a head of another size, a
+    """A tokenizer without a padding token or with token types that the model lacks, a head of another size, a
     model of scores."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -334,7 +334,7 @@ def test_layers_that_share_their_weights_count_as_often_as_they_are_used(tmp_pat
 
 
 def test_a_table_of_distances_that_a_matrix_multiplies_counts_as_no_token(tmp_path):
-    """DeBERTa's, by the matrices of queries and keys, which count once."""
+    """DeBERTa's, multiplied by the matrices of queries and keys, which count once."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
     relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 8}
     for options in ({}, relative, relative | {"share_att_key": True}):
@@ -444,7 +444,7 @@ def test_the_trainer_groups_as_in_an_epoch_of_all_rows():
 
     # Of ten batches of 32, the Trainer sorts two at a time; of two hundred, it would sort 50.
     assert spread_in_batches(320) > 100
-    # (The longest row changes places with that of the first batch, which is the longest then, too.)
+    # (The longest row is swapped with that of the first batch, which is then the longest, too.)
     assert spread_in_batches(6400) == 31
 
 
@@ -485,7 +485,7 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
 
 
 def once(function):
-    """The function's first answer to the same words again and again."""
+    """The function, cached by its arguments."""
     answers = {}
 
     def call(*words):
@@ -531,7 +531,7 @@ def test_a_command_measures_and_leaves_its_table(words, tiny_model, reviews, tmp
 def test_exactness_finds_no_difference_between_launches_of_train_py(
     tiny_model, reviews, tmp_path, monkeypatch
 ):
-    """Of its launches two, as forks; the whole of it takes minutes."""
+    """Two of its launches, as forks; the whole command takes minutes."""
 
     def forked(script, *words, variables):
         done = conftest.launch(conftest.FORK, words, script=script)

@@ -74,7 +74,7 @@ def test_it_never_makes_the_log_loss_of_its_rows_worse_and_stays_within_bounds()
         single_label_scores(logits / temperature, labels)["log_loss"]
         <= single_label_scores(logits, labels)["log_loss"] + 1e-9
     )
-    for margin in (1, 9, 80):  # nothing is wrong: the lowest loss is at 0, and soon 0 itself
+    for margin in (1, 9, 80):  # nothing is wrong: the lowest loss is at temperature 0, and soon 0 itself
         assert fit_temperature(np.eye(3) * margin, np.arange(3)) == 1
     assert 10 < fit_temperature(np.eye(3) * 9, np.array([1, 2, 0])) <= 20  # everything is
 

@@ -1,6 +1,6 @@
-"""Surprises of the libraries that this code is built around.
+"""Surprising behaviour of libraries that this code works around.
 
-When one of these fails, a library has changed: read what the test says, and simplify or mend the place it
+When one of these fails, a library has changed: read the test's docstring, and simplify or fix the place it
 names.
 """
 
@@ -24,7 +24,7 @@ def new_accelerator():
 
 
 def run_script(tmp_path, command, text, **environment):
-    """Launch a script of a few lines for real."""
+    """Really launch a script of a few lines."""
     script = tmp_path / "canary.py"
     script.write_text(text)
     env = {**os.environ, **environment}
@@ -42,7 +42,7 @@ def run_script(tmp_path, command, text, **environment):
 
 
 def test_a_prepared_scheduler_steps_once_a_call_whatever_the_processes_and_skips_nothing(monkeypatch):
-    """train.py steps it once an update, whether that took effect or not: ft.optim.Schedule itself counts
+    """train.py steps it once per update, whether that took effect or not: ft.optim.Schedule itself counts
     those that did.
 
     If it steps four times, or skips a step by itself, step_scheduler_with_optimizer=False (ft/runtime.py)
@@ -64,8 +64,8 @@ def test_a_prepared_scheduler_steps_once_a_call_whatever_the_processes_and_skips
 
 
 def test_backward_divides_by_nothing_even_if_the_environment_asks_for_accumulation(monkeypatch):
-    """ft/runtime.py passes a plugin of one step, so that the loop alone scales the loss. A launch config's
-    gradient_accumulation_steps arrives by this variable and would rescale the loss silently."""
+    """ft/runtime.py passes a plugin with one step, so that only the loop scales the loss. A launch config's
+    gradient_accumulation_steps arrives through this variable and would silently rescale the loss."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     weight = torch.ones(1, requires_grad=True)
     new_accelerator().backward((3 * weight).sum())
@@ -73,7 +73,7 @@ def test_backward_divides_by_nothing_even_if_the_environment_asks_for_accumulati
 
 
 def test_accelerates_own_default_does_divide(monkeypatch):
-    """The reason for the plugin above; without it, it could go."""
+    """The reason for the plugin above; if this changes, it can go."""
     from accelerate import Accelerator
 
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -90,7 +90,7 @@ def test_the_fused_optimizer_divides_gradients_by_its_grad_scale():
         weight = nn.Parameter(torch.tensor([3.0, 4.0]))
         optimizer = torch.optim.AdamW(
             [weight], lr=0.1, eps=1.0, fused=True
-        )  # an eps by which the size counts
+        )  # an eps with which the size matters
         optimizer.grad_scale = scale
         for gradient in ([1.0, -2.0], [0.5, 3.0]):
             weight.grad = torch.tensor(gradient) * (1 if scale is None else scale)
@@ -103,7 +103,7 @@ def test_the_fused_optimizer_divides_gradients_by_its_grad_scale():
 
 
 class Batches:
-    """A batch sampler like ours: no batch_size, no drop_last, batches that are no lists."""
+    """A batch sampler like ours: no batch_size, no drop_last, batches that are not lists."""
 
     def __init__(self, count):
         self.batches = [("slot", number) for number in range(count)]
@@ -117,7 +117,7 @@ class Batches:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_batches_of_any_kind_and_size_are_dealt_in_turn(processes):
-    """ft/data/loader.py relies on batch i going to process i modulo the number of processes, as it is."""
+    """ft/data/loader.py relies on batch i going, unchanged, to process i modulo the number of processes."""
     from accelerate.data_loader import BatchSamplerShard
 
     sampler = Batches(6)
@@ -146,7 +146,7 @@ def test_a_prepared_loader_hands_batches_through_as_they_are():
 
 
 def test_a_batch_with_a_to_method_is_moved_by_it():
-    """ft/data/loader.py's MicroBatch is no dictionary; Accelerate and torch call its own methods."""
+    """ft/data/loader.py's MicroBatch is not a dictionary; Accelerate and torch call its own methods."""
     from accelerate.utils import send_to_device
 
     from ft.data.loader import MicroBatch, Slot
@@ -159,7 +159,7 @@ def test_a_batch_with_a_to_method_is_moved_by_it():
 
 # --- Accelerate: launching
 
-# One call that writes, as processes share a pipe: print makes eight where PYTHONUNBUFFERED is set.
+# A single write call, as processes share a pipe: print makes eight if PYTHONUNBUFFERED is set.
 TELL = (
     "import os\nfrom accelerate import Accelerator\na = Accelerator(%s)\n"
     "os.write(1, f'I am {a.process_index} of {a.num_processes}\\n'.encode())\n"
@@ -168,9 +168,9 @@ TELL = (
 
 @pytest.mark.parametrize("quiet", [[], ["--quiet"]])
 def test_cpu_and_num_processes_start_one_process_and_the_exit_code_is_lost(tmp_path, quiet):
-    """ft/launch.py's asked_processes reads the launcher's command line because of the first; if two start
-    now, it may go. The README says that `accelerate launch` turns every exit code but 0 into 1, and that it
-    adds a traceback unless --quiet is said."""
+    """ft/launch.py's asked_processes reads the launcher's command line because of the former; if two start
+    now, it can go. The README says that `accelerate launch` turns every exit code except 0 into 1, and adds a
+    traceback unless --quiet is given."""
     command = [*ACCELERATE, "--cpu", "--num_processes", "2", *quiet]
     done = run_script(tmp_path, command, TELL % "" + "raise SystemExit(75)")
     assert done.stdout.splitlines() == ["I am 0 of 1"], done.stderr
@@ -189,13 +189,13 @@ LEAVE = "import torch\ntorch.distributed.is_initialized() and torch.distributed.
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two processes with cpu=True: each says who it is and, of one weight, the gradient that it holds."""
+    """Two processes with cpu=True: each reports its rank and its gradient of one weight."""
     text = TELL % "cpu=True" + AVERAGE + LEAVE
     return run_script(tmp_path_factory.mktemp("pair"), [*TORCHRUN, "2"], text)
 
 
 def test_two_cpu_processes_find_each_other_only_with_cpu_true(tmp_path, pair):
-    """ft/runtime.py passes cpu=True where there is no accelerator: without it each believes to be alone."""
+    """ft/runtime.py passes cpu=True without an accelerator: otherwise each thinks that it is alone."""
     alone = run_script(tmp_path, [*TORCHRUN, "2"], TELL % "" + LEAVE)
     for done, world in ((pair, 2), (alone, 1)):
         assert done.stdout.count(f"of {world}") == 2, (done.stdout, done.stderr)
@@ -210,7 +210,7 @@ def test_ddp_averages_gradients_over_processes(pair):
 
 
 def seen_masks(folder, name, **options):
-    """The attention masks that a model hands to an attention function registered as `name`."""
+    """The attention masks that a model passes to an attention function registered as `name`."""
     from transformers import AttentionInterface, AutoModel
 
     seen = []
@@ -228,7 +228,7 @@ def seen_masks(folder, name, **options):
 
 
 def test_an_attention_function_gets_a_mask_only_with_a_mask_function_of_its_name(tiny_model):
-    """ft/attention.py registers both under one name. Without the second, padding is attended to, silently."""
+    """ft/attention.py registers both under one name. Without the second, padding is silently attended to."""
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -257,7 +257,7 @@ def test_the_linear_schedule_reaches_zero_after_the_last_update():
 
 
 def test_fused_adamw_runs_on_a_cpu():
-    """ft/optim.py always asks for it."""
+    """ft/optim.py always uses it."""
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.ones(3)
     torch.optim.AdamW([parameter], fused=True).step()
@@ -292,12 +292,12 @@ def test_a_shuffled_selection_is_numpys_permutation():
 
 
 def test_accelerates_wandb_tracker_hands_the_step_on():
-    """ft/tracking.py leaves step= out for W&B alone, which drops rows whose step goes back."""
+    """ft/tracking.py omits step= only for W&B, which drops rows whose step goes back."""
     pytest.importorskip("wandb")
     from accelerate import PartialState
     from accelerate.tracking import WandBTracker
 
-    PartialState(cpu=True)  # its logger asks for it
+    PartialState(cpu=True)  # its logger needs it
     calls = []
     tracker = WandBTracker("project")
     tracker.run = type("Run", (), {"log": lambda self, values, step=None: calls.append(step)})()
@@ -307,7 +307,7 @@ def test_accelerates_wandb_tracker_hands_the_step_on():
 
 
 def test_wandb_says_without_asking_whether_there_is_a_key(tmp_path):
-    """ft/wandb_run.py calls login(prompt=False), which is there since 0.30."""
+    """ft/wandb_run.py calls login(prompt=False), which exists since 0.30."""
     pytest.importorskip("wandb")
     text = "import wandb\nprint('key:', wandb.login(prompt=False, verify=False))\n"
     done = run_script(tmp_path, [sys.executable], text, HOME=str(tmp_path))

@@ -1,4 +1,4 @@
-"""The command line and YAML: what stands where, who has the last word, and what a user may type."""
+"""The command line and YAML: what goes where, which value wins, and what a user may type."""
 
 import json
 import subprocess
@@ -79,7 +79,7 @@ def test_of_two_flags_the_later_counts():
 def test_a_default_config_file_is_for_no_arguments_or_what_to_do_with_such_a_run(
     config_yaml, tmp_path, capsys
 ):
-    """So the quickstart is resumed by the command that began it. A forgotten config is a mistake."""
+    """So the quickstart is resumed by the command that started it. A forgotten config is an error."""
     assert parse(Config, [], defaults=config_yaml).seed == 7
     again = parse(Config, ["--resume_from_checkpoint", "latest"], defaults=config_yaml)
     assert (again.seed, again.resume_from_checkpoint) == (7, "latest")
@@ -109,7 +109,7 @@ def test_a_flag_alone_is_true_and_a_dash_is_as_good_as_an_underscore():
 def test_lists_are_typed_as_one_likes(words):
     config = config_of(*NEEDED, "--text_column_names", *words, "--metrics", *words, "--report_to", *words)
     assert config.text_columns == config.metric_names == config.tracker_names == ["a", "b"]
-    assert config.text_column_names == config.metrics == ["a", "b"]  # what encodings are known again by
+    assert config.text_column_names == config.metrics == ["a", "b"]  # what encodings are identified by
 
 
 @pytest.mark.parametrize("value", ["a,b", "[a, b]", "\n- a\n- b", "'a, b'"])
@@ -127,7 +127,7 @@ def test_numbers_may_be_names(tmp_path):
 
 @pytest.mark.parametrize("text", ["~", "#", "#a", "'a'", "Null", "a: b", "|", "12", "true"])
 def test_a_text_is_what_was_typed(tmp_path, text):
-    """For YAML, ~ and # are null, and quotes go."""
+    """For YAML, ~ and # are null, and quotes are removed."""
     config = config_of(*NEEDED, "--label_delimiter", text, "--slice_columns", f"{text},b")
     assert config.label_delimiter == text and config.slice_names == [text, "b"]
     quoted = json.dumps(text)
@@ -140,7 +140,7 @@ def test_a_text_is_what_was_typed(tmp_path, text):
     "text", ["no", "on", "y", "010", "1.10", "0x1F", "11:30:00", "1_000", "2024-01-01", "1e3"]
 )
 def test_a_text_of_yaml_is_what_stands_there(tmp_path, text):
-    """For YAML 1.1 these are false, true, 8, 1.1, 31, 41400 and so on: none of them a name."""
+    """For YAML 1.1 these are false, true, 8, 1.1, 31, 41400 and so on: none of them is a name."""
     (tmp_path / "c.yaml").write_text(
         f"label_column_name: {text}\nmetrics: [{text}, b]\nmodel_revision: {text}\n"
     )
@@ -165,13 +165,13 @@ def test_a_number_of_yaml_is_read_as_on_the_command_line(tmp_path, capsys):
 def test_a_duration_names_its_units(capsys):
     given = {"90": 90, "90s": 90, "45m": 2700, "1h30m": 5400, "11h30m5s": 41405, None: None}
     assert {text: parse_duration("max_time", text) for text in given} == given
-    for text in ("1h30", "5m10", "0", "h", "", "9" * 400):  # an hour and a half is no hour and half a minute
+    for text in ("1h30", "5m10", "0", "h", "", "9" * 400):  # 1h30 is not an hour and half a minute
         assert f"max_time: found '{text}'" in refused(capsys, *NEEDED, "--max_time", text)
 
 
 @pytest.mark.parametrize("word", ["--learning_rate 1:30", "--seed 1:30", "--max_train_steps 1:30"])
 def test_a_number_has_no_colon(tmp_path, capsys, word):
-    """YAML 1.1 counts in sixties: 90."""
+    """YAML 1.1 reads base 60: 90."""
     name = word.split()[0].removeprefix("--")
     assert f"{name}: found '1:30', expected a" in refused(capsys, *NEEDED, *word.split())
     (tmp_path / "c.yaml").write_text(f"{name}: 1:30\n")
@@ -179,7 +179,7 @@ def test_a_number_has_no_colon(tmp_path, capsys, word):
 
 
 def test_names_in_a_list_keep_their_blanks():
-    """As a column of jsonl or parquet may have them."""
+    """As in columns of jsonl or parquet."""
     assert config_of(*NEEDED, "--text_column_names", "[' a', 'b ']").text_columns == [" a", "b "]
     assert config_of(*NEEDED, "--text_column_names", " a, b ").text_columns == ["a", "b"]
 
@@ -320,12 +320,12 @@ def test_an_evaluation_takes_the_config_of_a_run_with_what_does_nothing_in_it():
 
 @pytest.mark.parametrize("name", ["$SCRATCH/run", "${SCRATCH}/run"])
 def test_an_output_dir_with_a_variable_that_no_shell_has_replaced(capsys, monkeypatch, tmp_path, name):
-    """Else a folder named $SCRATCH would have it."""
+    """Otherwise, a folder named $SCRATCH would be created."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(f"output_dir: {name}\n")
     said = refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
     assert "output_dir: found" in said and "is replaced by a shell" in said
-    (tmp_path / name).mkdir(parents=True)  # it is one that is there
+    (tmp_path / name).mkdir(parents=True)  # a folder that exists
     assert config_of(*NEEDED, str(tmp_path / "c.yaml")).output_dir == name
     assert config_of(*NEEDED, "--output_dir", "a$").output_dir == "a$"
 

@@ -1,4 +1,4 @@
-"""Comparison of runs: paired intervals, tests that keep their promise, and seeds."""
+"""Comparison of runs: paired intervals, tests with their nominal error rate, and seeds."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from scipy.stats import permutation_test
 from ft.analysis import predictions, resampling
 from ft.analysis.comparison import differences, mcnemar, right_in_one, tests
 
-tests.__test__ = False  # it is no test of ours
+tests.__test__ = False  # it is not a test for pytest
 
 
 def with_accuracy(right):
@@ -25,7 +25,7 @@ def test_mcnemar_by_hand():
 
 
 def test_the_interval_of_a_difference_is_paired():
-    """Two runs that are wrong on nearly the same rows differ by little, surely; on unlike rows, by chance."""
+    """Two runs that err on nearly the same rows surely differ by little; on different rows, by chance."""
     generator = np.random.default_rng(0)
     one = generator.random(500) < 0.8
     alike = one.copy()
@@ -40,7 +40,7 @@ def test_the_interval_of_a_difference_is_paired():
 
 
 def test_the_paired_interval_is_that_of_resampled_differences():
-    """In blocks, too: what both runs are given is the same rows."""
+    """Also in blocks: both runs get the same rows."""
     generator = np.random.default_rng(1)
     truth = generator.normal(size=400)
     noise = generator.normal(size=(3, 400))
@@ -122,13 +122,13 @@ def test_rows_that_only_one_gets_right():
     one, other = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
     only_one, only_other = right_in_one([one], [other])
     assert (only_one.tolist(), only_other.tolist()) == ([1, 4], [2])
-    # Of three runs, two count.
+    # Two of three runs are the majority.
     only_one, only_other = right_in_one([one, one, other], [other])
     assert (only_one.tolist(), only_other.tolist()) == ([1, 4], [2])
 
 
 def runs(generator, rows, count, spread):
-    """Some seeds of one recipe: how good each is differs by `spread` (in logits)."""
+    """Some seeds of one recipe, whose quality differs by `spread` (in logits)."""
     hardness = generator.normal(1.5, 1.5, size=rows)
     return [
         with_accuracy(generator.random(rows) < 1 / (1 + np.exp(-(hardness + spread * generator.normal()))))
@@ -148,7 +148,7 @@ def test_with_seeds_the_interval_holds_both_sources_of_variance():
 
 @pytest.mark.parametrize(("rows", "spread"), [(300, 0.0), (300, 0.3), (1_500, 0.5)])
 def test_with_three_seeds_it_holds_the_truth_in_about_95_of_100(rows, spread):
-    """Where a bootstrap over three seeds holds it in 86 of 100."""
+    """A bootstrap over three seeds holds it in 86 of 100."""
     hits = 0
     for seed in range(150):
         generator = np.random.default_rng([seed, rows])
@@ -175,8 +175,8 @@ def test_two_seeds_say_little_but_nothing_impossible():
 
 
 def one_row_a_class(rows=20, classes=6):
-    """All rows but one for each of the other classes are of the first: most resamples lack a class, and have
-    no AUROC."""
+    """All rows are of the first class, except one for each of the others: most resamples lack a class, and
+    have no AUROC."""
     labels = np.zeros(rows, int)
     labels[1:classes] = np.arange(1, classes)
     return predictions.single_label(np.full((rows, classes), 1 / classes), labels)
@@ -193,7 +193,7 @@ def test_what_most_resamples_do_not_define_has_no_interval_and_no_p_value(runs):
 @pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.filterwarnings("error")
 def test_what_one_run_does_not_define_has_no_number(runs):
-    """A correlation with a model that always says the same."""
+    """A correlation with a model that always predicts the same."""
     truth = np.arange(30.0)
     one = [predictions.regression(truth[::-1].copy(), truth)] * (runs - 1)
     one.append(predictions.regression(np.ones(30), truth))

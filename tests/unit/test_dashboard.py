@@ -1,4 +1,4 @@
-"""The charts of each kind of label: exact points, few of them, and no text that was not to be shown."""
+"""The charts of each kind of label: exact points, few of them, and no text that must not be shown."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_curves_hold_points_of_the_exact_curve_evenly_and_both_ends(generator, r
     exact = {*zip(*precision_recall_curve(happened, probability)[:2], strict=True)}
     assert {*zip(precision, recall, strict=True)} <= exact and len(recall) <= 200
     assert (recall[0], precision[0], recall[-1]) == (0, 1, 1)
-    # No gap but those that the exact curve has.
+    # No gaps except those of the exact curve.
     widest = max(1 / 199, np.diff(np.unique(precision_recall_curve(happened, probability)[1])).max())
     assert np.diff(recall).max() <= 2 * widest
 

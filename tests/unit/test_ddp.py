@@ -1,4 +1,4 @@
-"""Processes that exchange gradients beside DDP have those that DDP gives; what DDP is told."""
+"""Gradients exchanged without DDP equal those of DDP; what DDP is told."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ class Embedder(torch.nn.Module):
 
 
 def mean_gradients(model, rank, exchange=None):
-    """The gradients of two updates of two micro-batches each; each process has other words."""
+    """The gradients of two updates of two micro-batches each; each process has different words."""
     ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     found = []
     # The last gradient of a backward pass comes late on one process.
@@ -44,7 +44,7 @@ def mean_gradients(model, rank, exchange=None):
     for update in range(2):
         for micro_batch, words in enumerate(([1, 2, 2, 3 + rank], [1, 9 - rank - update])):
             with nullcontext() if micro_batch else ddp.no_sync():
-                # Of the other use of the table, the words 2 and 39.
+                # From the other use of the table, the words 2 and 39.
                 ddp(torch.tensor(words))[:, [2, 39]].pow(2).sum().backward()
         if exchange is not None:
             exchange()
@@ -62,7 +62,7 @@ def join(rank, folder, processes):
 
 
 def embed_on_each(rank, folder, processes):
-    """One of the processes; writes the gradients as each way to exchange them gives them."""
+    """One of the processes; writes the gradients that result from each way to exchange them."""
     join(rank, folder, processes)
     barrier, found = torch.distributed.barrier, {}
 
@@ -71,7 +71,7 @@ def embed_on_each(rank, folder, processes):
         time.sleep(0.1 * rank)
 
     for name in ("ddp", "rows", "memory"):
-        torch.manual_seed(rank)  # unlike weights: those of rank 0 count
+        torch.manual_seed(rank)  # different weights: those of rank 0 count
         model, exchange = Embedder(), None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "barrier", late_after_a_barrier)
@@ -86,7 +86,7 @@ def embed_on_each(rank, folder, processes):
             found[name] = mean_gradients(model, rank, exchange)
     torch.save(found, f"{folder}/{rank}.pt")
     barrier()
-    os._exit(0)  # as runs do: gloo's threads may abort a process that ends in the ordinary way
+    os._exit(0)  # as runs do: gloo's threads may abort a process that exits in the ordinary way
 
 
 def spawned(function, folder, processes):
@@ -114,12 +114,12 @@ def test_processes_have_the_gradient_that_ddp_gives_however_they_exchange_it(tmp
         ways = torch.load(tmp_path / f"{rank}.pt")
         for name, found in ways.items():
             for one, right in zip(found, expected, strict=True):
-                # A third is not exact.
+                # One third is not exact.
                 assert torch.equal(one, right) if processes == 2 else torch.allclose(one, right), name
 
 
 def ask_for_memory(rank, folder, processes):
-    """One of two processes, of which one cannot make, or not find, what they are to share."""
+    """One of two processes, of which one cannot create, or cannot find, the memory that they are to share."""
     join(rank, folder, processes)
     hosts = HostGroup(SimpleNamespace(num_processes=2, is_main_process=rank == 0, process_index=rank))
     memory = shared_memory(3, 1000, hosts)
@@ -127,11 +127,11 @@ def ask_for_memory(rank, folder, processes):
     torch.distributed.barrier()
     assert memory.mean(dim=1).tolist() == [1, 2, 0]
     whole, make = os.readlink, os.memfd_create
-    if rank == 1:  # it sees other processes, by the same numbers
+    if rank == 1:  # it sees other processes under the same ids
         os.readlink = lambda path: "/memfd:another (deleted)"
     assert shared_memory(3, 1000, hosts) is None
     os.readlink = whole
-    if rank == 0:  # as elsewhere than on Linux
+    if rank == 0:  # as on systems other than Linux
         del os.memfd_create
     assert shared_memory(3, 1000, hosts) is None
     os.memfd_create = make

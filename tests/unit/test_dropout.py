@@ -26,7 +26,7 @@ def test_the_share_of_kept_elements_is_one_minus_p(p):
     kept = mask(range(200), p=p).float().mean(dim=(1, 2))
     spread = (p * (1 - p) / (64 * 128)) ** 0.5
     assert abs(kept.mean() - (1 - p)) < 5 * spread / 200**0.5
-    assert kept.std() < 1.3 * spread  # as even over the rows as independent draws are
+    assert kept.std() < 1.3 * spread  # as even over the rows as independent draws
 
 
 def correlation(a, b):
@@ -55,7 +55,7 @@ def test_masks_are_as_unrelated_as_independent_draws(other):
 def test_no_two_of_many_rows_are_related():
     flat = mask(range(300), shape=(40, 64)).flatten(1).numpy().astype(np.float32)
     related = np.corrcoef(flat) - np.eye(300)
-    # Of 44,850 pairs of independent rows of 2,560 elements, the largest correlation is about 0.09.
+    # Among 44,850 pairs of independent rows of 2,560 elements, the largest correlation is about 0.09.
     assert np.abs(related).max() < 0.13
     assert abs(related.std() * 2560**0.5 - 1) < 0.05
 
@@ -81,7 +81,7 @@ def test_a_longer_batch_after_a_shorter_one_gives_the_same_masks():
 
 
 def test_the_pinned_bits():
-    """Integer arithmetic: any device and version must give these. A change here changes every trajectory."""
+    """Integer arithmetic: the same on any device and version. A change here changes every trajectory."""
     bits = mask([0, 1, 10**6], shape=(2, 16), update=7, layer=3, p=0.5).flatten(1).int().tolist()
     assert ["".join(map(str, row)) for row in bits] == PINNED
 
@@ -161,7 +161,7 @@ def test_gradients_do_not_depend_on_how_the_rows_are_cut(model):
 
 
 def small(kind, **options):
-    """A random sequence classifier of two small layers with dropout 0.1, of another family than BERT."""
+    """A random sequence classifier of two small layers with dropout 0.1, of a family other than BERT."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
@@ -181,8 +181,8 @@ def batch():
 
 
 def test_dropout_on_a_tensor_that_all_rows_share_is_the_same_for_every_cut():
-    """DeBERTa drops units of its embeddings of distances, which have no rows: in every layer, one mask an
-    update."""
+    """DeBERTa drops units of its distance embeddings, which have no rows: one mask per update in every
+    layer."""
     model = small(
         "deberta-v2", relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False
     )
@@ -212,7 +212,7 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
     assert model.config._attn_implementation == "row_keyed"
     kept = model(input_ids=ids, attention_mask=mask).logits
     assert torch.allclose(plain, kept, atol=1e-6)
-    # The explicit form itself, with a dropout so small that it drops nothing:
+    # The explicit form itself, with dropout too small to drop anything:
     query, key, value = torch.randn(3, 4, 2, 9, 16).unbind()
     module = model.bert.encoder.layer[0].attention.self
     tiny, _ = attend(module, query, key, value, mask[:, None, None].bool(), dropout=1e-12, scaling=0.25)
@@ -221,9 +221,9 @@ def test_attention_with_dropout_off_equals_transformers_own(model):
 
 
 @pytest.mark.parametrize("mode", ["row_keyed", "torch"])
-@pytest.mark.parametrize("kind", ["bert", "mpnet"])  # attention of sdpa, and of its own ("eager")
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])  # sdpa attention, and its own ("eager")
 def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode, monkeypatch):
-    """Tensors of the meta device have no values, so that reading one is an error."""
+    """Tensors on the meta device have no values, so reading one is an error."""
     from transformers import AttentionMaskInterface
     from transformers.masking_utils import create_bidirectional_mask, eager_mask, sdpa_mask
 
@@ -238,12 +238,12 @@ def test_no_mask_of_a_training_pass_has_the_host_wait_for_a_device(kind, mode, m
         create_bidirectional_mask(model.config, states, ones)
     if mode == "row_keyed":
         key_dropout(model, mode, 42, compiled_length=8)
-        with torch.no_grad():  # a compiled one has a mask there, too: without, it would be compiled again
+        with torch.no_grad():  # a compiled model has a mask here, too: without one, it would be recompiled
             assert create_bidirectional_mask(model.config, states, ones).shape == (2, 1, 5, 5)
 
 
 class Small(nn.Module):
-    """A model that drops units of its embeddings (rows, tokens, units) in a way of its own."""
+    """A model that drops units of its embeddings (rows, tokens, units) in its own way."""
 
     def __init__(self, drop):
         super().__init__()
@@ -285,9 +285,9 @@ def test_a_layer_that_is_used_again_in_a_pass_drops_others_and_the_next_pass_the
 
 
 def test_a_compiled_layer_is_compiled_once_and_drops_the_same(monkeypatch):
-    """Once for all updates, batch sizes and lengths, and all layers but the last, which has a program of its
-    own: what changes must be a tensor, no constant. (Transformers' mask is a view of another tensor at some
-    sizes, and then a layer is compiled once more.)"""
+    """Once for all updates, batch sizes and lengths, and all layers except the last, which has a program of
+    its own: what changes must be a tensor, not a constant. (Transformers' mask is a view of another tensor at
+    some sizes, and then a layer is compiled once more.)"""
     programs = []
 
     def compiler(graph, inputs):

@@ -1,4 +1,4 @@
-"""Where a model fails: slices, lengths, confused classes, surest errors, suspected labels."""
+"""Where a model fails: slices, lengths, confused classes, most confident errors, suspected labels."""
 
 import itertools
 import sys
@@ -62,7 +62,7 @@ def test_lengths_that_are_alike_stand_together(lengths):
 
 
 def of_matrix(counts):
-    """True and predicted classes of which this is the confusion matrix."""
+    """True and predicted classes with this confusion matrix."""
     true, predicted = np.indices(np.shape(counts))
     return np.repeat(true, np.ravel(counts)), np.repeat(predicted, np.ravel(counts))
 
@@ -127,7 +127,7 @@ def test_flipped_labels_of_several_and_numbers_far_off_are_suspected(monkeypatch
     numbers = generator.normal(size=600)
     given = numbers.copy()
     given[flipped] += 4
-    for most in (10_000, 100):  # of more rows, a way that takes no memory for pairs of them
+    for most in (10_000, 100):  # for more rows, a method without memory for pairs of them
         monkeypatch.setattr("ft.analysis.label_errors.OUTRE_ROWS", most)
         found, _ = suspects(predictions.regression(numbers + 0.1 * generator.normal(size=600), given))
         assert set(found) == set(flipped)

@@ -1,4 +1,4 @@
-"""Reading one file: every format gives the same table, and a broken file is named with its line."""
+"""Reading one file: every format gives the same table, and the error for a broken file names its line."""
 
 import csv
 import gzip
@@ -103,7 +103,7 @@ def test_parquet_has_the_columns_of_the_file_and_none_of_its_path(tmp_path):
     path = tmp_path / "lr=1" / "label=3" / "t.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table([["a"], ["b"], [1]], names=["text", "text", "label"]), path)
-    assert read_table(path).column_names == ["text", "text", "label"]  # the audit names the one that is twice
+    assert read_table(path).column_names == ["text", "text", "label"]  # the audit names the duplicate
 
 
 def test_csv_columns_are_strings(tmp_path):
@@ -138,10 +138,10 @@ def test_a_column_without_a_name_is_kept(tmp_path):  # DataFrame.to_csv writes t
 
 
 def test_a_blank_line_is_a_row_without_text_where_a_line_is_a_text(tmp_path):
-    """Or the numbers of the rows behind it would be others than those of the lines. At the end it is none."""
+    """Otherwise, the numbers of later rows would not match the lines. At the end of the file it is none."""
     table = read_table(write(tmp_path / "a.csv", "\ntext\nfirst\n\nthird\n\n\n"))
     assert table["text"].to_pylist() == ["first", "", "third"]
-    table = read_table(write(tmp_path / "b.csv", "text\r\r\na\r\r\nb\r\r\n"))  # line ends that were doubled
+    table = read_table(write(tmp_path / "b.csv", "text\r\r\na\r\r\nb\r\r\n"))  # doubled line ends
     assert table["text"].to_pylist() == ["a", "b"]
 
 
@@ -154,13 +154,13 @@ def test_a_quote_that_swallows_rows_of_a_file_that_is_not_quoted(tmp_path):
     rows = '"I went there.\t1\nThen I came back."\t0\n'
     message = refused(write(tmp_path / "a.tsv", f"text\tlabel\n{rows}"))
     assert "lines 2 to 3: broken row: a quote opens a field that goes on over 2 rows" in message
-    assert "save the file as csv or jsonl" in message  # which one that is rightly quoted takes, too
+    assert "save the file as csv or jsonl" in message  # which also accept a correctly quoted one
     table = read_table(write(tmp_path / "b.tsv", 'text\tlabel\n"a\nb"\tx\n"a ""b"""\ty\n'))
     assert table.to_pylist() == [{"text": "a\nb", "label": "x"}, {"text": 'a "b"', "label": "y"}]
 
 
 def test_a_quote_that_may_have_swallowed_rows_of_a_csv_file(tmp_path):
-    """No error: a text of several lines may look so."""
+    """No error: a text of several lines may look like this."""
     rows = '"quote opens,x\nb,x\nc,y\ninch 12",y\n'
     table = read_table(write(tmp_path / "a.csv", f"text,label\na,x\n{rows}d,x\n"))
     assert table.num_rows == 3
@@ -182,7 +182,7 @@ def test_a_field_of_a_megabyte(tmp_path):
     assert len(table["text"][0].as_py()) == 1_000_000
 
 
-# Lines are those of the file: the header is line 1, and blank lines and line breaks inside quotes count.
+# Lines are lines of the file: the header is line 1; blank lines and line breaks inside quotes count.
 @pytest.mark.parametrize(
     "rows, said",
     [
@@ -265,7 +265,7 @@ def test_broken_json_is_named_with_its_line_or_row(tmp_path, name, content, said
     assert refused(write(tmp_path / name, content)).startswith(said)
 
 
-# --- files that are no such files
+# --- files that are not what their name says
 
 
 @pytest.mark.parametrize("name", "a.csv a.tsv a.json a.jsonl a.parquet a.arrow a.csv.gz".split())
@@ -292,7 +292,7 @@ def test_bytes_that_are_not_utf8_are_named_with_line_and_byte(tmp_path, kind, gz
     assert message == f"line {line}: byte {byte} (0xe9) is not UTF-8; save the file as UTF-8."
 
 
-# A flipped byte in the middle of an arrow file goes unseen: it is plain data without a checksum.
+# A flipped byte in the middle of an arrow file goes unnoticed: it is plain data without a checksum.
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

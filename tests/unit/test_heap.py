@@ -1,4 +1,4 @@
-"""A run on a CPU keeps its memory, and needs no more of it from update to update."""
+"""A run on a CPU keeps its memory, and does not need more from update to update."""
 
 import json
 import os
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def say(tmp_path, text, *words, **environment):
-    """What a script prints that begins with `settle_heap`, as JSON, and its process id."""
+    """What a script that begins with `settle_heap` prints, as JSON, and its process id."""
     (tmp_path / "script.py").write_text(BEGINNING + text)
     plain = {name: value for name, value in os.environ.items() if name != TUNABLES}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the processes of a run have in common."""
+"""What the processes of a run share."""
 
 import pytest
 

@@ -21,7 +21,7 @@ def texts(source):
 
 
 def put(path, text, rows=4):
-    """A parquet file as the Hub has them: its labels are a ClassLabel column, whose names it keeps."""
+    """A parquet file as on the Hub: its labels are a ClassLabel column, whose names it stores."""
     import datasets
 
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["worst", "best"])}
@@ -68,7 +68,7 @@ def test_a_missing_shard_of_older_names_and_a_link_to_nothing_are_named(tmp_path
 
 
 def test_a_copy_may_have_the_name_of_a_format(tmp_path, monkeypatch):
-    """To `datasets`, "parquet" alone is its reader, of whatever lies in the working directory."""
+    """To `datasets`, "parquet" alone is its reader for whatever is in the working directory."""
     put(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", "mine")
     put(tmp_path / "other" / "train-00000-of-00001.parquet", "another's")
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_split_files_in_a_data_folder(tmp_path):
 
 
 def test_csv_files_are_read_as_everywhere_else(tmp_path):
-    """`datasets` would take the first label for nothing, and the others for 7 and true."""
+    """`datasets` would read the first label as missing, and the others as 7 and true."""
     rows = [{"text": "NA", "label": label} for label in ("None", "007", "True", "")]
     write_csv(tmp_path / "data" / "train-00000-of-00002.csv", rows[:2])
     write_csv(tmp_path / "data" / "train-00001-of-00002.csv", rows[2:])
@@ -103,7 +103,7 @@ def test_csv_files_are_read_as_everywhere_else(tmp_path):
 
 
 def test_what_datasets_cannot_read_is_said_with_its_reason(tmp_path):
-    """Its own words name none."""
+    """Its own message names none."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
     with pytest.raises(UserError, match=r"cannot be read by `datasets`.*(JSON|json|Expecting|row|line)"):
@@ -112,7 +112,7 @@ def test_what_datasets_cannot_read_is_said_with_its_reason(tmp_path):
 
 @pytest.mark.parametrize(("separator", "read"), [(",", "007"), (";", "7")])
 def test_csv_files_of_which_the_readme_says_how_to_read_them(tmp_path, separator, read):
-    """Only `datasets` knows all that may stand there."""
+    """Only `datasets` knows everything that may be written there."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "reviews.csv").write_text(
         f"text{separator}label\na{separator}007\nb{separator}010\n"
@@ -170,7 +170,7 @@ def test_a_file_whose_name_says_no_split_is_not_taken_for_training(tmp_path):
 
 @pytest.mark.parametrize("names", [["Train.csv", "Test.csv"], ["data/TRAIN.csv", "data/Valid.csv"]])
 def test_a_name_in_capitals_is_no_split_as_it_is_none_to_datasets(tmp_path, names):
-    """`datasets` takes all of the files for training then, those of the test rows, too."""
+    """`datasets` then takes all files for training, including those of the test rows."""
     for name in names:
         write_csv(tmp_path / name, make_rows(6))
     with pytest.raises(UserError, match="no training split 'train'; it holds"):

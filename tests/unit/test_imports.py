@@ -1,4 +1,4 @@
-"""The house: imports go down only, and some things are known in one file only."""
+"""The architecture: imports go only downwards, and some things are known in only one file."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# From the ground up. A file imports what stands on a lower floor, and nothing of its own.
+# From the bottom up. A file imports only from lower layers, and nothing from its own.
 FLOORS = [
     floor.split()
     for floor in (
@@ -60,7 +60,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 
 
 def imports_of(tree):
-    """Modules that a file imports, inside functions, too; what only the types need is left out."""
+    """Modules that a file imports, also inside functions, except those needed only for types."""
     for_types = {
         id(inner)
         for node in ast.walk(tree)
@@ -129,7 +129,7 @@ def test_one_file_knows_each_tracker():
 
 
 def test_no_file_reads_the_clock_that_may_be_set_back():
-    """What takes time is measured by `time.monotonic` and `time.perf_counter`, which go forward only."""
+    """Durations are measured by `time.monotonic` and `time.perf_counter`, which only go forward."""
     for name, tree in TREES.items():
         nodes = list(ast.walk(tree))
         read = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
@@ -138,7 +138,7 @@ def test_no_file_reads_the_clock_that_may_be_set_back():
 
 
 def concrete_tasks():
-    """The files of each task: one module, or a package."""
+    """The files of each task, a module or a package."""
     tasks = {}
     for name in FILES:
         if name.startswith("ft.tasks.") and name != "ft.tasks.base":

@@ -1,4 +1,4 @@
-"""Intervals: on a resample every metric is scikit-learn's; the interval is the plain bootstrap's."""
+"""Intervals: on a resample, every metric equals scikit-learn's; the interval is the plain bootstrap's."""
 
 import tracemalloc
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ft.metrics import classification_metrics
 
 
 def classes_of(rows, classes, seed=0, signal=1.5):
-    """Probabilities and labels of a model that is often right."""
+    """Probabilities and labels from a model that is often right."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, rows)
     scores = generator.normal(size=(rows, classes)) + signal * np.eye(classes)[labels]
@@ -113,7 +113,7 @@ def test_on_the_rows_as_they_are_each_metric_is_scikit_learns(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_up_to_ten_thousand_rows_every_resample_is_the_plain_bootstraps(kind):
-    """Resample by resample: rows repeated as often as they were drawn, scored by scikit-learn."""
+    """For each resample: rows repeated as often as they were drawn, scored by scikit-learn."""
     ours, theirs, make = KINDS[kind]
     data = make(40, 3)
     drawn = {}
@@ -131,7 +131,7 @@ def test_up_to_ten_thousand_rows_every_resample_is_the_plain_bootstraps(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_above_it_the_interval_is_the_plain_bootstraps_but_for_a_few_percent_of_its_width(kind, monkeypatch):
-    """The three ways around one draw for each row: cells, blocks, and a first-order expansion for ranks."""
+    """The three ways to avoid a draw for each row: cells, blocks, and a first-order expansion for ranks."""
     ours, _, make = KINDS[kind]
     data = make(3_000, 7)
     plain = intervals(ours(*data).statistics, resamples=4_000, seed=1)
@@ -158,7 +158,7 @@ def test_the_cells_of_a_confusion_matrix_are_drawn_as_such_and_many_kinds_in_blo
 
 
 def test_of_many_classes_no_row_of_zeros_is_held():
-    """Dense, what 20,000 rows of 10,000 classes add would take gigabytes."""
+    """As dense arrays, the contributions of 20,000 rows of 10,000 classes would take gigabytes."""
     generator = np.random.default_rng(0)
     labels, predicted = generator.integers(0, 10_000, (2, 20_000))
     tracemalloc.start()
@@ -229,8 +229,8 @@ def test_the_same_predictions_have_the_same_interval_and_the_seed_matters():
 
 
 def test_above_ten_thousand_rows_the_area_of_a_rare_class_is_that_of_the_plain_bootstrap():
-    """Of 20 positives, 18 rank above all negatives and two in their middle: on resamples without these two it
-    is 1, and never more."""
+    """Of 20 positives, 18 rank above all negatives and two in the middle: on resamples without these two the
+    area is 1, and never more."""
     rows, rare = 12_000, 20
     score, labels = np.linspace(0, 0.5, rows), np.zeros(rows, int)
     labels[-rare:] = 1
@@ -238,8 +238,8 @@ def test_above_ten_thousand_rows_the_area_of_a_rare_class_is_that_of_the_plain_b
     both = np.stack([1 - score, score], axis=1)
     for probabilities, truth in (
         (both, labels),
-        (both[:, ::-1], 1 - labels),  # where the other class is rare
-        (both[:, 1:], labels[:, None]),  # one label a row may have
+        (both[:, ::-1], 1 - labels),  # the other class is rare
+        (both[:, 1:], labels[:, None]),  # a single label that a row may have
     ):
         found = ranks.auroc(probabilities, truth)
         assert found.values()["auroc"] == pytest.approx(sk.roc_auc_score(labels, score))

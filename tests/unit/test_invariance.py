@@ -1,4 +1,4 @@
-"""What a model gives for a row, the row alone decides, dropout included; or the run says what does not."""
+"""A model's output for a row depends only on that row, dropout included; or the run says what does not."""
 
 import re
 
@@ -28,7 +28,7 @@ KEYED = {
         **SIZES, "embedding_size": 16, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
     },
     "mpnet": SIZES,
-    "deberta": RELATIVE,  # drops units of a tensor without rows, as does the next
+    "deberta": RELATIVE,  # drops units of a tensor without rows, like the next
     "deberta-v2": {**RELATIVE, "position_buckets": 8, "conv_kernel_size": 3, "conv_act": "gelu"},
     "modernbert": {
         **SIZES, **END, "attention_dropout": 0.1, "embedding_dropout": 0.1, "mlp_dropout": 0.1,
@@ -38,7 +38,7 @@ KEYED = {
     "llama": DECODER,
     "mistral": {**DECODER, "sliding_window": 4},
     "qwen3": {**DECODER, "head_dim": 16},
-    "t5": {  # hands a bias of positions to its attention
+    "t5": {  # passes a position bias to its attention
         **END, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
         "classifier_dropout": 0.1, "decoder_start_token_id": 0,
     },
@@ -71,13 +71,13 @@ def build(kind, options):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **WORDS, **options))
     with torch.no_grad():
-        for parameter in model.parameters():  # so that a mask makes a difference
+        for parameter in model.parameters():  # so that masks matter
             parameter.mul_(3 if parameter.ndim > 1 else 1)
     return model
 
 
 def texts(model, count=24):
-    """Rows of 3 to 17 tokens, padded; the last one ends a text, where the model has such a token."""
+    """Rows of 3 to 17 tokens, padded; each ends with the end-of-text token, if the model has one."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(3, 18, (count,), generator=generator)
     mask = (torch.arange(24) < lengths[:, None]).long()
@@ -89,7 +89,7 @@ def texts(model, count=24):
 
 
 def gradient(model, keys, parts, padding=0):
-    """Of the summed loss over all rows, given to the model in these parts."""
+    """The gradient of the summed loss over all rows, passed to the model in these parts."""
     ids, mask, rows = texts(model)
     model.zero_grad()
     model.train()
@@ -116,7 +116,7 @@ def test_gradients_do_not_depend_on_the_cut_the_order_or_the_padding(kind):
     whole = gradient(model, keys, [rows])
     cut = gradient(model, keys, np.array_split(np.random.default_rng(0).permutation(rows), 6))
     padded = gradient(model, keys, [rows], padding=6)
-    assert apart(whole, cut) < 5e-5 and apart(whole, padded) < 5e-5  # random T5 rounds most; others 1e-6
+    assert apart(whole, cut) < 5e-5 and apart(whole, padded) < 5e-5  # a random T5 rounds most; others: 1e-6
     keys.seed = 43
     assert apart(whole, gradient(model, keys, [rows])) > 0.02  # the masks matter
 
@@ -126,9 +126,9 @@ WITH_ITS_OWN_BACKWARD = [kind for kind in KEYED if kind not in ("mpnet", "debert
 
 @pytest.mark.parametrize("kind", WITH_ITS_OWN_BACKWARD)
 def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, monkeypatch):
-    """Its backward pass is one of its own. Of few scores, all that was made of them is held for it; of many,
-    here for five rows at a time, of 24, the probabilities, of all rows, ten, or none. Other kinds have an
-    attention of their own, or learn a bias of it."""
+    """It has its own backward pass. With few scores, all intermediate results are stored for it; with many,
+    here for five of 24 rows at a time, the probabilities of all rows, of ten, or of none. Other kinds have
+    their own attention, or learn a bias for it."""
     model = build(kind, KEYED[kind])
     keys, _ = key_dropout(model, "row_keyed", 42)
     rows, done, tiles = np.arange(24), [], attention._tiles
@@ -153,7 +153,7 @@ def test_attention_on_a_cpu_has_the_masks_and_the_gradients_of_autograd(kind, mo
 
 
 def scores_held(monkeypatch, rows, **patched):
-    """The gradient of rows of 17 tokens, and how many numbers are held that were made of a layer's scores."""
+    """The gradient of rows of 17 tokens, and how many numbers derived from a layer's scores are stored."""
     for name, value in patched.items():
         monkeypatch.setattr(attention, name, value)
     model = build("bert", SIZES)
@@ -186,8 +186,8 @@ def test_of_many_scores_only_the_probabilities_are_held_and_no_more_than_a_bound
 
 
 def test_more_rows_never_hold_less(monkeypatch):
-    """The preflight tries the largest updates, and halves of a batch are the remedy for too little memory.
-    (Up to `WHOLE`, a layer holds up to 16 MB more.)"""
+    """The preflight tries the largest updates, and halving a batch is the remedy for too little memory. (Up
+    to `WHOLE`, a layer stores up to 16 MB more.)"""
     bounds = {"WHOLE": 0, "HELD": 10 * 2 * 17 * 17 * 4}
     held = [scores_held(monkeypatch, rows, **bounds)[1] for rows in (4, 9, 10, 11, 12, 24)]
     assert held == sorted(held) and held[0] < held[-1]
@@ -196,7 +196,7 @@ def test_more_rows_never_hold_less(monkeypatch):
 @pytest.mark.parametrize("mask", ["none", "causal", "of all rows", "of each row", "a bias"])
 @pytest.mark.parametrize("bounds", [{}, {"WHOLE": 0, "TILE": 1}, {"WHOLE": 0, "TILE": 1, "HELD": 0}])
 def test_attention_on_a_cpu_takes_the_masks_and_the_scaling_of_any_model(mask, bounds, monkeypatch):
-    """Five queries look at seven keys: nothing takes the one for the other."""
+    """Five queries attend to seven keys: the two are never confused."""
     torch.manual_seed(0)
     sides = [torch.randn(3, 2, size, 16, requires_grad=True) for size in (5, 7, 7)]
     module, keys = nn.Module(), RowKeys(42)
@@ -252,7 +252,7 @@ def test_in_bf16_on_a_cpu_attention_is_left_to_autograd(kind, monkeypatch):
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("kind", KEYED)
 def test_where_nothing_is_dropped_training_gives_transformers_own_logits(kind, on_cpu, monkeypatch):
-    """The attention function leaves nothing out: masks, causality, windows, biases of positions."""
+    """The attention function handles everything: masks, causality, windows, position biases."""
     model = build(kind, KEYED[kind])
     ids, mask, rows = texts(model)
     own = model.eval()(input_ids=ids, attention_mask=mask).logits
@@ -296,7 +296,7 @@ def test_what_depends_on_more_than_the_row_is_named_in_one_line(kind):
     assert re.search(message, notes[0]), notes
     rows = np.arange(24)
     cut = gradient(model, keys, np.array_split(rows, 6))
-    assert apart(gradient(model, keys, [rows]), cut) > 1e-3  # it was right
+    assert apart(gradient(model, keys, [rows]), cut) > 1e-3  # the gradients were right before
 
 
 @pytest.mark.parametrize("kind", ["albert", "llama", "modernbert"])
@@ -309,7 +309,7 @@ def test_activations_that_are_computed_again_get_their_masks_again():
     gradients = []
     for again in (False, True):
         model = build("roberta", SIZES)
-        # The same layer at two depths, as ALBERT has it, which cannot compute activations again.
+        # The same layer at two depths, as in ALBERT, which cannot recompute activations.
         model.roberta.encoder.layer[1] = model.roberta.encoder.layer[0]
         if again:
             checkpoint_activations(model)

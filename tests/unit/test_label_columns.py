@@ -1,4 +1,4 @@
-"""A label column of any type: what kind it asks for, its labels in their order, what is refused and how it is
+"""A label column of any type: the kind that it calls for, its labels in order, what is refused and how it is
 split."""
 
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture
 def made(tokenizer, tmp_path):
-    """Prepared data of a column of labels, written as jsonl, or as csv where they are texts for it."""
+    """Prepared data for a column of labels, written as jsonl, or as csv if they are texts."""
 
     def make(labels, suffix="jsonl", task=None, **options):
         rows = [{"text": f"the film {i}", "label": label} for i, label in enumerate(labels)]
@@ -121,7 +121,7 @@ def test_a_second_run_from_the_cache_knows_the_kind(made):
         (["+1", "-1"], ["-1", "+1"]),
         (["+1.0", "-1.0"], ["-1", "1"]),
         (["9" * 19, "1" * 20, "12"], ["12", "9" * 19, "1" * 20]),  # ids, some beyond 64 bits
-        (["+1", "heart"], ["+1", "heart"]),  # beside names, what is no plain number is a name
+        (["+1", "heart"], ["+1", "heart"]),  # beside names, what is not a plain number is a name
         (["9" * 20, "alice"], ["9" * 20, "alice"]),
     ],
 )
@@ -185,7 +185,7 @@ def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
         assert found.names == names and found.labels("train") == [["best"], ["worst", "best"], []]
 
     read_slice_columns(Config(train_file=str(tmp_path / "train.parquet"), slice_columns="label"), found.data)
-    (tmp_path / "train.parquet").unlink()  # what a run learns from is read when it begins
+    (tmp_path / "train.parquet").unlink()  # a run's training data is read at its start
     assert slice_values(found.data, "train", np.array([1, 2])) == {"label": [["worst", "best"], []]}
 
 
@@ -287,7 +287,7 @@ def test_names_in_brackets_are_names_where_told_so(made):
 
 
 def test_whole_decimals_are_classes(tokenizer, tmp_path):
-    """As a data base exports NUMERIC columns."""
+    """As databases export NUMERIC columns."""
     labels = pa.array([Decimal(n % 2) for n in range(20)], pa.decimal128(38, 9))
     table = pa.table({"text": [f"text {n}" for n in range(20)], "label": labels})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
@@ -326,7 +326,7 @@ def test_labels_that_differ_in_case_alone_are_said(made):
     ],
 )
 def test_labels_that_look_alike_are_said(made, others, shown):
-    """Of files that several programs wrote, joined to one."""
+    """From files that several programs wrote, joined into one."""
     said = f"WARNING labels: {shown} differ in case, spaces or the form of letters alone, and are different"
     notes = made([*others, "bad"] * 2, "csv").notes
     assert [note for note in notes if note.startswith(said)], notes
@@ -370,7 +370,7 @@ def test_each_row_stands_in_the_stratum_of_its_rarest_label(rows):
     for place, labels in enumerate(rows):
         matrix[place, labels] = 1
     strata, counts = MultiLabel().strata(matrix), matrix.sum(0)
-    first = np.where(matrix != 0, counts, len(rows) + 1).argmin(axis=1)  # of equally rare ones
+    first = np.where(matrix != 0, counts, len(rows) + 1).argmin(axis=1)  # the first of equally rare ones
     assert np.array_equal(strata, np.where(matrix.any(axis=1), first, 5))
     for place, stratum in enumerate(strata):
         own = np.flatnonzero(matrix[place])
@@ -428,7 +428,7 @@ def test_weights_for_labels_that_do_not_exist(key, kind):
 
 
 def test_json_stays_what_it_is():
-    """The state of every kind goes through JSON and back."""
+    """The state of every kind survives JSON."""
     for kind, learned in (("single_label_classification", {}), (REGRESSION, {"mean": 0.1, "std": 1 / 3})):
         state = {"problem_type": kind, "label_names": ["a", "b"], **learned}
         task = TextClassification()
@@ -470,7 +470,7 @@ def test_the_others_are_of_one_type_once_the_odd_row_is_dropped(tokenizer, tmp_p
 
 
 def test_numbers_and_names_are_classes_together_where_told_so(made, tmp_path, tokenizer):
-    """Sizes: of a model that knows them, the test rows, too, may have both."""
+    """Sizes: with a model that knows them, the test rows may also have both."""
     sizes = ["38", "M", "40", "M", "38", "40"]
     with pytest.raises(UserError, match=r"mixes numbers and names.*set problem_type: single_label"):
         made(sizes, "csv")
@@ -504,7 +504,7 @@ def test_a_number_with_a_leading_zero_is_no_other_beside_one_with_a_point(made):
 
 @pytest.mark.parametrize("labels", [[["a"], ["b"]], ["a|b", "b"]])
 def test_test_rows_without_any_label_are_not_scored(tokenizer, tmp_path, labels):
-    """Lists that are all empty stand for labels that are not there, as empty fields of a csv file do."""
+    """Lists that are all empty mean missing labels, as empty fields of a csv file do."""
     empty = [] if isinstance(labels[0], list) else ""
     train = [{"text": f"the film {i}", "label": label} for i, label in enumerate(labels)]
     test = [{"text": f"a book {i}", "label": empty} for i in range(2)]
@@ -528,14 +528,14 @@ def test_one_class_that_is_left_is_an_error_too(made, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("kind", ["one", "several"])
 def test_a_validation_label_that_no_training_row_has_is_named_with_its_rows(tmp_path, tokenizer, kind):
-    """Of a ClassLabel, as of any other."""
+    """For a ClassLabel, as for any other column."""
     write_classes(tmp_path, kind, {"train": [0, 1, 0, 1], "validation": [0, 2, 2]})
     with pytest.raises(UserError, match="validation data: rows 1, 2: found the label 'c', which no training"):
         Prepared(tokenizer, dataset_name=tmp_path)
 
 
 def write_classes(folder, kind, splits):
-    """Parquet files of a ClassLabel of three names, or of lists of one."""
+    """Parquet files with a ClassLabel of three names, or with lists of it."""
     import datasets
 
     names, wrap = ["a", "b", "c"], (lambda label: label) if kind == "one" else (lambda label: [label])
@@ -550,7 +550,7 @@ def write_classes(folder, kind, splits):
 
 @pytest.mark.parametrize("kind", ["one", "several"])
 def test_labels_that_no_training_row_has_are_said_of_the_splits_that_are_scored(tmp_path, tokenizer, kind):
-    """Those of a ClassLabel are known to the model whether a row has them or not."""
+    """Labels of a ClassLabel are known to the model whether a row has them or not."""
     write_classes(tmp_path, kind, {"train": [0, 1, 0, 1], "test": [0, 2, 2]})
     found = Prepared(tokenizer, dataset_name=tmp_path, validation_split_percentage=0)
     (note,) = [note for note in found.notes if "no training row" in note]

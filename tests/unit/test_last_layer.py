@@ -1,4 +1,4 @@
-"""The last layer for the first position alone: the same logits and gradients, dropout and all, or the whole
+"""The last layer for only the first position: the same logits and gradients, including dropout, or the whole
 layer."""
 
 import copy
@@ -28,7 +28,7 @@ def small(kind, attention=None, **options):
         sizes["embedding_size"] = 16
     config = AutoConfig.for_model(kind, vocab_size=40, num_labels=3, pad_token_id=0, **sizes, **options)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
-    for name, weight in model.named_parameters():  # biases begin at zero, where much would not be seen
+    for name, weight in model.named_parameters():  # biases begin at zero, which would hide errors
         if name.endswith("bias"):
             nn.init.normal_(weight, std=0.1)
     return model
@@ -55,7 +55,7 @@ def outcome(model, inputs):
     logits = model(**inputs).logits
     nn.functional.cross_entropy(logits, torch.arange(16) % 3, reduction="sum").backward()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    assert all(weight.grad is not None for weight in trained)  # DDP would wait for those that are not used
+    assert all(weight.grad is not None for weight in trained)  # DDP would wait for unused ones
     return [logits.detach(), torch.cat([weight.grad.flatten() for weight in trained])]
 
 
@@ -86,7 +86,7 @@ def test_so_they_are_under_lora(beside):
     options = Config(model_name_or_path="-", lora_rank=4, lora_dropout=0.1, lora_target_modules=beside)
     add_lora(model, options, "text-classification", "-", set())
     for name, weight in model.named_parameters():
-        if ".lora_B." in name:  # zero in the beginning, with which LoRA changes nothing
+        if ".lora_B." in name:  # initially zero, with which LoRA changes nothing
             nn.init.normal_(weight)
     assert_the_same_in_training(model)
 
@@ -139,7 +139,7 @@ class MeanPooler(nn.Module):
 
 
 class Stranger(nn.Module):
-    """A layer of another make in the last place."""
+    """A different kind of layer as the last one."""
 
     def forward(self, hidden_states, *_, **__):
         return hidden_states
@@ -158,7 +158,7 @@ def of_another_make():
 
 
 class ReadsMarkers(BertForSequenceClassification):
-    """Somebody's own head, which reads the positions of a marker, too, where a text has any."""
+    """A custom head that also reads the positions of a marker, if a text has any."""
 
     def forward(self, input_ids, **options):
         hidden = self.bert(input_ids, **options).last_hidden_state

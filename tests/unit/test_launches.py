@@ -1,4 +1,4 @@
-"""The watchdog of the tests' launches ends all that hangs, below a launcher, too."""
+"""The watchdog of the tests' launches ends everything that hangs, below a launcher, too."""
 
 import os
 import shutil
@@ -29,9 +29,9 @@ def test_a_launch_that_hangs_is_killed_with_all_that_it_started(tmp_path):
     "words", ["--resume_from_checkpoint run/checkpoints/step-1", "--resume-from-checkpoint=x"]
 )
 def test_the_batch_script_of_slurm_refuses_another_checkpoint_than_the_latest(tmp_path, words):
-    """It would be passed over: the script asks for the latest behind it, and has to, after a requeue."""
+    """It would be ignored: the script appends its own request for the latest, which a requeue needs."""
     bash, script = shutil.which("bash"), str(ROOT / "slurm/train.sbatch")
-    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": "/nowhere"}  # nor Slurm's commands
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": "/nowhere"}  # no Slurm here
 
     def said(*words):
         return subprocess.run(

@@ -73,7 +73,7 @@ def test_the_schedule_keeps_the_ratio_and_the_base_rate_is_the_first_even_where_
     scheduler = build_scheduler(optimizer, config, 10)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)  # an update without one is none
+            parameter.grad = torch.zeros_like(parameter)  # without a gradient, there is no update
     for step in range(9):
         optimizer.step()
         first, *others = map(float, scheduler.get_last_lr())
@@ -119,7 +119,7 @@ def test_a_pooler_has_the_rate_of_the_top_layer_wherever_its_model_makes_it():
             r"model.encoder.layers, model.dec",
         ),
         (
-            "bart",  # of which the decoder alone has so many as its config says of both
+            "bart",  # only its decoder has as many layers as its config says for both
             {
                 "d_model": 8,
                 "encoder_layers": 3,
@@ -140,7 +140,7 @@ def test_layers_that_cannot_be_told_are_an_error(kind, changes, said):
     ("pattern", "frozen"),
     [
         ("embeddings", "bert.embeddings."),
-        ("encoder.layer.1", "bert.encoder.layer.1."),  # and not layer 10
+        ("encoder.layer.1", "bert.encoder.layer.1."),  # but not layer 10
         ("encoder.layer.1*", ("bert.encoder.layer.1.", "bert.encoder.layer.10.", "bert.encoder.layer.11.")),
         ("encoder.layer.[0-1].*", ("bert.encoder.layer.0.", "bert.encoder.layer.1.")),
         ("bert.*", "bert."),
@@ -185,12 +185,12 @@ def test_a_rate_for_what_is_frozen_is_an_error(patterns, options):
     ("kind", "changes", "regions"),
     [
         ("bert", {}, [f"bert.encoder.layer.{n}" for n in range(3)]),
-        # Each with lists of its own inside.
+        # Each contains lists of its own.
         (
             "t5", {"num_decoder_layers": 3},
             [f"{side}.block.{n}" for side in ("encoder", "decoder") for n in range(3)],
         ),
-        ("albert", {"embedding_size": 8}, [""]),  # one layer, used again and again
+        ("albert", {"embedding_size": 8}, [""]),  # one layer, used repeatedly
     ],
 )  # fmt: skip
 def test_the_layers_are_compiled_and_where_none_is_repeated_the_model(monkeypatch, kind, changes, regions):
@@ -199,7 +199,7 @@ def test_the_layers_are_compiled_and_where_none_is_repeated_the_model(monkeypatc
     model = build(kind, **changes)
     with torch._dynamo.config.patch(optimize_ddp=True):
         compile_layers(model)
-        cuts = torch._dynamo.config.optimize_ddp  # the program of a whole model alone
+        cuts = torch._dynamo.config.optimize_ddp  # only the program of a whole model
     names = {module: name for name, module in model.named_modules()}
     assert [names[module].removeprefix("transformer.") for module in compiled] == regions
     assert cuts == (regions == [""])

@@ -1,4 +1,4 @@
-"""The losses against torch's own and against arithmetic; thresholds against trying them all."""
+"""The losses against torch's and against arithmetic; thresholds against exhaustive search."""
 
 from types import SimpleNamespace
 
@@ -46,7 +46,7 @@ def test_focal_loss_by_hand():
     wrong = cross_entropy(logits, torch.tensor([1]), gamma=2.0).item()
     assert right == pytest.approx(0.04 * -np.log(0.8), rel=1e-5)
     assert wrong == pytest.approx(0.64 * -np.log(0.2), rel=1e-5)
-    both = torch.tensor([[np.log(4.0), -np.log(4.0)]])  # two labels of their own, each right with 0.8
+    both = torch.tensor([[np.log(4.0), -np.log(4.0)]])  # two independent labels, each right with 0.8
     assert binary_cross_entropy(both, torch.tensor([[1, 0]]), gamma=2.0).item() == pytest.approx(
         right, rel=1e-5
     )
@@ -98,7 +98,7 @@ def test_the_loss_of_a_regression_is_in_units_of_the_variance():
 
 
 def test_large_targets_that_are_near_each_other_are_told_apart():
-    """Seconds since 1970: one float32 holds them to two minutes."""
+    """Seconds since 1970: float32 resolves them to two minutes."""
     kind, targets = Regression(), 1.7e9 + np.array([0.0, 7.0, 20.0, 60.0, 61.5])
     kind.fit(targets)
     right = torch.tensor((targets - kind.offset) / kind.scale, dtype=torch.float32)[:, None]
@@ -109,7 +109,7 @@ def test_large_targets_that_are_near_each_other_are_told_apart():
 
 
 def by_trying(scores, truth):
-    """The highest F1 of any threshold."""
+    """The highest F1 over all thresholds."""
     return max(f1_score(truth, scores >= t, zero_division=0) for t in [*scores, 2.0])
 
 
@@ -129,8 +129,8 @@ def test_a_threshold_lies_midway_between_two_scores():
 
 
 def test_rounding_changes_no_threshold():
-    """A model that has hardly learned gives nearly the same score to all rows; which is the higher one may be
-    another on another launch."""
+    """A model that has hardly learned gives nearly the same score to all rows; which one is highest may
+    differ between launches."""
     generator = np.random.default_rng(0)
     scores, truth = 0.3 + 1e-7 * generator.normal(size=200), generator.integers(0, 2, 200)
     assert best_threshold(scores, truth) == best_threshold(scores[::-1], truth)
@@ -147,7 +147,7 @@ def test_one_threshold_for_all_or_one_a_label():
 
 
 def holding(first, second, **mode):
-    """The config of a model with two thresholds; those of earlier versions have no `threshold_mode`."""
+    """The config of a model with two thresholds; in earlier versions, it has no `threshold_mode`."""
     names = {0: "a", 1: "b"}
     return SimpleNamespace(num_labels=2, id2label=names, thresholds={"a": first, "b": second}, **mode)
 
@@ -187,6 +187,6 @@ def test_thresholds_of_the_mode_that_was_asked_for_or_of_any_are_taken(asked, he
 
 @pytest.mark.parametrize("names", [{1: "a", 2: "b"}, {0: "a", 1: "a"}])
 def test_outputs_of_a_model_made_elsewhere_that_cannot_be_told_apart_are_said(names):
-    """One without a name was a traceback; of two of one name, predictions had one probability."""
+    """One without a name caused a traceback; for two with one name, predictions had one probability."""
     with pytest.raises(UserError, match=r"id2label in the model's config\.json is \{.*'a'"):
         SingleLabel().load_from_model(SimpleNamespace(num_labels=2, id2label=names))

@@ -26,10 +26,10 @@ from ft.tasks.text_classification import TextClassification
 
 
 def test_f1_of_a_single_label_is_that_of_its_rows():
-    """Of a matrix of one column, scikit-learn's micro F1 is the accuracy."""
+    """For a matrix of one column, scikit-learn's micro F1 is the accuracy."""
     from datasets import Features, Sequence, Value
 
-    rows = Sequence(Value("int32"))  # as `evaluate` wants them
+    rows = Sequence(Value("int32"))  # as `evaluate` expects them
 
     def compute(average, **given):
         given = Features(predictions=rows, references=rows).encode_batch(given)
@@ -43,7 +43,7 @@ def test_f1_of_a_single_label_is_that_of_its_rows():
 
 
 def certain(predicted, classes):
-    """Probabilities that leave no doubt of the predicted classes."""
+    """Probabilities that leave no doubt about the predicted classes."""
     return np.eye(classes)[predicted] * 0.9 + 0.1 / classes
 
 
@@ -52,7 +52,7 @@ def test_a_hand_worked_example():
     labels = np.array([0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 1, 1, 2, 2])
     found = classification_metrics(certain(predicted, 3), labels, ["a", "b", "c"])
-    # a: 2 of 2 predicted right, 2 of 3 found; b: 1 of 2, 1 of 2; c: 1 of 2, 1 of 1.
+    # a: 2 of 2 predicted correctly, 2 of 3 found; b: 1 of 2, 1 of 2; c: 1 of 2, 1 of 1.
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["precision_macro"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     assert found["recall_macro"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
@@ -99,7 +99,7 @@ def test_equal_to_scikit_learn(classes):
 
 
 def test_a_class_that_no_row_has():
-    """Macro means are over the classes that occur, as in scikit-learn; AUROC is not defined."""
+    """Macro means are over the classes that occur, as in scikit-learn; AUROC is undefined."""
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     found = classification_metrics(certain(predicted, 4), labels, ["a", "b", "c", "d"])
     assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"))
@@ -109,7 +109,7 @@ def test_a_class_that_no_row_has():
 
 
 def test_thousands_of_classes_have_no_matrix(monkeypatch):
-    """It is made in every evaluation, and grows with their square."""
+    """It is computed in every evaluation, and grows with their square."""
     within = "sklearn.metrics._classification.confusion_matrix"
     monkeypatch.setattr(within, lambda *_, **__: pytest.fail("scikit-learn makes one for another metric"))
     for classes in (MATRIX_CLASSES, MATRIX_CLASSES + 1):
@@ -144,17 +144,17 @@ def test_several_labels_by_hand():
     labels = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
     scores = np.array([[0.9, 0.2, 0.1], [0.6, 0.7, 0.1], [0.1, 0.2, 0.3], [0.1, 0.1, 0.5]])
     found = multilabel_metrics(scores, labels, ["a", "b", "c"])
-    # Said: a in rows 0 and 1, b in row 1, c in row 3. Right: a in row 0, b in row 1. True: a, b, b.
+    # Predicted: a in rows 0 and 1, b in row 1, c in row 3. Right: a in row 0, b in row 1. True: a, b, b.
     assert found["precision_micro"] == 2 / 4 and found["recall_micro"] == 2 / 3
     assert found["f1_micro"] == pytest.approx(4 / 7)
     assert found["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
-    # Rows: one said, two true; two said, one true; nothing said and nothing true; one said that is wrong.
+    # Rows: one predicted, two true; two predicted, one true; none of either; a wrong one predicted.
     assert found["f1_samples"] == pytest.approx((2 / 3 + 2 / 3 + 1 + 0) / 4)
     assert found["subset_accuracy"] == 1 / 4
     assert found["per_label"]["c"] == {"threshold": 0.5, "precision": 0, "recall": 0, "f1": 0, "support": 0}
     assert found["auroc"] == pytest.approx(
         (1 + 3.5 / 4) / 2
-    )  # of a, and of b, where one pair of four is a tie
+    )  # of a, and of b, with one tie in four pairs
     assert set(found) == {*MULTILABEL_METRICS, "per_label"}
 
 
@@ -230,7 +230,7 @@ def test_without_a_network_a_known_name_is_computed_here_and_that_is_said():
 
 
 def test_a_name_means_the_same_with_a_network(monkeypatch):
-    """F1 of two classes is binary in `evaluate`, where nothing is said of an average."""
+    """F1 of two classes is binary in `evaluate` unless told how to average."""
 
     class F1(Mock):
         def compute(self, predictions, references, average="binary"):
@@ -325,7 +325,7 @@ def test_a_folder_whose_metric_cannot_take_the_labels_is_refused_before_training
     )
     floats = floats.replace("predictions, references))}", "predictions) - sum(references))")
     (tmp_path / "bias").mkdir()
-    (tmp_path / "bias" / "bias.py").write_text(floats)  # gives a bare number, as r_squared does
+    (tmp_path / "bias" / "bias.py").write_text(floats)  # returns a bare number, as r_squared does
     named = NamedMetrics([str(tmp_path / "bias")], [], "numbers")
     assert named.compute(np.array([1.5, 2.0]), np.array([1.0, 1.0]), {}) == {"bias": 1.5}
 

@@ -1,4 +1,4 @@
-"""Models and tokenizers in: overrides of a config, weights that fit, and how long a text may be."""
+"""Loading models and tokenizers: config overrides, weights that fit, and the maximum text length."""
 
 import json
 import shutil
@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_built_with_an_override_blames_the_override(tiny_
 @pytest.mark.parametrize(
     ("kind", "options", "padding"),
     [
-        ("llama", {"pad_token_id": 7}, 0),  # its head reads the last token that is no padding
+        ("llama", {"pad_token_id": 7}, 0),  # its head reads the last token that is not padding
         ("llama", {"pad_token_id": -1}, 0),
         ("qwen3_5", {}, 0),  # in the config of its text part
         ("roberta", {"pad_token_id": 1}, 1),  # counts positions from it
@@ -143,7 +143,7 @@ def test_a_model_without_token_types_gets_none(tiny_model):
         config = AutoConfig.for_model("roberta", type_vocab_size=types)
         found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
         assert set(found) == (names or {"input_ids", "token_type_ids", "attention_mask"})
-    config = AutoConfig.for_model("gpt2")  # adds the embedding of the token of that number
+    config = AutoConfig.for_model("gpt2")  # adds the embedding of the token with that number
     found = load_tokenizer(Config(model_name_or_path=str(tiny_model)), config).model_input_names
     assert set(found) == {"input_ids", "attention_mask"}
 
@@ -320,7 +320,7 @@ def test_no_keys_and_values_are_kept_for_a_next_token(tokenizer, tmp_path, kind,
 
 
 def test_a_tokenizer_of_sentencepiece_alone_says_what_reads_it(tmp_path):
-    """As deberta-v3 has it. Transformers asks for tiktoken instead, which cannot read it."""
+    """As in deberta-v3. Transformers asks for tiktoken instead, which cannot read it."""
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
     (tmp_path / "spm.model").write_bytes(b"no such file")
     with pytest.raises(UserError, match=r"model_name_or_path: .*pip install sentencepiece protobuf"):
@@ -360,7 +360,7 @@ def test_weights_that_a_folder_lacks_are_counted_and_named(folder):
 
 
 def test_drawn_weights_are_no_mark_of_the_pretrained_model(folder):
-    """Hosts with other CPUs may draw other last bits."""
+    """Hosts with different CPUs may draw different last bits."""
     change_weights(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n})
     marks, poolers = [], []
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""An update that is skipped changes nothing, and who skipped it is known."""
+"""A skipped update changes nothing, and who skipped it is known."""
 
 import math
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from ft.optim import build_optimizer, build_scheduler, clip_in_step, total_norm
 
 @pytest.fixture(autouse=True)
 def _accelerator():
-    Accelerator(cpu=True)  # the wrappers ask for its state
+    Accelerator(cpu=True)  # the wrappers need its state
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_gradients_are_clipped_in_the_step_as_torch_clips_them_before(max_norm, 
     for ours in (True, False):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-        plain = build_optimizer(model, Config(adam_epsilon=1.0))  # by which the size of a gradient counts
+        plain = build_optimizer(model, Config(adam_epsilon=1.0))  # with which the size of a gradient matters
         optimizer = AcceleratedOptimizer(plain, device_placement=False)
         for _ in range(3):
             model(torch.ones(1, 3) * 9).pow(2).sum().backward()
@@ -78,7 +78,7 @@ def test_gradients_are_clipped_in_the_step_as_torch_clips_them_before(max_norm, 
 
 
 def test_the_norm_is_right_to_the_last_digits_of_fp32_where_torch_is_not():
-    """If torch's own gets right, `total_norm` may go."""
+    """If torch's own becomes right, `total_norm` can go."""
     torch.manual_seed(0)
     gradients = [torch.randn(30_000, 384), torch.randn(384), torch.randn(8, 3, 5), torch.tensor(2.0)]
     right = math.sqrt(sum(gradient.double().pow(2).sum() for gradient in gradients))
@@ -89,7 +89,7 @@ def test_the_norm_is_right_to_the_last_digits_of_fp32_where_torch_is_not():
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is_finite(trained, value):
-    """An infinity that is added to a loss leaves its gradient as it was."""
+    """Adding an infinity to a loss leaves its gradient unchanged."""
     model, optimizer, schedule, update = trained
     update()
     update()
@@ -134,7 +134,7 @@ def scaled():
 
 
 def test_accelerate_knows_of_a_step_that_the_scaler_skipped(scaled):
-    """It sees whether the optimizer was called; a fused one would be, and skip by itself."""
+    """It checks whether the optimizer was called; a fused one would be, and would skip by itself."""
     model, optimizer, _, update = scaled
     before = model.weight.detach().clone()
     update(gradient=float("inf"))
@@ -160,7 +160,7 @@ def test_a_checkpoint_holds_the_scale_of_fp16(scaled, tmp_path):
 
 
 def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
-    """Some parameters may have moved, and be moved again."""
+    """Some parameters may have been updated, and would be updated again."""
     model, optimizer, accelerator, _ = scaled
     (batch,) = [SimpleNamespace(slot=SimpleNamespace(is_last=True), row_ids=[0, 1])]
     with pytest.raises(UserError, match=r"out of memory in the step of the optimizer.*lora_rank, freeze"):
@@ -172,7 +172,7 @@ def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
 
 
 def test_an_update_that_no_scale_can_mend_leaves_the_scale_as_it_was(scaled):
-    """It would be next to nothing after forty halvings, and the gradients of what follows zero."""
+    """After forty halvings it would be next to nothing, and later gradients zero."""
     model, optimizer, accelerator, update = scaled
     tried = 0
     for attempt in Attempts(accelerator, optimizer, model).at([]):

@@ -1,4 +1,4 @@
-"""report.html, of rows that try to break it, with scores that are made up."""
+"""report.html, with rows that try to break it and made-up scores."""
 
 import json
 import re
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 
 def write(folder, tiny_model, label, rows=60, **more):
-    """A page as the end of a training run makes it; returns it read."""
+    """A page as at the end of a training run; returns it parsed."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for split in ("train", "validation", "test"):
         lines = [{"text": f"{SCRIPT} \x00 $a$ {split} & {n}", "label": label(n)} for n in range(rows)]
@@ -145,7 +145,7 @@ def test_the_same_run_gives_the_same_bytes(tiny_model, tmp_path):
 
 
 def test_many_classes_are_a_picture_and_the_most_frequent_of_them_a_table(tiny_model, tmp_path, monkeypatch):
-    # Intervals take their time, and are not looked at here.
+    # Intervals take time, and are not checked here.
     monkeypatch.setattr("ft.assess.interval_numbers", lambda *rest: {})
     monkeypatch.setattr("ft.assess.slice_tables", lambda *rest: {"length_slices": []})
     page = write(tmp_path, tiny_model, lambda n: f"class {n % 130}", rows=200)

@@ -1,4 +1,4 @@
-"""Long texts: what the model sees of them, and that windows are scored together, as one row."""
+"""Long texts: what the model sees of them; windows are scored together, as one row."""
 
 import json
 
@@ -29,7 +29,7 @@ def cut_into(body, *cut):
 
 def test_head_tail_keeps_the_first_fourth_and_the_rest_from_the_end():
     assert cut_into(range(100), 10, "head_tail") == [[101, 0, 1, 94, 95, 96, 97, 98, 99, 102]]
-    assert cut_into(range(3), 4, "head_tail") == [[101, 1, 2, 102]]  # a fourth of two tokens is none
+    assert cut_into(range(3), 4, "head_tail") == [[101, 1, 2, 102]]  # a quarter of two tokens is none
 
 
 def test_windows_overlap_by_a_fourth_and_the_last_ends_where_the_text_does():
@@ -61,7 +61,7 @@ def test_the_special_tokens_of_a_tokenizer_are_found(tokenizer):
 
 @pytest.fixture
 def windows(tokenizer, tmp_path):
-    """Reviews of 5 to 46 words in windows of ten tokens, four at most."""
+    """Reviews of 5 to 46 words in at most four windows of ten tokens."""
     path = write_csv(tmp_path / "t.csv", make_rows(40))
     return Prepared(
         tokenizer, 10, train_file=path, long_text="windows", max_windows=4, validation_split_percentage=0
@@ -82,7 +82,7 @@ def test_a_row_is_one_row_whatever_its_windows(windows, tokenizer):
 
 
 def test_widths_are_rounded_up_as_far_as_there_are_texts_as_long(windows, tokenizer):
-    """For a GPU. Wider than the longest piece of all would be wider than the model's positions."""
+    """For a GPU. Beyond the longest piece of all, they could exceed the model's positions."""
     short = np.array([int(windows.lengths.argmin())])
     assert windows.longest == 10 and windows.lengths[short[0]] < 8
     widths = {m: windows.padded(short, 0, m)["input_ids"].shape[1] for m in (1, 8, 16)}
@@ -98,7 +98,7 @@ def batch_of(rows, dataset):
 
 
 def test_a_batch_without_padding_has_no_mask(windows, tokenizer):
-    """Its absence says so to the model, which need not read it."""
+    """Its absence tells the model so, which need not read it."""
     dataset, lengths = RowDataset(windows, tokenizer), windows.lengths // windows.pieces
     longest = np.flatnonzero(lengths == lengths.max())
     assert "attention_mask" not in batch_of(longest, dataset).inputs
@@ -112,7 +112,7 @@ def test_a_row_has_the_mean_of_the_scores_of_its_windows(windows, tokenizer):
     scores = torch.arange(16.0).view(8, 2)
     expected = [[2.0, 3.0], [6.0, 7.0], [11.0, 12.0]]
     assert torch.allclose(batch.of_rows(scores), torch.tensor(expected))
-    for size in (1, 2):  # as where memory does not suffice
+    for size in (1, 2):  # as after running out of memory
         parts = batch.split(size)
         begin = np.cumsum([0, *(len(part.piece_ids) for part in parts)])
         given = [part.of_rows(scores[a:b]) for part, a, b in zip(parts, begin, begin[1:], strict=False)]
@@ -170,7 +170,7 @@ def test_what_is_cut_is_said_and_eval_cuts_as_training_did(base_flags, tmp_path,
     assert score_here(**asked, output_dir=scored) == 0
     trained = json.loads((words["output_dir"] / "results.json").read_text())
     assert json.loads((scored / "results.json").read_text())["test/loss"] == trained["test/loss"]
-    again = tmp_path / "again"  # a model that learns on cuts texts as before, unless it is told otherwise
+    again = tmp_path / "again"  # further training cuts texts as before, unless told otherwise
     more = words | {"model_name_or_path": asked["model_name_or_path"], "max_train_steps": 1}
     for key in options:
         del more[key]

@@ -1,4 +1,4 @@
-"""The plan: every row once an epoch, the same for any launch, almost no padding, fast."""
+"""The plan: every row once per epoch, the same for any launch, almost no padding, fast."""
 
 import tracemalloc
 
@@ -52,7 +52,7 @@ def test_the_plan_is_a_pure_function_and_differs_from_epoch_to_epoch_and_seed_to
     for other in (plan(lengths, 32, seed, 2), plan(lengths, 32, seed + 1, 1)):
         batches = {frozenset(other.rows(u)) for u in range(len(other))}
         shared = batches & {frozenset(again.rows(u)) for u in range(len(again))}
-        assert len(shared) <= 2  # the shortest and the longest rows may meet again, where no tie parts them
+        assert len(shared) <= 2  # the shortest and the longest rows may meet again if no tie separates them
 
 
 def test_the_pinned_plan_of_a_small_epoch():
@@ -74,7 +74,7 @@ def test_short_reviews_are_padded_by_less_than_four_percent():
     )
     assert 1 - real / padded < 0.04
     shuffled = generator.permutation(lengths)[: 7000 // 32 * 32].reshape(-1, 32)
-    assert 1 - shuffled.sum() / (shuffled.max(axis=1) * 32).sum() > 0.3  # what is saved
+    assert 1 - shuffled.sum() / (shuffled.max(axis=1) * 32).sum() > 0.3  # the padding saved
 
 
 def test_the_length_of_an_update_does_not_drift_over_the_epoch():
@@ -105,7 +105,7 @@ SHAPES = ["reviews", "heavy_tail", "uniform", "two_kinds"]
 
 
 def draws(count, shape):
-    """Lengths of texts: like those of reviews, with a heavy tail, of two kinds, and all short but for one."""
+    """Text lengths: like reviews, heavy-tailed, bimodal, and all short except one."""
     generator = np.random.default_rng(1)
     return {
         "reviews": lambda: np.clip(generator.lognormal(3.5, 0.7, count).astype(int), 4, 256),
@@ -117,7 +117,7 @@ def draws(count, shape):
 
 
 def largest_share(lengths, rows, processes, micro):
-    """The largest share of the tokens of an update, by the mean."""
+    """The largest share of an update's tokens, relative to the mean."""
     cut = shares(rows, lengths[rows], processes, micro)
     tokens = [sum(lengths[parts[rank]].sum() for parts in cut) for rank in range(processes)]
     return max(tokens) / np.mean(tokens)
@@ -133,8 +133,8 @@ def largest_share(lengths, rows, processes, micro):
     ],
 )
 def test_shares_hold_about_the_same_number_of_tokens(processes, shape, count, bound):
-    """Also where each must have as many rows as the others, but then for one text among many that are a
-    twentieth of it."""
+    """Also if each must have as many rows as the others, except for one text among many of a twentieth of its
+    length."""
     lengths = draws(count, shape)
     made, micro = plan(lengths, 256, 42, 0), 256 if bound == "any" else 256 // processes
     for update in range(count // 256):

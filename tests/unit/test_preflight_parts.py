@@ -1,4 +1,4 @@
-"""The parts of the preflight on made-up rows: copies, conflicts, lengths, labels, floors, costs, counts."""
+"""Parts of the preflight on synthetic rows: copies, conflicts, lengths, labels, floors, costs, counts."""
 
 import contextlib
 import mmap
@@ -46,7 +46,7 @@ def test_exact_copies_are_counted_within_and_across_splits_with_the_rows_that_th
     found = exact_copies(different_texts(SPLITS), SPLITS)
     assert found["within"]["train"] == {"rows": 2, "first": [[2, 1], [4, 1]]}
     assert found["within"]["validation"]["rows"] == found["within"]["test"]["rows"] == 0
-    assert found["all"] == 5  # of ten rows; five different texts
+    assert found["all"] == 5  # of ten rows; five distinct texts
     assert found["across"] == {
         "validation in train": {"rows": 1, "first": [[0, 3]]},
         "test in train": {"rows": 1, "first": [[101, 1]]},  # the capitals are another text
@@ -82,7 +82,7 @@ def test_near_copies_are_those_whose_shingles_are_mostly_the_same():
 @pytest.mark.parametrize(
     "one, other, similarity",
     [
-        ("yes", "yep", 0),  # shorter than a shingle: one piece
+        ("yes", "yep", 0),  # shorter than a shingle: a single one
         ("x", "y", 0),
         ("AB-12", "ab-12", 1),
         ("AB-12", "AB-13", 0),
@@ -138,7 +138,7 @@ def test_texts_that_share_a_disclaimer_are_compared_with_few_and_copies_among_th
     monkeypatch.setattr("ft.preflight.near.jaccard", counting)
     monkeypatch.setattr("ft.preflight.near.MOST_SHARED", 5)
     monkeypatch.setattr("ft.preflight.near.MOST_COMPARED", 10)
-    monkeypatch.setattr("ft.preflight.near.BLOCK", 200)  # copies are in the last, or in the others
+    monkeypatch.setattr("ft.preflight.near.BLOCK", 200)  # copies are in the last block, or in the others
     found = near_copies(different_texts(split), split)["within"]["train"]["rows"]
     assert 95 <= found <= 100 and len(compared) <= 4 * 10 * len(texts)
 
@@ -221,10 +221,10 @@ def test_texts_without_words_have_a_floor_by_characters():
 def test_the_costs_of_an_update_are_those_of_its_slowest_process():
     lengths = np.array([2, 4, 6, 8, 3, 5])
     plan = Plan(np.array([0, 1, 2, 3, 4, 5]), 4)  # an update of four rows, and a short one of two
-    # Two processes: rows 2 and 8 long, and 4 and 6; then 5, and 3.
+    # Two processes: rows of lengths 2 and 8, and 4 and 6; then 5, and 3.
     costs, largest = update_costs(lengths, plan, 2, 4)
     assert costs.tolist() == [[1, 16, 128], [1, 5, 25]] and largest.tolist() == [128, 25]
-    # In micro-batches of one row: one of 2 and one of 8; then one of 5.
+    # In one-row micro-batches: lengths 2 and 8; then 5.
     costs, largest = update_costs(lengths, plan, 2, 1)
     assert costs.tolist() == [[2, 10, 68], [1, 5, 25]] and largest.tolist() == [64, 25]
     batches = evaluation_batches(lengths, 2)  # 8 and 6, 5 and 4, 3 and 2
@@ -333,7 +333,7 @@ def tells_parts():
 
 @pytest.mark.skipif(not tells_parts(), reason="this system does not tell the parts of shared memory")
 def test_of_memory_that_two_processes_share_each_has_its_part():
-    """That of gradients, which both use whole (`ft.shared_gradients`)."""
+    """Memory of gradients, all of which both use (`ft.shared_gradients`)."""
     size, (told, tell), (ended, end) = 2**26, os.pipe(), os.pipe()
     memory = mmap.mmap(-1, size)
     memory[::4096] = bytes(size // 4096)
@@ -368,7 +368,7 @@ def test_of_memory_that_two_processes_share_each_has_its_part():
 def test_files_that_a_container_has_read_count_as_free_memory(
     tmp_path, monkeypatch, limit, used, inactive, group
 ):
-    """Of the container, or of a job whose limit stands above the process's own group."""
+    """In a container, or a job whose limit is above the process's own group."""
     monkeypatch.setattr("ft.preflight.memory.CGROUP", tmp_path)
     monkeypatch.setattr("ft.preflight.memory.GROUPS", tmp_path / "groups")
     (tmp_path / "groups").write_text(f"4:cpu:/x\n0::{group}\n5:hugetlb,memory:{group}\n")

@@ -1,4 +1,4 @@
-"""From rows to encoded splits: encoded once, with the right labels, split in proportion, nothing unsaid."""
+"""From rows to encoded splits: encoded once, with the right labels, stratified, nothing silent."""
 
 import copy
 import errno
@@ -72,7 +72,7 @@ os._exit(0)  # the arrays end after their pool
 
 
 def test_texts_are_held_twice_at_most_while_they_are_read_and_checked(tmp_path):
-    """Where some are set aside, which splits them; four times before `chosen` and `text_marks`."""
+    """With rows set aside, which splits them; four times before `chosen` and `text_marks`."""
     rows = [{"text": f"{row} " + "word " * 100, "label": "ab"[row % 2]} for row in range(12_000)]
     path = write_csv(tmp_path / "all.csv", rows)
     done = subprocess.run([sys.executable, "-c", HELD, str(path)], cwd=ROOT, capture_output=True, text=True)
@@ -107,7 +107,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_encoded_goes_to_the_disk_as_it_comes(tiny_model, tmp_path, workers):
-    """Four times the rows take no more memory beside their texts."""
+    """Four times the rows take no more memory besides their texts."""
     (tmp_path / "script.py").write_text(ENCODED)
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", tiny_model, tmp_path / "encoded.arrow", str(workers)],
@@ -134,7 +134,7 @@ def test_a_tokenizer_may_give_numbers_beyond_its_length(tokenizer, tmp_path, mon
 
 
 def test_an_encoding_that_does_not_say_its_tokens_is_made_anew_in_its_place(tokenizer, reviews):
-    """An older version's."""
+    """One from an older version."""
     first = Prepared(tokenizer, dataset_name=reviews)
     folder = cache_root() / first.data.fingerprint
     known = json.loads((folder / "data.json").read_text())
@@ -162,15 +162,15 @@ KINDS = ["around", "around, cut at the left", "behind", "nowhere", "python"]
 
 
 class ItsOwnWay(BertTokenizer):
-    """Fast, but not asked as the others are."""
+    """Fast, but called differently from the others."""
 
     def _encode_plus(self, *args, **kwargs):
         return super()._encode_plus(*args, **kwargs)
 
 
 def of_kind(kind, tokenizer):
-    """A tokenizer that puts special tokens around a text (`tokenizer`, cut at either end), behind it or
-    nowhere, or one in Python; or `tokenizer` with something of its own."""
+    """A tokenizer that puts special tokens around a text (`tokenizer`, cut at either end), after it or
+    nowhere, or one in Python; or `tokenizer` with something special."""
     from tokenizers import ByteLevelBPETokenizer, processors
     from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -256,7 +256,7 @@ def test_many_batches_give_the_same_as_one(tokenizer, reviews, monkeypatch, long
 @pytest.mark.parametrize("kind", [*KINDS, "its own way", "special tokens are text"])
 @pytest.mark.parametrize("how", ["texts", "windows", "pairs"])
 def test_two_processes_give_the_same_as_one(tokenizer, tmp_path, monkeypatch, kind, how):
-    """Also where special tokens in a text are split, which a tokenizer does not tell when it is sent."""
+    """Also if special tokens in a text are split, which a tokenizer loses when it is pickled."""
     monkeypatch.setattr(encode, "ROWS_PER_BATCH", 16)
     made = of_kind(kind, tokenizer)
     rows = [row | {"text": row["text"] + " [SEP] good", "other": "a [SEP] b"} for row in make_rows(60)]
@@ -339,7 +339,7 @@ encode(table, Columns(("text",), ""), AutoTokenizer.from_pretrained(model), Cut(
 
 
 def test_processes_that_encode_end_with_a_run_that_is_killed(tiny_model, tmp_path):
-    """Nor do they run its script, which has no guard."""
+    """Nor do they run its script, which has no main guard."""
     (tmp_path / "slowly.py").write_text(SLOWLY)
     words = [sys.executable, tmp_path / "slowly.py", tiny_model, tmp_path / "rows.arrow"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as run:
@@ -406,7 +406,7 @@ def test_overwrite_cache_encodes_again(tokenizer, reviews):
 
 
 def test_no_process_takes_the_old_encoding_that_overwrite_cache_replaces(tokenizer, reviews, monkeypatch):
-    """Whichever comes first encodes, and the others take what it has made since they came."""
+    """The first one encodes, and the others take what it has made since they arrived."""
     Prepared(tokenizer, dataset_name=reviews)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert Prepared(tokenizer, dataset_name=reviews, overwrite_cache=True).encoded == 203 + 61 + 47
@@ -527,7 +527,7 @@ def test_whole_numbers_beyond_64_bits_are_names(tokenizer, tmp_path):
 
 
 def test_text_columns_that_are_not_used_are_named(tokenizer, tmp_path):
-    """A pair of which one column has a common name must not be taken for a single text in silence."""
+    """A pair of which one column has a common name must not silently be taken for a single text."""
     rows = [{"question": "is it", "sentence": row["text"], "label": row["label"]} for row in make_rows(40)]
     path = write_csv(tmp_path / "t.csv", rows)
     said = [note for note in Prepared(tokenizer, train_file=path).notes if "and not" in note]
@@ -590,7 +590,7 @@ def test_another_split_can_be_evaluated_where_the_test_split_has_no_labels(
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 @pytest.mark.parametrize("labels", [[0.5, 2.5, 4.0, 1.0], [0, 1, 1, 0]])
 def test_a_test_split_with_minus_one_for_every_label_has_none(tokenizer, tmp_path, labels, kind):
-    """As GLUE keeps them for itself. Where training has it, it is a label."""
+    """As in GLUE, which hides them. If training has it, it is a label."""
     write = {"jsonl": jsonl, "csv": write_csv}[kind]
 
     def made(training, tests):
@@ -636,7 +636,7 @@ def test_a_column_that_stands_twice_is_named_where_it_was_guessed(tokenizer, tmp
 
 
 def test_a_column_of_several_types_is_not_taken_for_the_text(tokenizer, tmp_path):
-    """Nor is its name among those that might have been meant."""
+    """Nor is its name among the suggestions."""
     rows = [{"body": f"the film {n}", "label": n % 2, "meta": [1, "x"][n % 2]} for n in range(6)]
     made = Prepared(tokenizer, train_file=jsonl(tmp_path / "t.jsonl", rows), validation_split_percentage=0)
     assert made.data.columns.texts == ("body",) and not any("meta" in note for note in made.notes)
@@ -677,7 +677,7 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_numbers(tokenizer, t
 
 @pytest.fixture
 def overlapping(tmp_path):
-    """20 training rows of which rows 0 to 4 are in validation and 3 to 6 in test; 4 is the same in both."""
+    """20 training rows; rows 0 to 4 are also in validation and 3 to 6 in test; 4 is the same in both."""
     rows = make_rows(20)
     write_csv(tmp_path / "d" / "train.csv", rows)
     write_csv(tmp_path / "d" / "validation.csv", [*rows[:5], *make_rows(5, seed=8)])
@@ -781,9 +781,9 @@ def test_a_share_beside_a_split_that_is_there_is_said_to_set_nothing_aside(token
         f"{split}_split_percentage: the data has {split} rows of its own; nothing is set aside"
         for split in ("validation", "test")
     ]
-    assert said() == said(validation_split_percentage=0) == []  # nothing is what was asked for
+    assert said() == said(validation_split_percentage=0) == []  # none was asked for
     unlabelled = write_csv(tmp_path / "unlabelled.csv", [{"text": "the film"}])
-    assert said(test_file=unlabelled, test_split_percentage=20) == []  # rows are set aside in its place
+    assert said(test_file=unlabelled, test_split_percentage=20) == []  # rows are set aside instead
 
 
 @given(

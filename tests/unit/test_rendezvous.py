@@ -1,4 +1,4 @@
-"""All processes of an attempt agree on its name, whatever attempts before have left in the store."""
+"""All processes of an attempt agree on its name, whatever earlier attempts have left in the store."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ def connect():
 
 
 def attempt(connect, late, size=3, timeout=timedelta(seconds=60)):
-    """The name that each process of an attempt holds; the one called `late` comes after the others."""
+    """The name that each process of an attempt gets; the process `late` comes after the others."""
     names = [None] * size
 
     def process(rank):

@@ -1,4 +1,4 @@
-"""The batch size means the same on any launch; mistakes are seen; seeds leave nothing to restore."""
+"""The batch size means the same on any launch; mistakes are noticed; seeds leave nothing to restore."""
 
 import errno
 import io
@@ -76,7 +76,7 @@ def test_the_summary_says_no_more_of_an_update_than_is_true(rows, processes, mos
 
 @pytest.mark.parametrize("offline", ["1", "0"])
 def test_the_hugging_face_libraries_count_nothing_and_are_offline_together(offline):
-    """`datasets` and `evaluate` tell Amazon's S3 which data and metrics are loaded, if not told otherwise."""
+    """By default, `datasets` and `evaluate` tell Amazon's S3 which data and metrics are loaded."""
     script = (
         "from types import SimpleNamespace; from ft.runtime import set_environment; "
         "set_environment(SimpleNamespace(deterministic=False)); import datasets, evaluate; "
@@ -111,7 +111,7 @@ def test_tf32_alone_says_how_a_gpu_multiplies_fp32(tf32):
 
 
 def test_a_gpu_that_cannot_sum_in_64_bits_is_left_alone(monkeypatch):
-    """Here Accelerate would take the CPU in any case: what it is asked for counts."""
+    """Here Accelerate would take the CPU in any case: the test checks what it is asked for."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
     made = Mock(side_effect=KeyboardInterrupt)
     monkeypatch.setattr("accelerate.Accelerator", made)
@@ -121,7 +121,7 @@ def test_a_gpu_that_cannot_sum_in_64_bits_is_left_alone(monkeypatch):
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    """Two of them would have one GPU, which NCCL refuses much later, with a traceback."""
+    """Two of them would share a GPU, which NCCL refuses much later, with a traceback."""
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     monkeypatch.setattr("accelerate.Accelerator", Mock(side_effect=KeyboardInterrupt))
@@ -135,7 +135,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # of the whole launch
     with pytest.raises(UserError, match="which has 1 GPU"):
         build_accelerator(Config())
-    launcher.return_value = {"CUDA_VISIBLE_DEVICES": "2,3"}  # a script between shows each process its own
+    launcher.return_value = {"CUDA_VISIBLE_DEVICES": "2,3"}  # a script in between shows each process its own
     with monkeypatch.context() as own, pytest.raises(KeyboardInterrupt):
         own.setenv("LOCAL_RANK", "1")
         own.setenv("ACCELERATE_BYPASS_DEVICE_MAP", "")
@@ -180,7 +180,7 @@ def test_what_a_terminal_of_another_encoding_lacks_is_escaped(monkeypatch):
     ],
 )
 def test_a_path_that_cannot_be_reached_is_one_message(error, said, capsys):
-    """Tests may run as root, who may see all."""
+    """Simulated: tests may run as root, who can access everything."""
 
     def main(config):
         raise error
@@ -234,7 +234,7 @@ def test_the_same_update_draws_the_same_numbers_and_another_process_or_update_ot
         numbers = [*torch.rand(4).tolist(), *np.random.rand(4).tolist(), *(random.random() for _ in range(4))]
         draws.setdefault((update, rank), []).append(numbers)
     assert draws[3, 0][0] == draws[3, 0][1]
-    for begin in (0, 4, 8):  # of torch, of numpy, and of Python: a model's own code may use any
+    for begin in (0, 4, 8):  # of torch, numpy and Python: a model's own code may use any
         assert len({tuple(values[0][begin : begin + 4]) for values in draws.values()}) == 3
 
 
@@ -250,7 +250,7 @@ def test_the_learning_rate_rises_over_the_warmup_and_falls_to_zero():
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]  # biases are spared
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]  # biases are exempt
 
 
 def test_the_commit_of_a_repository_that_these_scripts_are_installed_in_is_not_theirs(tmp_path, monkeypatch):

@@ -167,7 +167,7 @@ def test_a_folder_of_files_that_is_named_as_a_file_is_told_its_place(tmp_path):
 
 
 def test_a_text_that_is_a_link_to_nothing_is_said(tmp_path):
-    """As one that git-annex has not fetched; it is not taken for no text."""
+    """Such as one that git-annex has not fetched; it does not count as a missing text."""
     write_classes(tmp_path, "ein")
     (tmp_path / "good" / "2.txt").symlink_to(tmp_path / "gone.txt")
     with pytest.raises(UserError, match=r"2\.txt.*No such file"):
@@ -189,7 +189,7 @@ def test_a_text_that_is_not_utf8_is_a_row_without_a_text(tmp_path):
 
 @pytest.mark.parametrize("odd", ["caf\udce9/0.txt", "good/caf\udce9.txt"])
 def test_a_class_or_a_text_whose_name_is_not_utf8_is_named(tmp_path, odd):
-    """As in an archive of Windows, unpacked on Linux."""
+    """As in a Windows archive unpacked on Linux."""
     write_classes(tmp_path, "x")
     (tmp_path / odd).parent.mkdir(exist_ok=True)
     (tmp_path / odd).write_text("a text")
@@ -221,7 +221,7 @@ def test_saved_datasets_keep_the_order_of_their_class_names(tmp_path):
     found = sources(dataset_name=tmp_path / "saved")
     assert set(found) == {"train", "test"}
     assert found["train"].class_names == {"label": names}
-    assert found["train"].read()["label"].to_pylist() == [1, 0, None]  # -1 stands for no label
+    assert found["train"].read()["label"].to_pylist() == [1, 0, None]  # -1 means no label
     assert found["train"].notes == []
 
 
@@ -303,7 +303,7 @@ def test_what_is_not_there_in_a_package(package):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """`datasets.load_dataset` gives what the test puts in here; calls are noted."""
+    """`datasets.load_dataset` returns what the test puts here; calls are recorded."""
     import datasets
 
     calls, splits = [], {}

@@ -1,4 +1,4 @@
-"""Rates, padding and the wait for data are those of the whole launch; each process's share is told apart."""
+"""Rates, padding and the wait for data are of the whole launch; each process's share is reported, too."""
 
 import copy
 import itertools
@@ -15,7 +15,7 @@ LENGTHS = np.array([3, 9, 4, 4, 7, 2, 5, 5, 6, 1, 8], np.int32)
 
 
 class Rows:
-    """Encoded rows of these lengths, as far as a data set needs them."""
+    """Encoded rows of these lengths, as much as a data set needs."""
 
     lengths, labels, pieces = LENGTHS, None, None
 
@@ -33,14 +33,13 @@ def sampler_of(processes, micro_batch_size=None):
 
 
 def batches_of(sampler, rank):
-    """The micro-batches of one process, grouped by update, as Accelerate's sharding gives them."""
+    """The micro-batches of one process, grouped by update, as sharded by Accelerate."""
     slots = itertools.islice(sampler, rank, None, sampler.num_processes)
     return updates(map(sampler.dataset.__getitems__, slots))
 
 
 def log_of_an_epoch(monkeypatch, seconds, waits):
-    """What a log says after one epoch on processes that took so many seconds and waited so long for each
-    update."""
+    """The log after one epoch on processes that took these seconds and waited these for each update."""
     meters, numbers = [], []
     for rank, (taken, wait) in enumerate(zip(seconds, waits, strict=True)):
         sampler = sampler_of(len(seconds))

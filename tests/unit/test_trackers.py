@@ -1,4 +1,4 @@
-"""metrics.jsonl is strict JSON, whole, and cut to the checkpoint on resume; report_to means what it says."""
+"""metrics.jsonl is strict JSON, complete, and cut to the checkpoint on resume; report_to works as said."""
 
 import json
 import math
@@ -147,7 +147,7 @@ def test_resuming_keeps_the_rows_up_to_the_checkpoint_and_drops_a_torn_line(tmp_
     tracker.finish({})
     kept = [strictly(line) for line in lines(tmp_path)]
     assert kept == [*whole[:3], {"step": 4, "epoch": 1.0, "train/loss": 0.5}]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]  # nothing temporary is left
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]  # no temporary file is left
 
 
 def test_a_run_that_starts_anew_starts_an_empty_file(tmp_path):
@@ -177,7 +177,7 @@ def test_the_wandb_id_is_made_once_and_resumes_are_counted(tmp_path):
 
 
 class WandbRun:
-    """What a tracker asks of W&B's run."""
+    """What a tracker needs of W&B's run."""
 
     name, config, offline = "wandb", {"resumes": 1}, True
 
@@ -283,7 +283,7 @@ def installed(monkeypatch):
 
 
 def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
-    """W&B's own folder lies in the clone, the first place to import from."""
+    """W&B's folder is in the clone, the first place to import from."""
     (tmp_path / "wandbs").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     assert not is_installed("wandbs") and not is_installed("nosuchmodule") and is_installed("json")
@@ -315,7 +315,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_remedy(installed):
 
 
 def test_the_config_holds_no_secret_by_its_names():
-    """It goes to config.yaml, to W&B and into the model card as it is."""
+    """It goes unchanged to config.yaml, W&B and the model card."""
     secret = re.compile("(^|_)(api_?key|token|secret|password|auth)(_|$)")
     assert not [field.name for field in fields(Config) if secret.search(field.name)]
 

@@ -1,4 +1,4 @@
-"""A model that trains the word embeddings of the data's tokens alone learns and exports what one does that
+"""A model that trains only the word embeddings of the data's tokens learns and exports the same as one that
 trains the whole table; or it has the whole table."""
 
 import copy
@@ -61,8 +61,8 @@ def narrow(model, tokens=TOKENS):
 
 def train(model, updates=4, **options):
     """A model and its optimizer after some updates on rows of `TOKENS`, with the norms of the gradients."""
-    Accelerator(cpu=True)  # the wrapper asks for its state
-    # With a large epsilon, for gradients that are nothing but rounding, as those of keys' biases.
+    Accelerator(cpu=True)  # the wrapper needs its state
+    # A large epsilon, because of gradients that are only rounding, such as those of keys' biases.
     config = Config(learning_rate=1e-2, adam_epsilon=1e-4, **{"weight_decay": 0.1, **options})
     optimizer = AcceleratedOptimizer(build_optimizer(model, config), device_placement=False)
     keys, _ = key_dropout(model.train(), "row_keyed", 42)
@@ -103,7 +103,7 @@ def test_it_learns_and_exports_what_the_whole_table_gives(kind):
     (_, norms), (_, narrow_norms) = train(whole), train(narrowed)
     assert narrow_norms == pytest.approx(norms, rel=1e-5)
     assert_near(exported(narrowed), whole.state_dict(), within=1e-5)
-    # Weight decay has left its mark on the words that no row has.
+    # Weight decay has changed the words that no row has.
     assert (exported(narrowed)[name][50:] / before[name][50:] - 0.999**4).abs().max() < 1e-5
 
 
@@ -158,7 +158,7 @@ def test_padding_has_no_gradient_where_it_had_none():
 
 
 class ReadsTheTable(BertForSequenceClassification):
-    """Somebody's own head, which finds a word by its place in the table."""
+    """A custom head that finds a word by its place in the table."""
 
     def forward(self, input_ids, **options):
         given = super().forward(input_ids, **options)
@@ -167,7 +167,7 @@ class ReadsTheTable(BertForSequenceClassification):
 
 
 class HoldsTheTable(BertForSequenceClassification):
-    """Somebody's own model, which finds its words by another way than the module's name."""
+    """A custom model that finds its words by another way than the module's name."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -245,7 +245,7 @@ def test_a_token_that_the_table_lacks_is_left_to_another_check():
 
 
 class Unregistered(nn.Module):
-    """Somebody's own model, whose table is none of its modules."""
+    """A custom model whose table is not one of its modules."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is written in the background."""
+"""Writing in the background."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from ft.writer import BackgroundWriter
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
 def test_under_nice_it_is_written_all_the_same(monkeypatch):
-    """With `nice -n 19`; the kernel lets nobody but root lower it again."""
+    """With `nice -n 19`; the kernel lets only root lower it again."""
 
     def set_priority(which, who, priority):
         if priority < 19:
