@@ -1,4 +1,4 @@
-"""Every launch config starts what it says: on a CPU for real, the others as Accelerate itself reads them."""
+"""Every launch config starts what it says: CPU ones really, the others as Accelerate itself parses them."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def environment_of(output_dir):
 
 
 def says_that_it_is_launched_by(output_dir, launcher):
-    """Whether a run knows the command by which it is launched again: these words, and then the script."""
+    """Whether a run records the command that launches it again: these words, then the script."""
     begin = shlex.join([*launcher, str(ROOT / "train.py"), "--model_name_or_path"])
     return environment_of(output_dir)["command"].startswith(begin)
 
@@ -113,7 +113,7 @@ def test_a_gpu_config_is_what_accelerate_reads(name):
 
 @pytest.mark.parametrize("name", [*LAUNCHED, *PARSED])
 def test_a_config_says_nothing_that_belongs_to_the_run(name):
-    """Precision and processes belong to the launch; the rest, and accumulation above all, to the run."""
+    """Precision and processes belong to the launch; the rest, accumulation above all, to the run."""
     known = (
         "compute_environment distributed_type use_cpu num_machines num_processes machine_rank gpu_ids "
         "main_process_ip main_process_port main_training_function mixed_precision rdzv_backend same_network "
@@ -148,7 +148,7 @@ def launch_all(commands):
 
 
 def test_two_jobs_on_one_machine_do_not_get_into_each_others_way(short, tmp_path):
-    """Both of the config of two processes; each says by which command it is launched again."""
+    """Both with the config of two processes; each records the command that launches it again."""
     folders = {tmp_path / "one": CONSOLE_SCRIPT, tmp_path / "other": ACCELERATE}
     jobs = [
         ([*launcher, *config_file("multi_cpu")], flags(**{**short, "output_dir": folder}))
@@ -196,7 +196,7 @@ def test_bfloat16_runs_on_a_cpu_and_learns(base_flags, tmp_path):
     assert losses[0] != reference and losses[0] == pytest.approx(reference, rel=1e-2)  # autocast was on
 
 
-# --- launches that started fewer processes than they were asked for
+# --- launches that started fewer processes than requested
 
 
 def assert_refused(done, output_dir):
@@ -208,7 +208,7 @@ def assert_refused(done, output_dir):
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_cpu_and_num_processes_start_one_process_which_refuses(short, spelling):
-    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; this project does."""
+    """`accelerate launch --cpu --num_processes 2` silently starts one process; this project reports it."""
     done = launch([*SPELLINGS[spelling], "--cpu", "--num_processes", "2"], flags(**short))
     assert_refused(done, short["output_dir"])
 
@@ -258,7 +258,7 @@ def test_a_launch_that_splits_the_model_in_an_unknown_way_is_refused(short, monk
 def test_what_a_launch_would_change_or_leave_out_without_a_word_is_refused(
     short, monkeypatch, variable, value, message
 ):
-    """Accelerate's dynamo exports weights by other names; its fp16 on a CPU is fp32."""
+    """Accelerate's dynamo exports weights under other names; its fp16 on a CPU is fp32."""
     if value == "fp16" and torch.accelerator.is_available():
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv(variable, value)
@@ -268,7 +268,7 @@ def test_what_a_launch_would_change_or_leave_out_without_a_word_is_refused(
 
 
 def test_a_script_that_starts_a_run_is_no_launcher_whatever_its_name(short, tmp_path):
-    """A user's own launch.py with a --num_processes of its own is not Accelerate's."""
+    """A user's launch.py with its own --num_processes is not Accelerate's."""
     script = tmp_path / "launch.py"
     words = [*ONE, str(ROOT / "train.py"), *flags(**short)]
     script.write_text(f"import subprocess, sys\nsys.exit(subprocess.call({words!r}))\n")

@@ -1,4 +1,4 @@
-"""What results.json says beyond the metrics: intervals, calibration, slices, worst errors, suspects."""
+"""What results.json has beyond the metrics: intervals, calibration, slices, worst errors, suspects."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from ft.compare import _marks
 from ft.config import EvalConfig
 from ft.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
 
-SHOPS = ["north", "south", "", "east"]  # in csv, nothing is an empty text
+SHOPS = ["north", "south", "", "east"]  # in csv, a missing value is an empty text
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +161,12 @@ def test_suspected_label_errors_are_rows_of_the_split(trained):
 
 
 def test_rows_that_were_set_aside_keep_their_column(tiny_model, shops, tmp_path):
-    """They are rows of the training file; those that were dropped are counted."""
+    """They are rows of the training file, counted with those that were dropped."""
     with open(shops / "train.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     rows[3]["text"] = ""
     for row in rows:
-        row["shop"] = row["label"]  # so that each slice holds one label
+        row["shop"] = row["label"]  # so that each slice has one label
     path = write_csv(tmp_path / "all.csv", rows)
     assert train_here(
         model_name_or_path=tiny_model, train_file=path, output_dir=tmp_path / "run", on_bad_rows="drop",
@@ -198,7 +198,7 @@ def test_a_test_split_that_is_not_scored_needs_no_slice_column(base_flags, shops
     folder = shutil.copytree(shops, tmp_path / "copy")
     write_csv(folder / "test.csv", [row])
     words = {**base_flags, "dataset_name": folder, "slice_columns": "shop", "max_train_steps": 1}
-    assert train_here(**words, test_split_percentage=10) == EXIT_DONE  # set aside in its place
+    assert train_here(**words, test_split_percentage=10) == EXIT_DONE  # set aside instead
     results = results_of(tmp_path / "run")
     assert results["eval/slices"]["shop"] and results["test/slices"]["shop"]
 
@@ -285,10 +285,10 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
     with pytest.raises(UserError, match=r"validation_split_percentage is 30, and was 10 then.*test_file"):
         score_here(**asked, validation_split_percentage=30)
     held_out = write_csv(tmp_path / "held_out.csv", make_rows(30, seed=1))
-    # No share of them is for testing, whether there are test rows or not.
+    # No share of them is for testing, with or without test rows.
     assert score_here(**asked, test_file=held_out, split="validation") == EXIT_DONE
     more = {"validation_file": held_out, "save_strategy": "no", "output_dir": tmp_path / "other"}
-    assert train_here(**words, **more) == EXIT_DONE  # all of its rows are learned
+    assert train_here(**words, **more) == EXIT_DONE  # trained on all of its rows
     of_all = {**asked, "model_name_or_path": tmp_path / "other/best"}
     with pytest.raises(UserError, match=r"validation_split_percentage is 10, and was not used then"):
         score_here(**of_all)
@@ -301,7 +301,7 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
 
 
 def test_set_aside_rows_depend_on_the_labels_and_on_the_bad_rows(tiny_model, tmp_path):
-    """Stratified by other labels, or drawn from other rows, they would be others."""
+    """Stratified by other labels, or drawn from other rows, they would be different."""
     rows = [{**row, "gold": "good" if i % 3 else "bad"} for i, row in enumerate(make_rows(80))]
     path = write_csv(
         tmp_path / "all.csv", [{**row, "second": row["text"] if i > 1 else ""} for i, row in enumerate(rows)]
@@ -356,7 +356,7 @@ def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_
     assert "training data is not what it was then" in line and "as validation_file" in line
     (line,) = warned("backward", train_file=write_csv(tmp_path / "new.csv", rows[:40]), validation_file=path)
     assert "validation: these are the rows of the data that the model in" in line
-    renamed = [{"review": row["text"], "label": row["label"]} for row in rows]  # of something else, it seems
+    renamed = [{"review": row["text"], "label": row["label"]} for row in rows]  # of other data, it seems
     assert warned("other", train_file=write_csv(tmp_path / "other.csv", renamed)) == []
     others = [row | {"label": f"{row['label']}s"} for row in rows]
     assert warned("others", train_file=write_csv(tmp_path / "others.csv", others)) == []
@@ -393,7 +393,7 @@ def test_another_precision_than_that_of_training_is_said_and_told_apart(
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     config = parse(EvalConfig, flags(**asked))
     assert len(marks) == 2 and config.mark("bf16") in marks
-    assert _marks(config) == {config.mark()}  # --compare takes the run's own, and that of its launch
+    assert _marks(config) == {config.mark()}  # --compare accepts the run's own, and that of its launch
     facts = json.loads((tmp_path / "run/environment.json").read_text()) | {"mixed_precision": "bf16"}
     (tmp_path / "run/environment.json").write_text(json.dumps(facts))
     assert _marks(config) == marks
@@ -417,7 +417,7 @@ def test_test_rows_that_the_model_was_chosen_by_are_said_and_its_temperature_is_
         assert ("test/ece_scaled" in results_of(tmp_path / "out")) == (name == "c")
     asked["validation_file"] = files["b"]
     assert score_here(**asked) == EXIT_DONE
-    assert "WARNING validation" not in capsys.readouterr().out  # asked for by its name
+    assert "WARNING validation" not in capsys.readouterr().out  # requested by name
 
 
 def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(tiny_model, tmp_path, capsys):

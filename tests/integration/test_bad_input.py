@@ -1,5 +1,5 @@
 """Bad input: one clear line that names the key or the row, what was found, what was expected and the remedy,
-before any training, and without a trace on the disk."""
+before any training, and leaving nothing on disk."""
 
 import gzip
 import json
@@ -499,7 +499,7 @@ def test_an_output_dir_that_cannot_be(refused, tmp_path):
 def test_a_config_file_that_is_none(refused, tmp_path, content, patterns):
     if content is not None:
         (tmp_path / "c.yaml").write_text(content)
-    # Without the flags that would have the last word.
+    # Without the flags that would take precedence.
     assert_says(refused(config=tmp_path / "c.yaml", learning_rate=None, num_train_epochs=None), patterns)
 
 

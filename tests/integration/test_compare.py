@@ -1,4 +1,4 @@
-"""`eval.py --compare`: two runs on the same rows, refused where they are not, scored first where need be."""
+"""`eval.py --compare`: two runs on the same rows, refused if they are not, scored first if needed."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ def write(folder, lines):
 
 
 def one_label(right, label="yes"):
-    """Rows of two classes, predicted rightly or not."""
+    """Rows of two classes, predicted correctly or not."""
     other = {"yes": "no", "no": "yes"}
     return [
         {"row": row, "text": f"text {row}", "label": label, "prediction": label if good else other[label]}
@@ -133,7 +133,7 @@ LINES = one_label([True] * 9 + [False])
 
 @pytest.mark.parametrize("lines", [LINES, with_ids(LINES, "key"), with_ids(LINES, kind=str)])
 def test_the_same_rows_may_have_come_without_ids_or_with_others(tmp_path, lines):
-    """Ids are texts where they were read from a csv, and numbers from a jsonl."""
+    """Ids are texts if read from a csv, and numbers from a jsonl."""
     a, b = write(tmp_path / "a", with_ids(LINES)), write(tmp_path / "b", lines)
     assert compare(a, b, tmp_path / "out")["rows"] == 10
 
@@ -232,7 +232,7 @@ def test_a_mistake_on_the_command_line_is_one_message_and_exit_2(words, message)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model, reviews):
-    """Two recipes with two seeds each; `deep` learns well. The data lies beside them, in `data`."""
+    """Two recipes with two seeds each; `deep` learns well. The data is beside them, in `data`."""
     root = tmp_path_factory.mktemp("trained")
     reviews = shutil.copytree(reviews, root / "data")
     for name, epochs in (("deep", 12), ("short", 1)):
@@ -244,7 +244,7 @@ def trained(tmp_path_factory, tiny_model, reviews):
 
 def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys):
     deep, short = trained / "deep" / "seed-43", trained / "short" / "seed-42"
-    for run in (deep, short):  # by another test of this worker
+    for run in (deep, short):  # left by another test of this worker
         shutil.rmtree(run / "evaluation-test", ignore_errors=True)
     found = compare(short, deep, tmp_path / "out")
     assert capsys.readouterr().out.count("test: 47 rows") == 2
@@ -254,7 +254,7 @@ def test_training_runs_are_scored_first_and_only_once(trained, tmp_path, capsys)
     assert accuracy["low"] > 0 and accuracy["p_value"] < 0.01
     again = compare(short, deep, tmp_path / "out")
     assert "test: 47 rows" not in capsys.readouterr().out and again == found
-    later = time.time() + 100  # the run went on: its best model is another
+    later = time.time() + 100  # the run continued: it has another best model
     os.utime(deep / "best" / "config.json", (later, later))
     compare(short, deep, tmp_path / "out")
     assert capsys.readouterr().out.count("test: 47 rows") == 1
@@ -307,7 +307,7 @@ def test_what_else_a_user_has_in_the_folder_of_a_run_stays(trained, tmp_path, ca
     words = {"model_name_or_path": short / "best", "output_dir": short, "split": "test"}
     words["config"] = short / "config.yaml"
 
-    # Suspected label errors, for the same scores; and a table of the user's beside them.
+    # Suspected label errors, for the same scores; and a user's table beside them.
     score_here(**words, suspected_label_errors="true")
     (place / "predictions.xlsx").write_text("of the user")
     kept = {path.name: path.read_bytes() for path in place.iterdir()}
@@ -324,14 +324,14 @@ def test_what_else_a_user_has_in_the_folder_of_a_run_stays(trained, tmp_path, ca
         capsys.readouterr()
         assert compare(short, deep, tmp_path / "out")["metrics"] == before
         assert (place / "predictions.jsonl").read_bytes() == new
-    assert "test: 47 rows" not in capsys.readouterr().out  # the second time, those of compared-test are there
+    assert "test: 47 rows" not in capsys.readouterr().out  # the second time, compared-test has them
 
 
 def test_the_format_of_an_evaluation_is_what_its_results_say(trained, reviews, tmp_path):
     words = {"model_name_or_path": trained / "short/seed-42/best", "dataset_name": reviews}
     for kind in ("jsonl", "parquet"):
         score_here(**words, output_dir=tmp_path / "one", predictions_format=kind)
-    later = time.time() + 100  # a copy of the folder may change the order of its files' times
+    later = time.time() + 100  # copying the folder may change the order of its files' times
     os.utime(tmp_path / "one/predictions.jsonl", (later, later))
     with pytest.raises(UserError, match=r"was evaluated again since .*, with predictions\.parquet"):
         compare(tmp_path / "one", tmp_path / "one", tmp_path / "out")
@@ -372,7 +372,7 @@ def test_two_processes_compare_as_one_does(trained, tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_not_compared(trained, tmp_path):
-    """It has a best model from its first evaluation on."""
+    """Although it has a best model from its first evaluation on."""
     runs = [shutil.copytree(trained / "short" / "seed-42", tmp_path / name) for name in ("one", "other")]
     (runs[1] / "results.json").unlink()
     with pytest.raises(UserError, match="other' is not finished; go on with it by --resume_from_checkpoint"):
@@ -440,7 +440,7 @@ def test_rows_set_aside_in_the_place_of_an_unlabelled_test_split_are_what_runs_a
     reported = [json.loads((run / "results.json").read_text())["test/accuracy"] for run in runs]
     accuracy = found["metrics"]["accuracy"]
     assert found["rows"] == 41 and [accuracy["a"], accuracy["b"]] == pytest.approx(reported)
-    assert compare(*runs, tmp_path / "out") == found  # which are there now
+    assert compare(*runs, tmp_path / "out") == found  # which exist now
 
     for run in runs:  # what the user has scored stays
         best = {"model_name_or_path": run / "best", "output_dir": run, "split": "validation"}

@@ -1,4 +1,4 @@
-"""One config, one result, any launch: the same losses and weights however an update is cut."""
+"""One config, one result, any launch: the same losses and weights however an update is split."""
 
 import json
 
@@ -7,17 +7,17 @@ from compare import assert_same, largest_difference
 from conftest import FORKS, flags, launch, series, train_here
 
 NO_DROPOUT = "hidden_dropout_prob=0,attention_probs_dropout_prob=0"
-# Early stopping comes after 52 updates, its best is at 26. 203 rows: 6 updates of 32 and one of 11 an epoch.
+# Early stopping comes after 52 updates, its best is at 26. An epoch of 203 rows: 6 updates of 32, one of 11.
 CONFIG = {
     "learning_rate": 5e-3, "warmup_ratio": 0.1, "num_train_epochs": 99, "max_train_steps": 70,
     "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 13, "metric_for_best_model": "f1_macro",
     "early_stopping_patience": 2, "save_strategy": "no", "max_grad_norm": 0.5,
 }  # fmt: skip
-# What a run learns, and the launches that have to give what one process with whole updates gives.
+# Training data, and the launches that must give the same as one process with whole updates.
 DATA = {
     "batch 32": {"global_batch_size": 32},
     "batch 32, no dropout": {"global_batch_size": 32, "config_overrides": NO_DROPOUT},
-    # 187 rows: six updates of 31 rows, then one of a single row, of which other processes have none.
+    # 187 rows: six updates of 31 rows, then one of a single row, of which other processes get none.
     "batch 31": {"global_batch_size": 31, "max_train_samples": 187},
 }
 LAUNCHES = [
@@ -39,7 +39,7 @@ def config(tiny_model, reviews):
 
 @pytest.fixture(scope="module")
 def reference(config, tmp_path_factory):
-    """One process, every update as one batch; made once for each data."""
+    """One process, every update as one batch; run once for each data set."""
     made = {}
 
     def make(data):
@@ -47,7 +47,7 @@ def reference(config, tmp_path_factory):
             made[data] = tmp_path_factory.mktemp("reference") / "run"
             assert train_here(**config, **DATA[data], output_dir=made[data]) == 0
             losses = list(series(made[data], "train/loss").values())
-            assert len(losses) >= 50 and min(losses) < 0.6 * losses[0]  # it learns: comparing means something
+            assert len(losses) >= 50 and min(losses) < 0.6 * losses[0]  # it learns: comparing is meaningful
             stopped, best = ends(made[data])
             assert 0 < best < stopped < CONFIG["max_train_steps"]  # early, and not at its best
         return made[data]
@@ -84,7 +84,7 @@ def test_a_launch_gives_what_one_process_with_whole_updates_gives(
 
 @pytest.mark.parametrize(("data", "processes", "micro"), [("batch 32", 2, 4), ("batch 31", 3, 31)])
 def test_processes_that_share_no_memory_give_the_same(config, reference, tmp_path, data, processes, micro):
-    """As those of several hosts. DDP exchanges gradients there, and on GPUs."""
+    """Like those of several hosts. DDP exchanges gradients there, and on GPUs."""
     words = {**config, **DATA[data], "per_device_train_batch_size": micro, "output_dir": tmp_path / "run"}
     done = launch(["fork", str(processes)], flags(**words), script="tests/apart.py")
     assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ def test_torchs_own_dropout_is_not_the_same_on_another_launch(config, tmp_path):
 
 
 def test_weights_that_a_model_never_uses_stop_no_launch(tiny_model, reviews, tmp_path):
-    """ESM has some, and XLNet: DDP ends a run over them, if it is not told."""
+    """ESM and XLNet have some: DDP fails on them unless it is told."""
     from transformers import AutoTokenizer, EsmConfig, EsmModel, set_seed
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

@@ -1,5 +1,5 @@
-"""Layer-wise rates, a head's own rate, freezing, the average of the weights, LoRA: the same on any launch,
-resumable, and exported for those who know nothing of them."""
+"""Layer-wise rates, the head's own rate, freezing, weight averaging, LoRA: the same on any launch, resumable,
+and exported for users who need not know about them."""
 
 import json
 import re
@@ -41,11 +41,11 @@ def recipe(request):
 
 @pytest.fixture(scope="module")
 def whole(config, recipe, tmp_path_factory):
-    """One process, the whole update as one batch, through to the end."""
+    """One process, the whole update as one batch, without interruption."""
     output = tmp_path_factory.mktemp("whole") / "run"
     assert train_here(**config | recipe, output_dir=output) == 0
     losses = series(output, "train/loss").values()
-    assert max(losses) - min(losses) > 0.02  # it moves: the comparisons mean something
+    assert max(losses) - min(losses) > 0.02  # it changes: the comparisons are meaningful
     return output
 
 
@@ -189,8 +189,8 @@ def test_eval_py_scores_a_merged_model_as_training_did_and_needs_no_peft(
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "bert", "gpt2"])
 def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
-    """Heads of two layers, whose names end as those of the layers below; a new pooler is trained, too;
-    GPT-2 has its weights the other way around."""
+    """Heads of two layers, whose names end like those of the layers below; a new pooler is trained, too;
+    GPT-2 has transposed weights."""
     import peft
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -215,7 +215,7 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
     assert trained == head | {name for name, _ in model.named_parameters() if "lora_" in name}
     assert not any("lora_" in name or "base_layer" in name for name in head)
     with torch.no_grad():
-        for name in sorted(trained):  # a set's order, and so the numbers, would be others in every process
+        for name in sorted(trained):  # a set's order, and so the numbers, would differ in every process
             model.get_parameter(name).normal_(std=0.3)
     ids = torch.arange(12).reshape(2, 6) + 3
     expected = model(input_ids=ids).logits

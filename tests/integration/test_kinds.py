@@ -32,7 +32,7 @@ TASKS = ("focal", "tags", "scores", "pairs")  # one of each kind
 
 
 def words_of(name, tiny_model, reviews, kinds):
-    """40 updates of one of the kinds, evaluated every 10."""
+    """Flags for 40 updates of one of the kinds, evaluated every 10."""
     data, options = KINDS[name]
     return {
         "model_name_or_path": tiny_model, "dataset_name": reviews if data == "reviews" else kinds / data,
@@ -49,7 +49,7 @@ def config(request, tiny_model, reviews, kinds):
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, reviews, kinds, tmp_path_factory):
-    """The folder of a kind's run on one process, every update as one batch; made once for each."""
+    """The folder of a kind's run on one process, every update as one batch; run once for each."""
     made = {}
 
     def make(name):
@@ -64,7 +64,7 @@ def trained(tiny_model, reviews, kinds, tmp_path_factory):
 
 @pytest.fixture
 def whole(request, config, trained):
-    """That run of the kind of `config`. Nobody may change it."""
+    """That run for the kind of `config`. Must not be changed."""
     return trained(request.node.callspec.params["config"])
 
 
@@ -100,7 +100,7 @@ def on_two(tiny_model, reviews, kinds, tmp_path_factory):
 def test_accumulation_and_two_processes_give_the_same(config, whole, on_two, request, tmp_path):
     cut, two = tmp_path / "cut", on_two / request.node.callspec.params["config"]
     losses = list(series(whole, "train/loss").values())
-    assert min(losses) < 0.95 * losses[0]  # it learns: the comparison means something
+    assert min(losses) < 0.95 * losses[0]  # it learns: the comparison is meaningful
     assert train_here(**config, output_dir=cut, per_device_train_batch_size=4) == 0
     for other in (cut, two):
         assert_same(whole, other)
@@ -109,13 +109,13 @@ def test_accumulation_and_two_processes_give_the_same(config, whole, on_two, req
     for key in results[0].keys() & {
         "eval/accuracy",
         "eval/f1_micro",
-    }:  # of the same thresholds as its interval
+    }:  # with the same thresholds as its interval
         assert results[0][f"{key}_low"] <= results[0][key] <= results[0][f"{key}_high"]
 
 
 def assert_close(one, other, key):
-    """The same tables to the name, and numbers but for the bias of an exported regression head, which has 32
-    bits in another unit."""
+    """The same tables by name, and the same numbers except for the bias of an exported regression head, whose
+    32 bits are in another unit."""
     if isinstance(one, dict | list):
         assert len(one) == len(other), key
         names = one if isinstance(one, dict) else range(len(one))
@@ -126,7 +126,7 @@ def assert_close(one, other, key):
 
 
 def test_rows_weigh_by_their_class_and_not_by_their_micro_batch(tiny_model, reviews, tmp_path):
-    """The logged loss is the weighted mean of the rows of an update, by hand."""
+    """The logged loss is the weighted mean over the rows of an update, computed by hand."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     words = {
@@ -134,7 +134,7 @@ def test_rows_weigh_by_their_class_and_not_by_their_micro_batch(tiny_model, revi
         "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0", "eval_strategy": "no",
         "global_batch_size": 203, "per_device_train_batch_size": 13, "class_weights": "bad=3,good=0.5",
     }  # fmt: skip
-    # A learning rate that moves nothing: the exported model is the one that the loss is of.
+    # A learning rate that changes nothing: the loss is that of the exported model.
     assert train_here(**words, learning_rate=1e-30, output_dir=tmp_path / "run") == 0
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/final")
@@ -167,7 +167,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(config, tmp_path):
 
 @of_kinds(*TASKS)
 def test_the_test_labels_change_no_byte_of_best(config, whole, tmp_path):
-    """Never the test split for choosing anything."""
+    """The test split is never used to choose anything."""
     data = shutil.copytree(config["dataset_name"], tmp_path / "data")
     if (data / "test.csv").exists():
         lines = [line.rpartition(",") for line in (data / "test.csv").read_text().splitlines()]
@@ -188,7 +188,7 @@ def test_the_test_labels_change_no_byte_of_best(config, whole, tmp_path):
     assert tests[0] != tests[1]  # they were shuffled
 
 
-# --- what others get
+# --- what users of an export get
 
 
 def score_words(folder, config, output_dir):
@@ -222,7 +222,7 @@ def test_eval_and_pipeline_give_what_training_gave(config, whole, tmp_path, caps
     for row, answer in zip(rows, classify(texts, top_k=None, truncation=True), strict=True):
         scores = {entry["label"]: entry["score"] for entry in answer}
         if "probabilities" not in row:
-            assert list(scores) == ["score"]  # the name of the column, and the number in its own unit
+            assert list(scores) == ["score"]  # the name of the column, and the number in its original unit
             assert row["prediction"] == pytest.approx(scores["score"], rel=1e-5)
             continue
         assert scores == pytest.approx(row["probabilities"], abs=1e-5)
@@ -299,7 +299,7 @@ def test_numbers_come_back_in_their_own_unit(config, tmp_path, capsys):
 
 @of_kinds("scores")
 def test_an_exported_head_comes_back_to_the_bit(config, tmp_path, monkeypatch):
-    """What was trained, what was exported and read again for the test rows: all one."""
+    """What was trained, what was exported, and what was read again for the test rows are the same."""
     import ft.model
 
     states = []
@@ -322,7 +322,7 @@ def test_an_exported_head_comes_back_to_the_bit(config, tmp_path, monkeypatch):
 
 @of_kinds("scores")
 def test_a_regression_goes_on_from_an_exported_one(config, whole, tmp_path):
-    """Its head is taken over, whatever the unit: the first loss is that of the model that was exported."""
+    """Its head is reused, whatever the unit: the first loss is that of the exported model."""
     words = {**config, "model_name_or_path": whole / "final", "max_train_samples": 100}
     words |= {"learning_rate": 1e-30, "max_train_steps": 1, "eval_steps": 1}
     assert train_here(**words, output_dir=tmp_path / "on") == 0
@@ -429,7 +429,7 @@ def test_the_model_card_can_be_followed(config, whole):
         assert names["answer"][0]["label"] in ("bad", "fine", "good", "other", "same")
 
 
-# --- what cannot be
+# --- what is impossible
 
 
 def test_a_model_of_another_kind_is_not_scored(kinds, reviews, tiny_model, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run does to its folder: nothing of a run is lost to a restart, to another run, or to a full disk."""
+"""What a run does to its folder: nothing of a run is lost by a restart, another run, or a full disk."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ def words(base_flags):
 
 
 def test_a_launcher_does_not_replace_what_its_own_run_has_made(words, tmp_path, monkeypatch):
-    """`--max_restarts` with `--overwrite_output_dir`: the second attempt would begin anew."""
+    """`--max_restarts` with `--overwrite_output_dir`: the second attempt would start from scratch."""
     anew = {"overwrite_output_dir": "true"}
     assert train_here(**words, **anew) == 0
     seeds = {**words, "output_dir": tmp_path / "seeds", "num_seeds": 2}
@@ -55,7 +55,7 @@ def test_a_run_that_begins_with_another_s_checkpoint_replaces_none_unless_told_t
         train_here(**resumed)
     assert (tmp_path / "other/wandb_id").exists() and (tmp_path / "other/results.json").exists()
     capsys.readouterr()
-    # Stopped at once: what is there then is of this run, or was kept aside.
+    # Stopped at once: what is then there is from this run, or was set aside.
     assert train_here(**resumed, max_time="1s", overwrite_output_dir="true") == 75
     assert "what another run has left in" in capsys.readouterr().out
     left = {path.name for path in (tmp_path / "other").iterdir() if not path.name.startswith(".")}
@@ -76,7 +76,7 @@ def test_a_training_that_is_done_is_scored_though_none_of_its_checkpoints_was_wr
 
 
 def made(place):
-    """A folder that passes for a whole checkpoint."""
+    """A folder that passes for a complete checkpoint."""
     place.mkdir(parents=True)
     for name in FILES:
         (place / name).write_text("")
@@ -94,7 +94,7 @@ def test_what_a_run_has_come_to_is_not_replaced_by_one_from_elsewhere(left, tmp_
     with pytest.raises(UserError, match="run' already holds a run"):
         check_output_dir(options)
     shutil.rmtree(tmp_path / "run" / left)
-    assert check_output_dir(options) == (start, [])  # what was begun, and no more
+    assert check_output_dir(options) == (start, [])  # what was only begun
 
 
 def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
@@ -112,7 +112,7 @@ def test_a_checkpoint_on_another_disk_is_the_run_s_own(tmp_path):
 @pytest.mark.parametrize("name", ["checkpoints/superseded-step-00000003", "seed-7/checkpoints/step-00000003"])
 @pytest.mark.parametrize("linked", ["nothing", "the folder around it", "it"])
 def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, tmp_path):
-    """On another disk, too."""
+    """Even if it is on another disk."""
     start = made(tmp_path / "run" / name)
     (tmp_path / "run" / "seeds.json").write_text('{"7": null}')
     link = {"it": start, "the folder around it": tmp_path / "run" / name.split("/")[0]}.get(linked)
@@ -133,7 +133,7 @@ def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, 
     ],
 )  # fmt: skip
 def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
-    """Its model would be gone if it ended early, and what it has made could not be resumed."""
+    """Its model would be gone if it ended early, and it could not be resumed."""
     run = tmp_path / "run"
     for folder in ("best", "evaluation-test", "mine"):
         (run / folder).mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.yaml", "wandb", "best"])
 def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
-    """A config that was written by hand, in the folder where its run is to be; W&B's folder of other runs."""
+    """A hand-written config in the folder of the run to come; W&B's folder of other runs."""
     run = tmp_path / "run"
     run.mkdir()
     (run / name).write_text("mine")
@@ -192,7 +192,7 @@ def test_a_run_of_its_own_that_is_called_as_one_of_several_seeds_stays(words, tm
 
 
 def only(tmp_path, name):
-    """A folder that holds a copy of this run alone."""
+    """A folder with only a copy of this run."""
     shutil.copytree(tmp_path / name, tmp_path / "only" / Path(name).name)
     return tmp_path / "only"
 
@@ -206,7 +206,7 @@ def test_a_model_that_the_disk_does_not_take_is_one_message(words, monkeypatch):
 
 
 def test_a_tokenizer_that_the_disk_does_not_take_is_one_message(words, tmp_path, monkeypatch):
-    """Of a fast one, Rust raises an error of no type of its own."""
+    """For a fast one, Rust raises an error without a type of its own."""
     full = Mock(side_effect=Exception("No space left on device (os error 28)"))
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
     with pytest.raises(UserError, match=r"No space left on device \(os error 28\)\. Make room, "):

@@ -1,4 +1,4 @@
-"""eval.py on rows without labels: predictions alone, in input order, with ids, the same on any launch, a
+"""eval.py on rows without labels: only predictions, in input order, with ids, the same on any launch, one
 chunk at a time."""
 
 import csv
@@ -65,8 +65,7 @@ def predict(model, file, folder, **options):
 
 
 def unlabelled(kinds, reviews, name, path, drop):
-    """The test rows of a kind with an id, as jsonl; without the column of the labels, or with an empty
-    one."""
+    """The test rows of a kind with an id, as jsonl; without the label column, or with an empty one."""
     data = DATA[name][0]
     source = next((reviews if data == "reviews" else kinds / data).glob("test.*"))
     rows = rows_of(source) if source.suffix == ".jsonl" else list(csv.DictReader(source.open()))
@@ -81,7 +80,7 @@ def unlabelled(kinds, reviews, name, path, drop):
 @pytest.mark.parametrize("name", DATA)
 def test_every_kind_is_predicted_as_where_it_is_scored(name, models, kinds, reviews, tmp_path, capsys):
     source, file = unlabelled(kinds, reviews, name, tmp_path / "new.jsonl", drop=name != "tags")
-    model = models / name / "best"  # whose run tells the columns
+    model = models / name / "best"  # whose run knows the columns
     scored = predict(model, source, tmp_path / "scored")
     assert (tmp_path / "scored/results.json").exists()
     capsys.readouterr()
@@ -173,13 +172,13 @@ def test_two_processes_write_the_bytes_of_one(models, kinds, reviews, tmp_path):
 
 
 def test_a_chunk_is_gone_before_the_next_is_scored(models, tmp_path, monkeypatch):
-    """Never more than one chunk's scores, nor rows scored ahead of what was written."""
+    """Never more than one chunk's scores are held, and no rows are scored ahead of writing."""
     file = write_csv(tmp_path / "new.csv", [{"text": row["text"]} for row in make_rows(100)])
     alive, sizes, written = [], [], []
     gather, write = ft.predict.gather_rows, ft.predict.PredictionFile.write
 
     def gathered(accelerator, parts, begin, end):
-        assert sum(written) == begin  # all before it stands in the file
+        assert sum(written) == begin  # all before it is in the file
         assert [ref for ref in alive if ref() is not None] == []
         (scores,) = gather(accelerator, parts, begin, end)
         alive.append(weakref.ref(scores))
@@ -284,7 +283,7 @@ def test_labelled_rows_keep_their_scores_and_get_their_ids(models, tmp_path):
 def test_what_is_said_in_a_folder_is_of_its_last_evaluation(
     models, kinds, reviews, tmp_path, monkeypatch, capsys
 ):
-    """Of two, `--compare` could take the predictions of one for those of the other's options."""
+    """With two, `--compare` could take the predictions of one for those made with the other's options."""
     source, file = unlabelled(kinds, reviews, "single", tmp_path / "new.jsonl", drop=True)
     words = {"model_name_or_path": models / "single/best", "output_dir": tmp_path / "out"}
 
@@ -313,7 +312,7 @@ def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
     for name in ("report.html", "results.json"):
         (tmp_path / "out" / name).write_text("of the user")
     file = write_csv(tmp_path / "new.csv", [{"text": "so good"}])
-    for _ in range(2):  # predictions beside them do not make them an evaluation's
+    for _ in range(2):  # predictions beside them do not make them results of an evaluation
         predict(models / "single/best", file, tmp_path / "out")
     for name in ("report.html", "results.json"):
         assert (tmp_path / "out" / name).read_text() == "of the user"
@@ -358,7 +357,7 @@ def test_a_pair_of_which_a_text_is_missing_is_not_taken_for_a_text(models, tmp_p
 
 
 def test_an_evaluation_reads_the_columns_that_training_found(tiny_model, tmp_path):
-    """Seen alone, the test file's text would be the title, and its label the stars."""
+    """From the test file alone, the text would be the title, and the label the stars."""
     for number, name in enumerate(("train", "validation", "test")):
         rows = [{"message": row["text"], "score": len(row["text"]) / 9} for row in make_rows(40, number)]
         more = {"title": "a film", "stars": 3} if name == "test" else {}
@@ -382,7 +381,7 @@ def test_a_text_column_may_have_the_name_of_ours(models, tmp_path):
 def test_the_revision_of_the_pretrained_model_is_none_of_the_folder_that_training_made_of_it(
     models, reviews, tmp_path
 ):
-    """A config.yaml that names one serves eval.py all the same."""
+    """A config.yaml that names one still works for eval.py."""
     words = {
         "model_name_or_path": models / "single/best",
         "model_revision": "v2",

@@ -1,4 +1,4 @@
-"""`train.py --preflight`: what it finds in data and machine, what it leaves, and how it ends."""
+"""`train.py --preflight`: what it finds in data and machine, what it leaves behind, and how it ends."""
 
 import gzip
 import json
@@ -28,19 +28,19 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def _audit_here(monkeypatch):
-    """In this process, where the imports are paid for; those that launch have it in a process of its own."""
+    """In this process, where the imports are done; launched ones audit in a separate process."""
     monkeypatch.setattr("ft.preflight.audit.audit_apart", audit)
 
 
 @pytest.fixture
 def data(reviews, tmp_path):
-    """A copy of the reviews, to be spoilt."""
+    """A copy of the reviews, to be corrupted."""
     return shutil.copytree(reviews, tmp_path / "data")
 
 
 @pytest.fixture
 def audited(data, base_flags):
-    """What the audit says of the spoilt copy: its report, and its findings as {topic: messages}."""
+    """The audit of the corrupted copy: its report, and its findings as {topic: messages}."""
 
     def run(**values):
         report, findings = audit(parse(Config, flags(**{**base_flags, "dataset_name": data, **values})))
@@ -88,7 +88,7 @@ def test_all_faults_are_found_and_not_the_first_alone(audited, data):
     assert "the label column 'label'" in said and "which training lacks" in said
     assert report["labels"]["unknown"] == {"validation": ["strange", "weird"]}
     assert topics["blocking", "model"][0].startswith("max_length: found 3000")
-    assert set(report["copies"]["within"]) == {"train", "validation", "test"}  # looked for all the same
+    assert set(report["copies"]["within"]) == {"train", "validation", "test"}  # still looked for
 
 
 def test_bad_rows_that_are_dropped_are_a_warning(audited, data):
@@ -179,7 +179,7 @@ def test_a_missing_file_and_a_missing_column_are_findings(audited):
     assert "does not exist" in topics["blocking", "data"][0]
 
 
-# --- the whole of it
+# --- all of it
 
 
 def test_a_fit_config_ends_with_0_and_leaves_a_report_that_no_run_minds(base_flags, tmp_path, capfd):
@@ -203,7 +203,7 @@ def test_a_fit_config_ends_with_0_and_leaves_a_report_that_no_run_minds(base_fla
 
 
 def test_a_checkpoint_is_read_back_as_a_run_reads_it_with_one_state_of_the_optimizer(base_flags, monkeypatch):
-    """With two, a run that a device holds would be said not to fit."""
+    """With two, a run that fits on a device would be reported not to fit."""
     states, restore = [], ft.checkpoint.restore
 
     def restored(path, accelerator, model, optimizer, scheduler):
@@ -327,7 +327,7 @@ def test_what_is_left_of_a_run_is_forecast_where_it_goes_on(base_flags, tmp_path
     assert train_here(**resumed, preflight=True) == EXIT_DONE
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())
     assert report["forecast"]["updates"] == 8
-    assert not any(".preflight" in note for note in report["notes"])  # of the probe's own place
+    assert not any(".preflight" in note for note in report["notes"])  # about the probe's own folder
     assert train_here(**resumed) == EXIT_DONE
 
 
@@ -377,13 +377,13 @@ def test_a_run_without_validation_rows_is_forecast_without_evaluations(base_flag
 
 
 def test_what_follows_an_evaluation_is_forecast_for_all_rows_and_resamples(base_flags, tmp_path, monkeypatch):
-    """Where few rows are scored, and few resamples drawn."""
+    """Although few rows are scored, and few resamples drawn."""
     seen, measured, waited, found = [], [], [], {}
 
     def slow(task, data, split, result, resamples):
         seen.append((split, len(result.scores), len(data.splits[split])))
         waited.append(resamples / 1000)  # seconds
-        if split not in found:  # what the machine takes for it would count as of all resamples, too
+        if split not in found:  # else the machine's own time would be scaled to all resamples, too
             found[split] = assess(task, data, split, result, resamples)
         return found[split]
 
@@ -416,7 +416,7 @@ def test_python_train_hands_the_code_on_without_a_traceback(base_flags, data):
 
 
 def killed(config):
-    """In the place of an audit for which the memory does not suffice."""
+    """Replaces an audit for which memory does not suffice."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -427,7 +427,7 @@ def test_an_audit_that_is_killed_is_a_message(base_flags, monkeypatch):
 
 
 def test_windows_are_tried_as_the_run_scores_them(base_flags, tmp_path):
-    """Batches of an evaluation hold so many windows, not rows; a text in windows is not cut."""
+    """Evaluation batches are sized in windows, not rows; a text in windows is not cut."""
     words = {"long_text": "windows", "max_length": 10, "max_windows": 99, "per_device_eval_batch_size": 7}
     assert train_here(**base_flags, **words, preflight=True) == EXIT_DONE
     report = json.loads((tmp_path / "run" / "preflight.json").read_text())

@@ -1,4 +1,4 @@
-"""push_to_hub against a stand-in of the Hub's endpoints: asked before the training, done after it."""
+"""push_to_hub against a stand-in for the Hub's endpoints: checked before the training, done after it."""
 
 import base64
 import hashlib
@@ -18,12 +18,12 @@ class Hub(StandIn):
 
     def __init__(self):
         self.objects, self.files, self.about, self.asked = {}, {}, None, None
-        self.broken = self.closed = ()  # out of order, where a client asks again, and not allowed
+        self.broken = self.closed = ()  # failing, so that a client retries, and forbidden
         self.is_private, self.may_write, self.deleted = (
             None,
             True,
             [],
-        )  # of a repository that is there already
+        )  # for a repository that already exists
         super().__init__()
 
     def respond(self, method, path, headers, body):
@@ -93,10 +93,10 @@ def hub():
 
 @pytest.fixture
 def pushed(hub, base_flags, monkeypatch):
-    """Runs that push to the Hub: forks, where the launcher is not the point."""
+    """Runs that push to the Hub: forks, unless the launcher matters."""
 
     def run(token="hf_secret", command=FORK, **values):
-        ensure_server()  # without what follows, which is not for the forks of other tests
+        ensure_server()  # before what follows, which must not affect the forks of other tests
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token}
         environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         for name, value in environment.items():
@@ -116,14 +116,14 @@ def test_best_is_pushed_as_it_is(hub, pushed, tmp_path):
     assert hashlib.sha256(best["model.safetensors"]).hexdigest() in hub.objects
     assert hub.about == {"pipeline_tag": "text-classification", "library_name": "transformers"}
     assert "pushed best/ to http" in done.stdout
-    # The account is asked before there is anything to lose.
+    # The account is checked before there is anything to lose.
     assert hub.requests[0].endswith("/api/whoami-v2") and hub.requests[1].endswith("/api/repos/create")
     left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [path for path in left if b"hf_secret" in path.read_bytes()]
 
 
 def test_several_processes_push_once(hub, pushed):
-    """The account's name, which the main process learns, is no option that all must have been given."""
+    """The account's name, which the main process looks up, is not an option that all must share."""
     done = pushed(command=two_processes())
     assert done.returncode == 0, done.stderr
     assert {"model.safetensors", "config.json"} <= hub.files.keys()
@@ -194,6 +194,6 @@ def test_a_hub_that_is_away_when_a_run_is_taken_up_is_asked_again_at_its_end(
 
 
 def test_the_config_of_a_run_does_not_name_the_repository_that_it_did_not_choose(hub, pushed, tmp_path):
-    """Repeated in another folder, it would be pushed over this one."""
+    """Repeated in another folder, the run would push over this one."""
     assert pushed().returncode == 0
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["hub_model_id"] is None

@@ -1,6 +1,6 @@
-"""Every recipe parses; those of the Hub run end to end against a stand-in of it on 127.0.0.1.
+"""Every recipe parses; those of the Hub run end to end against a stand-in for it on 127.0.0.1.
 
-The libraries' own clients talk to the stand-in (HF_ENDPOINT), so that loading by Hub id is the real code."""
+The libraries' own clients talk to the stand-in (HF_ENDPOINT), so loading by Hub id is the real code."""
 
 import hashlib
 import json
@@ -78,12 +78,12 @@ def test_without_arguments_train_py_runs_the_quickstart(monkeypatch):
     monkeypatch.setattr("ft.runtime.run_script", lambda main, config: seen.append(config))
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert seen == [parse(Config, [str(RECIPES / "quickstart.yaml")])]
-    # Of packages that are installed for these tests.
+    # From packages that are installed for these tests.
     assert (Path(find_model(seen[0].model_name_or_path)) / "config.json").is_file()
     assert local_path(seen[0].dataset_name).is_dir()
 
 
-# --- a stand-in of the Hub
+# --- a stand-in for the Hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -135,7 +135,7 @@ class Hub(StandIn):
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory, tiny_model):
-    """A small random BERT with 512 positions, and reviews laid out as the real data set is."""
+    """A small random BERT with 512 positions, and reviews laid out like the real data set."""
     from datasets import ClassLabel, Dataset, Features, Value
     from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -153,7 +153,7 @@ def repositories(tmp_path_factory, tiny_model):
     BertModel(config).save_pretrained(root / "model")
     features = Features({"label": ClassLabel(names=STARS), "text": Value("string")})
     for seed, (split, count) in enumerate(ROWS.items()):
-        # A number in each text tells the rows apart.
+        # A number in each text distinguishes the rows.
         rows = [
             {"label": i % 5, "text": f"{row['text']} {i}"} for i, row in enumerate(make_rows(count, seed))
         ]
@@ -217,14 +217,14 @@ def hub(repositories):
 
 
 def run_recipe(name, hub, tmp_path, offline="0", **more):
-    """A recipe, launched with nothing changed but the output folder and what `more` says."""
+    """A recipe, launched with nothing changed except the output folder and `more`."""
     words = [str(RECIPES / f"{name}.yaml"), *flags(**{"output_dir": tmp_path / name, **more})]
     surroundings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": offline}
     return launch(ONE, words, **surroundings)
 
 
 def encoded_rows(tmp_path):
-    """The source's row numbers behind each split, in order, from the encoding cache."""
+    """The source's row numbers of each split, in order, from the encoding cache."""
     from ft.data.encode import EncodedRows
 
     (folder,) = [path.parent for path in (tmp_path / "hf/ft-encoded").glob("*/data.json")]
@@ -247,7 +247,7 @@ def test_glue_runs_on_pairs_of_one_configuration(hub, tmp_path):
 
 
 def test_another_task_of_glue_whose_test_labels_are_kept_back(hub, tmp_path):
-    """In the words of the recipe's own comment."""
+    """As in the recipe's comment."""
     task = {
         "dataset_config_name": "mnli", "text_column_names": "premise,hypothesis",
         "validation_split_name": "validation_matched", "test_split_name": "test_matched",
@@ -284,13 +284,13 @@ def test_yelp_small_runs_on_the_tutorials_rows_and_again_without_the_hub(hub, re
         wanted = numbered.shuffle(seed=42).select(range(1000))["row"]  # as the tutorial draws them
         assert sorted(rows[split].tolist()) == sorted(wanted)
 
-    # It was the Hub that was asked, for these two and for nothing else.
+    # The Hub was asked for these two and nothing else.
     got = [request for request in hub.requests if request.startswith("GET")]
     assert any(f"/{MODEL}/resolve/" in request and "model.safetensors" in request for request in got)
     assert any(f"/datasets/{DATA}/resolve/" in request and "train-00000" in request for request in got)
     assert all(MODEL in request or DATA in request for request in hub.requests), "telemetry, or what?"
 
-    # What was fetched once serves without a network.
+    # Once fetched, they work without a network.
     asked = len(hub.requests)
     again = run_recipe("yelp_small", hub, tmp_path, offline="1", output_dir=tmp_path / "again")
     assert again.returncode == 0, again.stderr
@@ -328,11 +328,11 @@ def test_what_the_hub_does_not_have_is_one_clear_message(hub, tmp_path, flag, va
 
 
 def test_no_network_is_one_clear_message(repositories, tmp_path):
-    with socket.socket() as silent:  # it does not listen; no other test's server can be where it is bound
+    with socket.socket() as silent:  # it does not listen; no other test's server can bind its port
         silent.bind(("127.0.0.1", 0))
         gone = SimpleNamespace(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         done = run_recipe("yelp_small", gone, tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert MODEL in said  # before it, the hub's own client tells that it tries again
+    assert MODEL in said  # before it, the hub's client reports its retries
     assert not Path(tmp_path / "yelp_small").exists()

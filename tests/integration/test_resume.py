@@ -1,4 +1,4 @@
-"""Nothing lost: a run that was stopped goes on as if it had not been."""
+"""Nothing lost: a stopped run continues as if it had not been."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ from ft.verify import weights_difference
 
 
 def words_of(model, data, folder):
-    """30 updates with a checkpoint every 4th: in the middle of an epoch, too."""
+    """Flags for 30 updates with a checkpoint every 4th, also in the middle of an epoch."""
     return {
         "model_name_or_path": model, "dataset_name": data, "output_dir": folder, "num_train_epochs": 9,
         "max_train_steps": 30, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps",
@@ -42,7 +42,7 @@ def times_of(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, reviews):
-    """The run that was never stopped. Nobody may change it."""
+    """The run that was never stopped. Must not be changed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train_here(**words_of(tiny_model, reviews, folder)) == 0
     before = times_of(folder)
@@ -52,12 +52,12 @@ def whole(tmp_path_factory, tiny_model, reviews):
 
 @pytest.fixture
 def finished(whole, config):
-    """A copy of it in the output_dir of `config`, to go on with."""
+    """A copy of it in the output_dir of `config`, to continue."""
     return shutil.copytree(whole, config["output_dir"])
 
 
 def test_processes_may_spell_the_folder_of_the_run_in_their_own_ways(config, tmp_path):
-    """As hosts do that have it in different places; which checkpoint is the run's own is for one to say."""
+    """As on hosts that have it in different places; one process decides which checkpoint is the run's own."""
     words = {**config, "max_train_steps": 4}
     del words["output_dir"]
     own = [flags(output_dir=f"{folder}/run") for folder in (tmp_path, os.path.relpath(tmp_path, ROOT))]
@@ -74,7 +74,7 @@ def test_processes_may_spell_the_folder_of_the_run_in_their_own_ways(config, tmp
 
 
 def cut_at(whole, step, place):
-    """A copy of a run as a crash between `step` and the next checkpoint leaves it."""
+    """A copy of a run as left by a crash between `step` and the next checkpoint."""
     shutil.copytree(whole, place)
     for folder in (place / "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > step:
@@ -82,7 +82,7 @@ def cut_at(whole, step, place):
     shutil.rmtree(place / "final")
     (place / "results.json").unlink()
     with open(place / "metrics.jsonl", "a") as file:
-        file.write('{"step": 29, "epo')  # a row cut short
+        file.write('{"step": 29, "epo')  # a truncated row
     return place
 
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_bit_identical(config, whole, tmp_path, step):
 
 
 def test_what_torch_itself_draws_is_drawn_again_after_a_resume(config, tmp_path):
-    """No generator's state is saved: each update has one that follows from the seed and its number."""
+    """No generator state is saved: each update's follows from the seed and its number."""
     words = {**config, "dropout_mode": "torch"}
     assert train_here(**words) == 0
     place = cut_at(tmp_path / "run", 12, tmp_path / "cut")
@@ -160,7 +160,7 @@ def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
 def test_stopped_before_its_first_update_a_run_from_elsewhere_has_a_checkpoint_of_its_own(
     config, whole, tmp_path
 ):
-    """All updates are done in the other folder: it is stopped while the test rows are scored."""
+    """All updates were done in the other folder: it is stopped while scoring the test rows."""
     words = {**config, "output_dir": tmp_path / "other"}
     last = whole / "checkpoints/step-00000030"
     assert train_here(**words, resume_from_checkpoint=last, max_time="1s") == EXIT_STOPPED
@@ -190,7 +190,7 @@ def test_stopped_while_the_best_model_scores_the_test_rows_a_run_saves_the_last_
 
 @pytest.fixture
 def without_best(whole, tmp_path):
-    """A copy of its checkpoints alone."""
+    """A copy of only its checkpoints."""
     shutil.copytree(whole / "checkpoints", tmp_path / "copied/checkpoints")
     return tmp_path / "copied"
 
@@ -224,7 +224,7 @@ def test_a_finished_run_whose_best_did_not_come_along_is_weighed_as_it_ends(
 
 
 def test_what_another_run_wrote_while_this_one_began_is_seen(config, whole, tmp_path, monkeypatch):
-    """The lock of the folder comes after the data: a run that was ending may have held it until then."""
+    """The folder is locked after the data is read: a run that was ending may have held it until then."""
     original, place = Run.start, cut_at(whole, 12, tmp_path / "cut")
 
     def start(self, *rest):
@@ -247,8 +247,8 @@ def test_what_another_run_wrote_while_this_one_began_is_seen(config, whole, tmp_
 
 
 def crash_at(monkeypatch, step):
-    """Let the run end with an error in the update after `step`; a row an update stands in metrics.jsonl, and
-    the checkpoints so far on the disk."""
+    """Make the run end with an error in the update after `step`; metrics.jsonl has a row per update, and the
+    checkpoints so far are on disk."""
     original = Run.count
 
     def count(self, *args):
@@ -261,7 +261,7 @@ def crash_at(monkeypatch, step):
 
 
 def scores(monkeypatch, *values):
-    """Let the evaluations of a run find these accuracies, one after the other."""
+    """Make the evaluations of a run return these accuracies, one after the other."""
     original, left = evaluate, list(values)
 
     def found(*args, **options):
@@ -275,7 +275,7 @@ def scores(monkeypatch, *values):
 def test_a_best_that_came_after_the_checkpoint_does_not_stand_for_the_one_that_it_knows(
     config, tmp_path, monkeypatch, renames
 ):
-    """The run goes on with more updates, and so on another trajectory, on which nothing is as good."""
+    """The run resumes with more updates, and so on another trajectory, on which nothing is as good."""
     words = {**config, "eval_steps": 3, "max_train_steps": 12}
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="on purpose"):
         scores(patch, 0.5, 0.9)
@@ -298,7 +298,7 @@ def test_a_best_that_came_after_the_checkpoint_does_not_stand_for_the_one_that_i
 
 
 def test_a_best_that_no_checkpoint_knows_is_chosen_anew(config, whole, tmp_path, capsys):
-    """The checkpoint of update 8 knows the best of update 5, which went long ago."""
+    """The checkpoint of update 8 knows the best of update 5, which was removed long ago."""
     place = cut_at(whole, 8, tmp_path / "cut")
     assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
     assert "best/ of update 5 is not in" in capsys.readouterr().out
@@ -308,8 +308,8 @@ def test_a_best_that_no_checkpoint_knows_is_chosen_anew(config, whole, tmp_path,
 def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(
     config, finished, tmp_path, capsys
 ):
-    """What `latest` finds after another crash is of the new trajectory, though it is further behind."""
-    other = cut_at(finished, 12, tmp_path / "other")  # the same, but on a folder without later checkpoints
+    """What `latest` finds after another crash is on the new trajectory, although it is further behind."""
+    other = cut_at(finished, 12, tmp_path / "other")  # the same, in a folder without later checkpoints
     folder = finished / "checkpoints"
     for name in ("step-00000030-backup", "step-00000028 (copy)", "step-30"):
         shutil.copytree(folder / "step-00000030", folder / name)
@@ -351,7 +351,7 @@ def test_a_start_with_another_run_s_checkpoint_that_died_early_is_started_again(
 
 @pytest.mark.parametrize("name", ["step-00000030-backup", "superseded-step-00000030"])
 def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, finished, tmp_path, name):
-    """It may be of another trajectory than the checkpoints, metrics and results there."""
+    """It may be from another trajectory than the checkpoints, metrics and results there."""
     place = shutil.copytree(finished / "checkpoints/step-00000030", finished / "checkpoints" / name)
     words = {**config, "resume_from_checkpoint": place, "max_train_steps": 32}
     for more in ({}, {"overwrite_output_dir": "true"}):
@@ -363,7 +363,7 @@ def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, f
 
 
 def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path):
-    """The old best/ was moved aside and the new one is not in its place yet."""
+    """The old best/ was moved aside and the new one is not yet in place."""
     place = cut_at(whole, 28, tmp_path / "cut")
     (place / "best").rename(place / ".best.old")
     assert train_here(**{**config, "output_dir": place}, resume_from_checkpoint="latest") == 0
@@ -372,7 +372,7 @@ def test_a_crash_while_best_is_replaced_does_not_lose_it(config, whole, tmp_path
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_best_that_was_cut_short_stops_no_resume(config, whole, tmp_path, capsys, kept):
-    """As by a copy of the run that did not end."""
+    """As by an unfinished copy of the run."""
     place = cut_at(whole, 28, tmp_path / "cut")
     if kept:
         shutil.copytree(place / "best", place / ".best.old")
@@ -385,7 +385,7 @@ def test_a_best_that_was_cut_short_stops_no_resume(config, whole, tmp_path, caps
 
 
 def test_an_older_folder_that_cannot_be_removed_is_in_nobodys_way(tmp_path, monkeypatch):
-    """On NFS, a file that somebody reads keeps its folder."""
+    """On NFS, a file that is being read keeps its folder from being removed."""
     stuck, remove = [], shutil.rmtree
 
     def rmtree(path, **options):
@@ -419,7 +419,7 @@ def test_an_older_folder_that_cannot_be_removed_is_in_nobodys_way(tmp_path, monk
             {"config_overrides": "hidden_dropout_prob=0"},
             ("config_overrides", "None", "hidden_dropout_prob=0"),
         ),
-        # What stands in best/ was chosen by it.
+        # It has chosen what is in best/.
         ({"metric_for_best_model": "f1_macro"}, ("metric_for_best_model", "accuracy", "f1_macro")),
         ({"greater_is_better": "false"}, ("greater_is_better", "True", "False")),
         ({"max_train_samples": 100}, ("data",)),
@@ -478,7 +478,7 @@ def test_what_may_change_may_change(config, whole, tmp_path):
 
 
 def fail_to_write(monkeypatch, *steps):
-    """Make the disk full for the checkpoints of some updates."""
+    """Make the disk appear full for the checkpoints of some updates."""
     import safetensors.torch
 
     original = safetensors.torch.save_file
@@ -505,13 +505,13 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_and_the_run_goes_on(
 
 @pytest.fixture
 def no_garbage_collector():
-    """What is kept alive by a circle of references stays."""
+    """What is kept alive by a reference cycle stays."""
     gc.disable()
     yield
     gc.enable()
 
 
-@pytest.mark.usefixtures("no_garbage_collector")  # a run that failed must let its folder go without it
+@pytest.mark.usefixtures("no_garbage_collector")  # a failed run must release its folder without it
 def test_a_disk_that_stays_full_ends_the_run_and_leaves_the_earlier_checkpoint_usable(
     config, whole, tmp_path, monkeypatch
 ):
@@ -570,7 +570,7 @@ def test_a_finished_run_without_a_checkpoint_is_not_wiped_by_latest(config, tmp_
 def test_a_run_without_checkpoints_that_was_stopped_and_finished_is_not_trained_again(
     config, tmp_path, monkeypatch
 ):
-    """One command for a job that restarts: the checkpoint of the stop is not where it begins again."""
+    """One command for a job that restarts: it must not begin again at the checkpoint of the stop."""
     words = {**config, "max_train_steps": 12, "save_strategy": "no", "resume_from_checkpoint": "latest"}
     assert train_here(**words, max_time="1s") == EXIT_STOPPED
     made = []
@@ -601,7 +601,7 @@ def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_be
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     older = shutil.copytree(whole, tmp_path / "new") / "checkpoints/step-00000030/manifest.json"
     os.utime(older, (1, 1))  # of another run, before the launch
-    assert train_here(**words, overwrite_output_dir="true") == 0  # nothing was saved since
+    assert train_here(**words, overwrite_output_dir="true") == 0  # nothing has been saved since
     before = (tmp_path / "new/metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"has come to .*step-.* --resume_from_checkpoint latest"):
         train_here(**words, overwrite_output_dir="true")
@@ -647,16 +647,16 @@ def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(confi
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/accuracy"] == max(scored.values())
     capsys.readouterr()
-    assert train_here(**config, resume_from_checkpoint="latest") == 0  # as long as it was to be, after all
+    assert train_here(**config, resume_from_checkpoint="latest") == 0  # back to its original length
     assert "chosen anew" not in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/accuracy"] == max(row.get("eval/accuracy", 0) for row in rows)
-    assert "train/earlier_totals" not in results  # it is what it would have been
+    assert "train/earlier_totals" not in results  # it is the same as without the change
 
 
 def test_an_evaluation_that_ends_a_run_is_saved_where_it_is_made_again(config, tmp_path):
-    """The run was stopped in it, before it had used up the patience."""
+    """The run was stopped in it, before it had exhausted the patience."""
     words = {**config, "learning_rate": 1e-12, "early_stopping_patience": 2}
     assert train_here(**words) == 0
     place = tmp_path / "run/checkpoints/step-00000015"
@@ -670,7 +670,7 @@ def test_an_evaluation_that_ends_a_run_is_saved_where_it_is_made_again(config, t
 
 @contextmanager
 def rewritten(place):
-    """What state.json of a checkpoint holds, to be changed."""
+    """The content of a checkpoint's state.json, to be changed."""
     about = json.loads((place / "state.json").read_text())
     yield about
     (place / "state.json").write_text(json.dumps(about))

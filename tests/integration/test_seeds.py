@@ -1,5 +1,5 @@
-"""Several seeds in one run: each is the run of its own seed, to the bit, and together they go on where they
-were cut."""
+"""Several seeds in one run: each is bit-identical to the run of that seed alone, and together they resume
+where they were interrupted."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def three(base_flags):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, reviews):
-    """Three seeds, in one process, that nobody stopped."""
+    """Three seeds, in one process, without a stop."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     values = {"model_name_or_path": tiny_model, "dataset_name": reviews, "num_train_epochs": 2}
     values |= {"learning_rate": 3e-3, "logging_steps": 1, "num_seeds": 3, "seed": 7, "output_dir": folder}
@@ -49,7 +49,7 @@ def same_runs(one, other, names=("seed-7", "seed-8", "seed-9")):
 
 
 def same_results(one, other):
-    """All but what a clock decides."""
+    """All results except timings."""
     a, b = (results_of(folder) for folder in (one, other))
     for found in (a, b):
         for run in found["runs"].values():
@@ -69,7 +69,7 @@ def test_each_run_is_that_of_its_seed_alone_to_the_bit(whole, three, tmp_path, s
 
 
 def test_with_torchs_own_dropout_too(three, tmp_path):
-    """Its generator is the process's, and was used by the run before."""
+    """Its generator is the process's, which the previous run used."""
     three |= {"dropout_mode": "torch", "num_seeds": 2}
     assert train_here(**three) == EXIT_DONE
     del three["num_seeds"]
@@ -128,7 +128,7 @@ def test_what_is_left_in_the_folder(whole):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_cut_in_its_second_seed_it_goes_on_there(whole, three, started, tmp_path, how):
-    often = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 50}  # none goes before it is seen
+    often = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 50}  # keeps all until seen
     words = flags(**three, **often, resume_from_checkpoint="latest")
     process = started(FORK, words)
     wait_for(tmp_path / "run/seed-8/checkpoints/step-00000004/manifest.json", process)
@@ -162,7 +162,7 @@ def test_a_signal_between_two_seeds_ends_it_there(whole, three, tmp_path, capsys
     def train_and_be_told(config):
         code = real(config)
         if config.num_seeds == 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # the run does not look at it any more
+            os.kill(os.getpid(), signal.SIGTERM)  # the run no longer checks for it
         return code
 
     try:
@@ -242,7 +242,7 @@ def both(tmp_path_factory, tiny_model, reviews):
 
 @pytest.fixture
 def two_seeds(both, three):
-    """A copy of it in the folder of the flags that are given."""
+    """A copy of it in the output folder of the given flags."""
     shutil.copytree(both, three["output_dir"])
     return three | TWO
 
@@ -332,7 +332,7 @@ def test_a_start_that_was_killed_before_its_first_run_is_not_in_the_way(two_seed
 
 
 def test_what_a_killed_start_had_replaced_is_not_in_the_way(two_seeds, tmp_path):
-    """Killed in its second seed, it leaves what it replaced beside what it had begun."""
+    """Killed in its second seed, it leaves what it replaced beside what it had started."""
     folder = tmp_path / "run"
     shutil.copytree(folder / "seed-7", folder / ".replaced" / "seed-7")
     assert train_here(**two_seeds, overwrite_output_dir=True) == EXIT_DONE

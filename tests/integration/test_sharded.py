@@ -1,6 +1,6 @@
-"""FSDP2: each process holds a shard of the model, and a run gives what one process with all of it gives.
+"""FSDP2: each process holds a shard of the model, and a run gives the same as one process with all of it.
 
-On CPUs, over gloo: Accelerate would leave the model whole there, so ft/fsdp.py has it cut as on GPUs."""
+On CPUs, over gloo: Accelerate would not shard the model there, so ft/fsdp.py makes it, as on GPUs."""
 
 import json
 import shutil
@@ -21,15 +21,15 @@ CONFIG = {
     "save_total_limit": 50, "eval_strategy": "steps", "eval_steps": 5,
 }  # fmt: skip
 RUNS = {
-    "as it is": {"per_device_train_batch_size": 16},  # of two processes: an update in one piece
-    # Six updates of 31 rows, then one of a single row, of which the other process has none.
+    "as it is": {"per_device_train_batch_size": 16},  # on two processes: an update in one piece
+    # Six updates of 31 rows, then one of a single row, of which the other process gets none.
     "batch 31": {"global_batch_size": 31, "max_train_samples": 187, "per_device_train_batch_size": 5},
     "weights": {
         "layerwise_lr_decay": 0.7, "head_learning_rate": 1e-2, "freeze": "embeddings", "ema_decay": 0.9,
         "gradient_checkpointing": "true",
     },
     "lora": {"lora_rank": 4, "lora_dropout": 0.1, "learning_rate": 2e-2, "ema_decay": 0.9},
-    # The worst is the best here: not the last step.
+    # Here the worst is the best: not the last step.
     "scores": {"learning_rate": 2e-2, "metric_for_best_model": "mse", "greater_is_better": "true"},
 }  # fmt: skip
 LAUNCH = {
@@ -63,19 +63,19 @@ def whole(words, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "run"
     assert train_here(**{**words, "per_device_train_batch_size": 32}, output_dir=output) == 0
     losses = series(output, "train/loss").values()
-    assert max(losses) - min(losses) > 0.02  # it moves: the comparisons mean something
+    assert max(losses) - min(losses) > 0.02  # it changes: the comparisons are meaningful
     return output
 
 
 @pytest.fixture(scope="module")
 def micro(words):
-    """The same words, with updates in micro-batches."""
+    """The same flags, with updates in micro-batches."""
     return {"per_device_train_batch_size": 8} | words
 
 
 @pytest.fixture(scope="module")
 def sharded(micro, tmp_path_factory):
-    """Two processes, each with a shard, and what they said."""
+    """Two processes, each with a shard, and their output."""
     output = tmp_path_factory.mktemp("sharded") / "run"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LAUNCH.items():
@@ -86,7 +86,7 @@ def sharded(micro, tmp_path_factory):
 
 
 def assert_same(one, other):
-    """Up to rounding, which moves metrics near 0 and the order of rows with nearly the same score a bit
+    """Up to rounding, which affects metrics near 0 and the order of rows with nearly the same score a bit
     more."""
     for key, difference in largest_difference(one, other).items():
         if key.startswith(("train/", "eval/loss")):
@@ -105,13 +105,13 @@ def test_shards_on_two_processes_give_what_one_process_gives(whole, sharded):
     assert "in shards on the processes (FSDP2)" in said
     assert_same(whole, output)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (whole, output))
-    assert one["best/step"] == two["best/step"] < 24  # best/ was loaded again for the test rows
+    assert one["best/step"] == two["best/step"] < 24  # best/ was reloaded for the test rows
     assert two["test/loss"] == pytest.approx(one["test/loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("words", ["as it is", "lora"], indirect=True)
 def test_a_checkpoint_goes_on_in_shards_or_whole(micro, whole, sharded, tmp_path, fsdp, monkeypatch):
-    """Whatever wrote it; and shards go on from their own to the bit."""
+    """Whatever wrote it; and shards continue from their own to the bit."""
     output, _ = sharded
     name = "step-00000012"
     one, two = (tensors_of(run / "checkpoints" / name) for run in (whole, output))
@@ -144,7 +144,7 @@ def test_each_process_holds_half_of_the_weights_and_of_the_moments(config, tmp_p
         assert sum(process[kind] for process in held) == held[0]["of the model"]
         assert max(process[kind] for process in held) < 0.55 * held[0]["of the model"]
     layers = {f"bert.encoder.layer.{number}" for number in range(2)}
-    assert layers < set(held[0]["cut"])  # so that one layer is whole at a time, the narrowed last one, too
+    assert layers < set(held[0]["cut"])  # so one layer at a time is whole, including the narrowed last one
 
 
 def test_in_bf16_autocast_does_what_it_does_on_one_process(config, tmp_path, fsdp, monkeypatch):
@@ -157,7 +157,7 @@ def test_in_bf16_autocast_does_what_it_does_on_one_process(config, tmp_path, fsd
     apart, from_fp32 = (
         largest_difference(tmp_path / name, tmp_path / "two")["train/loss"] for name in ("one", "fp32")
     )
-    assert 3 * apart < from_fp32  # 1e-5 and 1e-4: what bf16 does is the same, not only small
+    assert 3 * apart < from_fp32  # 1e-5 and 1e-4: the effect of bf16 is the same, not only small
     with safe_open(tmp_path / "two/final/model.safetensors", "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}
 
@@ -175,7 +175,7 @@ def test_a_run_in_shards_is_checked_before_and_stopped_and_taken_up(config, tmp_
 
 
 def test_a_run_stopped_in_an_evaluation_goes_on_in_shards(config, tmp_path, fsdp):
-    """It evaluates first: what FSDP2 makes in that must be of use in training."""
+    """It evaluates first: what FSDP2 creates then must be usable in training."""
     words = config | {"max_train_steps": 10, "output_dir": tmp_path / "run"}
     assert launch(FORKS, flags(**words)).returncode == 0
     shutil.copytree(tmp_path / "run", tmp_path / "cut")
@@ -192,7 +192,7 @@ def test_a_run_stopped_in_an_evaluation_goes_on_in_shards(config, tmp_path, fsdp
 
 
 def test_accelerate_launch_cuts_the_model_as_the_launch_config_says(config, tmp_path):
-    """That of accelerate_configs/, on CPUs."""
+    """The one in accelerate_configs/, on CPUs."""
     text = (ROOT / "accelerate_configs/multi_gpu_fsdp2.yaml").read_text()
     on_cpus = {**yaml.safe_load(text), "use_cpu": True, "mixed_precision": "no"}
     (tmp_path / "launch.yaml").write_text(yaml.safe_dump(on_cpus))

@@ -1,4 +1,4 @@
-"""The temperature is fitted on validation rows alone, and goes along with the model."""
+"""The temperature is fitted only on validation rows, and is exported with the model."""
 
 import csv
 import hashlib
@@ -34,7 +34,7 @@ def config(base_flags):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_model, reviews):
-    """A run whose best model is not its last. Nobody may change it."""
+    """A run whose best model is not its last. Must not be changed."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     words = {"model_name_or_path": tiny_model, "dataset_name": reviews, "output_dir": folder}
     assert train_here(**words, **OPTIONS) == EXIT_DONE
@@ -42,7 +42,7 @@ def whole(tmp_path_factory, tiny_model, reviews):
 
 
 def test_shuffling_the_test_labels_changes_no_byte_of_best(config, whole, reviews, tmp_path):
-    """Nothing is chosen on the test rows: not the step, the weights, the temperature or the card."""
+    """The test rows choose nothing: not the step, the weights, the temperature or the card."""
     other = tmp_path / "other"
     for name in ("train", "validation", "test"):
         with open(reviews / f"{name}.csv", newline="") as file:
@@ -65,7 +65,7 @@ def test_it_goes_along_with_the_model(whole, tmp_path):
     assert temperature_of(run / "best") == results["test/temperature"]
     assert results["best/step"] != results["train/total_steps"]
     assert temperature_of(run / "final") != temperature_of(run / "best")
-    assert "eval/temperature" not in results and "eval/ece_scaled" not in results  # they chose it
+    assert "eval/temperature" not in results and "eval/ece_scaled" not in results  # it was fitted on them
     words = {"config": run / "config.yaml", "model_name_or_path": run / "best", "output_dir": run}
     assert score_here(**words) == EXIT_DONE
     again = results_of(run / "evaluation-test")

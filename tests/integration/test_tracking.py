@@ -28,8 +28,8 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
 def records_of(content):
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB; a record may be cut into first,
-    middle and last pieces) behind a header of 7 bytes."""
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB; a record may be split into first,
+    middle and last pieces) after a 7-byte header."""
     whole, position = b"", 7
     while position + 7 <= len(content):
         left = 32768 - position % 32768
@@ -45,7 +45,7 @@ def records_of(content):
 
 
 class WandbFile:
-    """What one start of a run has written: id, project, name and tags, config, history rows, summary."""
+    """What one start of a run wrote: id, project, name and tags, config, history rows, summary."""
 
     def __init__(self, path):
         from wandb.proto import wandb_internal_pb2
@@ -101,18 +101,18 @@ class WandbFile:
         }
 
     def tables(self):
-        """The tables of the last row, by their keys; that of a picture ends in _table."""
+        """The tables of the last row, by their keys; that of a plot ends in _table."""
         paths = {key[:-5]: value for key, value in self.history[-1].items() if key.endswith("/path")}
         return {key: json.loads((self.folder / "files" / path).read_text()) for key, path in paths.items()}
 
 
 def wandb_files(folder):
-    """The offline starts below a folder, in order of time."""
+    """The offline starts below a folder, in chronological order."""
     return [WandbFile(path) for path in sorted(folder.glob("**/offline-run-*/run-*.wandb"))]
 
 
 def expected_rows(output_dir):
-    """What a tracker gets: metrics.jsonl without the metrics that are not defined."""
+    """What a tracker gets: metrics.jsonl without undefined metrics."""
     return [{k: v for k, v in row.items() if v is not None} for row in metrics_of(output_dir)]
 
 
@@ -123,10 +123,10 @@ def results_of(output_dir):
 
 @pytest.fixture
 def wandb_here(monkeypatch, tmp_path):
-    """No key in the home of whoever runs the tests: a run would go to that account. W&B reads the environment
-    once a process; forget it before and after. A run that its service left unfinished still listens to what
-    is printed: each line would be an error that W&B logs, whose traceback pytest keeps, and with it whatever
-    run has printed it."""
+    """No key is found in the home of whoever runs the tests, or runs would go to that account. W&B reads the
+    environment once per process; forget it before and after. A run that its service left unfinished still
+    captures output: each line would be an error that W&B logs, whose traceback pytest keeps, and with it the
+    run that printed it."""
     import wandb
     from wandb.sdk.lib import console_capture
 
@@ -134,7 +134,7 @@ def wandb_here(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     ours = "ERROR_REPORTING INIT_TIMEOUT FINISH_TIMEOUT FINISH_TIMEOUT_RAISES SHOW_INFO RUN_GROUP"
     for name in [*ours.split(), "DATA_DIR", "CACHE_DIR"]:
-        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is taken back, too
+        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the run sets is undone, too
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     wandb.teardown()
@@ -185,7 +185,7 @@ def test_several_seeds_are_runs_of_one_group(base_flags, tmp_path, wandb_here):
     for file, name in zip(files, ("seed-5", "seed-6"), strict=True):
         assert file.rows() == expected_rows(tmp_path / "reviews" / name)
         assert file.config["seed"] == int(name[5:]) and file.exit_code == 0
-        assert os.listdir(tmp_path / "reviews" / name / "wandb/artifacts/staging")  # each its own tables
+        assert os.listdir(tmp_path / "reviews" / name / "wandb/artifacts/staging")  # each has its own tables
 
 
 def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkeypatch):
@@ -196,7 +196,7 @@ def test_an_id_for_one_run_is_refused_for_several(base_flags, wandb_here, monkey
 
 @pytest.mark.usefixtures("fonts")
 def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp_path, serve):
-    """Nothing is asked, nothing is contacted, nothing lies elsewhere; one line says how to upload."""
+    """Nothing is asked or contacted, nothing is stored elsewhere; one line says how to upload."""
     proxy, home = serve(200), tmp_path / "home"
     output = tmp_path / "run"
     before = set(os.listdir(ROOT))
@@ -225,7 +225,7 @@ def test_without_a_key_the_run_is_offline_and_holds_every_number(base_flags, tmp
     numbers = run.numbers()
     assert len(results) > 20 and {key: numbers[key] for key in results} == results
     assert run.run.display_name == "mine" and run.run.project == "ft"
-    # Our step is the axis of each series, and is no series itself.
+    # Our step is the axis of each series, not a series itself.
     axes = {name: metric.step_metric for name, metric in run.metrics.items()}
     assert axes["train/*"] == axes["eval/*"] == axes["perf/*"] == axes["data/*"] == axes["epoch"] == "step"
     assert axes["step"] == "" and run.metrics["step"].options.hidden
@@ -252,7 +252,7 @@ def test_two_processes_make_one_run(base_flags, tmp_path, wandb_here):
 
 
 def test_on_a_terminal_nothing_is_asked_either(base_flags, tmp_path):
-    """`wandb.init` asks for a key where it sees a terminal, and waits."""
+    """On a terminal, `wandb.init` asks for a key, and waits."""
     ours, theirs = pty.openpty()
     words = flags(**{**base_flags, "num_train_epochs": 1}, report_to="wandb")
     process = subprocess.Popen(
@@ -336,7 +336,7 @@ def test_a_finished_run_shows_its_charts_its_best_values_and_what_asked_for_arti
     assert about["rows"] == {"train": 203, "validation": 61, "test": 47}
     assert about["sources"].keys() == about["rows"].keys() and len({*about["sources"].values()}) == 3
     assert [entry.path for entry in dataset.manifest.contents] == ["dataset.json"]  # nothing of the rows
-    # All that W&B will upload lies in the run's own folder, and is no link to what a later run may change.
+    # All that W&B will upload is in the run's own folder, with no link to what a later run may change.
     for kept in run.artifacts.values():
         for entry in kept.manifest.contents:
             assert (output / "wandb").resolve() in Path(entry.local_path).parents
@@ -385,7 +385,7 @@ def test_charts_that_fail_cost_a_warning_and_nothing_else(
 
 
 def test_a_trial_of_the_sweep_runs_as_wandbs_agent_starts_it(tiny_model, reviews, tmp_path):
-    """The agent's own functions make the words; `accelerate launch` runs them, and W&B takes the values."""
+    """The agent's own functions build the command; `accelerate launch` runs it, and W&B takes the values."""
     from wandb.sdk.launch.sweeps import utils
     from wandb.sdk.lib.config_util import save_config_file_from_dict
 
@@ -423,7 +423,7 @@ def test_a_trial_of_the_sweep_runs_as_wandbs_agent_starts_it(tiny_model, reviews
 
 
 def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, tmp_path, wandb_here, capsys):
-    """The run dies at update 10; its newest checkpoint is that of update 8, so 9 and 10 come twice."""
+    """The run dies at update 10; its newest checkpoint is of update 8, so 9 and 10 come twice."""
     output = tmp_path / "run"
     words = {**base_flags, "report_to": "wandb,tensorboard", "save_strategy": "steps", "save_steps": 4}
     words |= {"eval_strategy": "steps", "eval_steps": 5}
@@ -440,17 +440,17 @@ def test_a_resumed_run_goes_on_under_its_id_and_no_step_is_dropped(base_flags, t
     rows = expected_rows(output)
     assert second.rows() == [row for row in rows if row["step"] > 8]
     assert {row["step"] for row in first.rows() + second.rows()} == set(range(1, 15))
-    # History cannot be overwritten, so rows that come twice tell themselves apart.
+    # History cannot be overwritten, so repeated rows are distinguishable.
     assert {row["resumes"] for row in first.history} == {0}
     assert {row["resumes"] for row in second.history} == {1} and second.config["resumes"] == 1
 
-    # TensorBoard hides what comes again: one value for each step.
+    # TensorBoard hides repeated rows: one value for each step.
     events = read_tensorboard(output / "tensorboard")
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 15))
 
 
 def test_two_processes_that_end_with_an_error_leave_wandb_whole(base_flags, tmp_path, wandb_here):
-    """Several processes leave by os._exit (ft/runtime.py), which runs none of W&B's own endings."""
+    """Several processes leave by os._exit (ft/runtime.py), which runs none of W&B's exit handlers."""
     words = {**base_flags, "learning_rate": 1e30, "report_to": "wandb"}
     done = launch(FORKS, flags(**words))
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -515,7 +515,7 @@ def test_with_a_key_and_no_server_the_run_is_offline_and_the_key_is_in_no_file(
     if server == "is not there":
         free = (
             socket.socket()
-        )  # which does not listen; while it is bound, no other test's server can be there
+        )  # which does not listen; while it is bound, no other test's server can use its port
         request.addfinalizer(free.close)
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -574,7 +574,7 @@ def test_the_death_of_wandbs_service_costs_a_warning(base_flags, tmp_path, wandb
     assert said.count("warning: wandb failed, and gets no more numbers") == 1
     assert [row["step"] for row in metrics_of(tmp_path / "run") if "train/loss" in row] == list(range(1, 15))
     events = read_tensorboard(tmp_path / "run/tensorboard")
-    assert len(events.Scalars("train/loss")) == 14  # the other tracker goes on
+    assert len(events.Scalars("train/loss")) == 14  # the other tracker continues
 
 
 @pytest.mark.case(
@@ -596,7 +596,7 @@ def test_a_tracker_that_fails_on_the_way_is_dropped_and_the_run_goes_on(
 
     monkeypatch.setattr(TensorBoardTracker, "log", failing)
     assert train_here(**base_flags, report_to="tensorboard") == 0
-    assert steps == [1, 2, 3]  # it is not asked again
+    assert steps == [1, 2, 3]  # it is not called again
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == [
         "warning: tensorboard failed, and gets no more numbers; metrics.jsonl has them all (gone)"
@@ -622,7 +622,7 @@ def test_a_tracker_that_hangs_is_dropped_and_the_run_goes_on(base_flags, tmp_pat
 def test_a_service_of_wandb_that_answers_no_more_holds_up_nothing(
     base_flags, tmp_path, wandb_here, monkeypatch, capsys, where
 ):
-    """Its end waits for it, too."""
+    """Ending the run waits for it, too."""
     import wandb
     from accelerate.tracking import WandBTracker
 
@@ -672,7 +672,7 @@ def test_a_tracker_that_fails_at_the_end_does_not_spoil_it(base_flags, tmp_path,
     assert "warning: tensorboard failed" in capsys.readouterr().err
 
 
-# --- numbers that are none
+# --- non-finite numbers
 
 
 def test_a_loss_that_is_not_a_number_is_written_and_shown(base_flags, tmp_path, wandb_here):
@@ -696,7 +696,7 @@ def test_a_loss_that_is_not_a_number_is_written_and_shown(base_flags, tmp_path, 
     assert rows[-1]["train/loss"] == "NaN"
     (run,) = wandb_files(tmp_path / "run")
     assert [row["step"] for row in run.rows()] == [row["step"] for row in rows]
-    # One alert for as many updates in a row as there are.
+    # One alert for any number of updates in a row.
     ((title, level, text),) = run.alerts
     assert (title, level) == ("The loss or gradient is not finite", "ERROR") and "is skipped" in text
     events = read_tensorboard(tmp_path / "run/tensorboard")
@@ -718,7 +718,7 @@ def test_tensorboard_has_the_same_numbers(base_flags, tmp_path):
     events = read_tensorboard(tmp_path / "run/tensorboard")
     rows = expected_rows(tmp_path / "run")
     keys = {key for row in rows for key in row} - {"step"}
-    assert set(events.Tags()["scalars"]) == keys  # step is the axis, no series
+    assert set(events.Tags()["scalars"]) == keys  # step is the axis, not a series
     for key in keys:
         found = [(event.step, event.value) for event in events.Scalars(key)]
         wanted = [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in rows if key in row]
@@ -728,7 +728,7 @@ def test_tensorboard_has_the_same_numbers(base_flags, tmp_path):
 
 
 def test_trackio_has_the_same_numbers_without_a_network(base_flags, tmp_path, serve):
-    """trackio 0.43 wants an older pillow than the rest, so the dev extra leaves it out."""
+    """trackio 0.43 requires an older pillow than the rest, so the dev extra leaves it out."""
     pytest.importorskip("trackio", reason="pip install '.[trackio]'")
     proxy, output = serve(200), tmp_path / "run"
     surroundings = {
@@ -759,7 +759,7 @@ def test_all_are_those_that_are_installed(base_flags, tmp_path, wandb_here, monk
 
 
 def test_no_tracker_is_imported_where_none_is_asked_for(base_flags, tmp_path):
-    """Nor by the process that a fork is of, which has imported all that a run does."""
+    """Nor by the process that a fork comes from, which has done all imports of a run."""
     (tmp_path / "script.py").write_text(
         "import runpy, sys\n"
         f"try:\n    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"

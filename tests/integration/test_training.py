@@ -1,4 +1,4 @@
-"""A whole run: what it leaves, what can be loaded from it, when it evaluates, saves and stops."""
+"""A whole run: what it leaves behind, what can be loaded from it, when it evaluates, saves and stops."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def files_of(folder):
 
 
 def test_the_whole_table_of_the_word_embeddings_learns_the_same(base_flags, tmp_path, monkeypatch, capsys):
-    """What no text has is left out of the training, of the checkpoints, and of no exported model."""
+    """Tokens in no text are left out of training and checkpoints, but not of exported models."""
     table, size = "bert.embeddings.word_embeddings.weight", 72
     words = {**base_flags, "weight_decay": 0.1, "ema_decay": 0.9}
     assert train_here(**words) == 0
@@ -81,8 +81,8 @@ def test_a_run_leaves_exactly_these_files(base_flags, tmp_path):
 
 
 def test_older_names_of_weights_are_read_and_the_present_ones_written(tiny_model, base_flags, tmp_path):
-    """bert-base-cased has LayerNorm.gamma and .beta. Transformers reads them under new names, and would go
-    back to the old ones as it saves; the best model, which is read again for the test rows, must have the
+    """bert-base-cased has LayerNorm.gamma and .beta. Transformers reads them under new names, and would
+    return to the old ones in saving; the best model, which is reloaded for the test rows, must have the
     model's own."""
     old = shutil.copytree(tiny_model, tmp_path / "old")
     weights = load_file(old / "model.safetensors")
@@ -91,7 +91,7 @@ def test_older_names_of_weights_are_read_and_the_present_ones_written(tiny_model
     assert sum(".gamma" in name for name in weights) > 2
     save_file(weights, old / "model.safetensors", metadata={"format": "pt"})
     words = {**base_flags, "model_name_or_path": old, "metric_for_best_model": "loss"}
-    assert train_here(**words, greater_is_better="true") == 0  # not the last update is the best
+    assert train_here(**words, greater_is_better="true") == 0  # the best is not the last update
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["best/step"] == 7 and "test/loss" in results
     assert train_here(**{**base_flags, "output_dir": tmp_path / "other"}) == 0
@@ -160,7 +160,7 @@ def test_seconds_of_training_are_without_those_of_evaluations_and_saves(base_fla
 
     monkeypatch.setattr(ft.run, "evaluate", slow(ft.run.evaluate))
     monkeypatch.setattr(ft.saver, "write_checkpoint", slow(ft.saver.write_checkpoint))
-    assert train_here(**base_flags, max_train_steps=3) == 0  # one of each, at the end
+    assert train_here(**base_flags, max_train_steps=3) == 0  # one evaluation and one save, at the end
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["perf/train_seconds"] < 3 and results["perf/total_seconds"] > 6
     rate = 3 * 32 / results["perf/train_seconds"]
@@ -228,7 +228,7 @@ def test_the_model_in_memory_and_the_exported_one_give_the_same_logits(base_flag
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/final").eval()
     assert torch.allclose(before, exported(input_ids=ids).logits, rtol=0, atol=1e-6)  # all positions
     assert narrow_last_layer(exported) == []
-    assert torch.equal(before, exported(input_ids=ids, attention_mask=mask).logits)  # the one, as in memory
+    assert torch.equal(before, exported(input_ids=ids, attention_mask=mask).logits)  # one, as in memory
 
 
 def test_eval_gives_the_numbers_that_training_gave_on_one_process_and_on_two(base_flags, tmp_path):
@@ -288,7 +288,7 @@ def test_early_stopping_counts_evaluations_without_a_gain(base_flags, tmp_path, 
 
 
 def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with(base_flags, monkeypatch):
-    """As tables of positions, which some models make anew where a text is longer than those before."""
+    """Such as position tables, which some models rebuild if a text is longer than all before."""
     from transformers.models.bert.modeling_bert import BertEmbeddings
 
     kept, forward = [], BertEmbeddings.forward
@@ -304,7 +304,7 @@ def test_what_a_model_keeps_of_an_evaluation_can_be_trained_with(base_flags, mon
 
 
 def test_speed_is_of_all_starts_of_a_run(base_flags, tmp_path):
-    """Also where the last start had nothing left to do."""
+    """Also if the last start had nothing left to do."""
     for epochs in (1, 2, 2):
         words = {**base_flags, "num_train_epochs": epochs, "resume_from_checkpoint": "latest"}
         assert train_here(**words) == 0
@@ -344,7 +344,7 @@ def test_a_lower_loss_is_better_and_best_is_the_step_with_the_lowest(base_flags,
     assert results["best/step"] == min(losses, key=losses.get) and results["best/loss"] == min(
         losses.values()
     )
-    # All of its metrics, not the one that chose it alone.
+    # All of its metrics, not only the one that selected it.
     (of_best,) = [
         row
         for row in metrics_of(tmp_path / "run")
@@ -477,7 +477,7 @@ def test_max_time_saves_a_checkpoint_and_exits_with_75(base_flags, tmp_path):
 
 
 def test_an_evaluation_loss_is_the_mean_over_rows_not_over_batches(base_flags, tmp_path):
-    """61 rows in batches of 20: a mean of batch means would count the last row 20 times."""
+    """61 rows in batches of 20: a mean of batch means would weight the last row 20 times."""
     results = []
     for size in (20, 61):
         output = tmp_path / str(size)
@@ -487,7 +487,7 @@ def test_an_evaluation_loss_is_the_mean_over_rows_not_over_batches(base_flags, t
 
 
 def test_an_overflow_skips_no_row_and_moves_no_schedule(base_flags, tmp_path, monkeypatch):
-    """As with fp16, whose scaler skips a step: the same update is taken again and counted once."""
+    """As with fp16, whose scaler skips a step: the same update is repeated and counted once."""
     from accelerate.optimizer import AcceleratedOptimizer
 
     assert train_here(**base_flags) == 0
@@ -554,7 +554,7 @@ def test_compiling_changes_no_number(base_flags, tmp_path, monkeypatch):
     words = {**base_flags, "max_train_steps": 3, "eval_strategy": "no"}
     assert train_here(**words) == 0 and not used
     assert train_here(**{**words, "output_dir": tmp_path / "compiled"}, torch_compile="true") == 0 and used
-    assert not torch._dynamo.config.optimize_ddp  # which would cut the layers' programs in pieces
+    assert not torch._dynamo.config.optimize_ddp  # which would split the layers' programs
     one, other = series(tmp_path / "run", "train/loss"), series(tmp_path / "compiled", "train/loss")
     assert one == pytest.approx(other, rel=1e-5)
 
@@ -562,7 +562,7 @@ def test_compiling_changes_no_number(base_flags, tmp_path, monkeypatch):
 def test_a_compiled_model_is_made_for_the_longest_text_of_the_data_and_not_of_the_model(
     base_flags, tokenizer, monkeypatch
 ):
-    """Tables of dropout for 8,192 tokens would take gigabytes, on texts of twenty, too."""
+    """Dropout tables for 8,192 tokens would take gigabytes, even on texts of twenty."""
     asked = []
 
     def key_dropout(model, mode, seed, compiled_length):
@@ -601,4 +601,4 @@ def test_no_process_counts_the_time_in_which_it_waits_for_the_main_one_to_write(
     assert done.returncode == 0, done.stderr
     rows = [row for row in metrics_of(tmp_path / "run") if "train/loss" in row]
     low, high = (rows[2][f"perf/rank_tokens_per_second_{end}"] for end in ("min", "max"))
-    assert low > high / 10, rows[2]  # of an update of some hundredths of a second
+    assert low > high / 10, rows[2]  # for an update of some hundredths of a second

@@ -1,4 +1,4 @@
-"""What an update costs beside its arithmetic: the host never waits for the device, gradients are exchanged
+"""What an update costs besides its arithmetic: the host never waits for the device, gradients are exchanged
 once, and nothing stays in memory."""
 
 import gc
@@ -23,20 +23,20 @@ from ft.health import LateReader
 from ft.run import Run
 
 WORDS = {"logging_steps": 10**6, "eval_strategy": "no", "save_strategy": "no", "learning_rate": 1e-3}
-EARLY, LATE = 62, 167  # updates, of seven an epoch
+EARLY, LATE = 62, 167  # updates; an epoch has seven
 # Operators and methods whose result, or its shape, the host must wait for.
 READING = (
     "_local_scalar_dense item equal is_nonzero nonzero nonzero_numpy masked_select unique_consecutive "
     "_unique _unique2 unique_dim bincount histc allclose"
 ).split()
 METHODS = "item tolist numpy __array__ __bool__ __int__ __float__ __index__ cpu".split()
-# Who may: the loader draws its workers' seed on the host, once an epoch.
+# Allowed: the loader draws its workers' seed on the host, once per epoch.
 ALLOWED = "torch/utils/data/dataloader.py"
 
 
 def allowed():
-    """Whether it stands nearby on the stack, or the one reader of the loop: of two numbers whose copy to the
-    host was begun an update before."""
+    """Whether it is nearby on the stack, or the only reader of the loop: of two numbers whose copy to the
+    host started an update before."""
     frame, near = sys._getframe(2), []
     while frame is not None and len(near) < 8:
         near.append(frame.f_code)
@@ -45,7 +45,7 @@ def allowed():
 
 
 class Operators(TorchDispatchMode):
-    """Notes the operators that read: boolean indices and repeats of unknown number, too."""
+    """Notes the operators that read, including boolean indices and repeats of unknown number."""
 
     def __init__(self, reads):
         super().__init__()
@@ -92,7 +92,7 @@ def train_watched(monkeypatch):
 
         def count(self, *args):
             super().count(*args)
-            if self.finished():  # what follows logs
+            if self.finished():  # then it logs
                 for mode in self.modes:
                     mode.reads = after
 
@@ -127,7 +127,7 @@ of_many_architectures = pytest.mark.parametrize(
     "kind, sizes",
     [
         ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}),
-        ("mpnet", {}),  # attention of its own
+        ("mpnet", {}),  # its own attention
         ("deberta-v2", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}),
         ("modernbert", {"global_attn_every_n_layers": 2, "local_attention": 8}),
         ("llama", {"num_key_value_heads": 1}),
@@ -156,7 +156,7 @@ def test_no_update_has_the_host_wait_for_the_device(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     reads, after = train_watched(**base_flags | WORDS | words)
     assert reads == []
-    assert {"_local_scalar_dense", "Tensor.__float__"} <= set(after)  # the log of the last update: seen
+    assert {"_local_scalar_dense", "Tensor.__float__"} <= set(after)  # the log of the last update is noticed
 
 
 @pytest.mark.parametrize("longest", [64, 4], ids=["padded", "not padded"])
@@ -170,15 +170,15 @@ def test_nor_does_it_for_another_architecture(
 
 
 class Made(Exception):
-    """The updates were made; what follows reads."""
+    """The updates are done; what follows reads."""
 
 
 class OneDevice(TorchDispatchMode):
-    """An operator that takes tensors of two devices is an error: numbers and copies aside."""
+    """An operator on tensors of two devices is an error, except numbers and copies."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if func.overloadpacket is torch.ops.aten._fused_adamw_:  # of which torch has none for it
+        if func.overloadpacket is torch.ops.aten._fused_adamw_:  # which torch lacks for it
             return None
         devices = {tensor.device.type for tensor in tensors if tensor.ndim}
         assert len(devices) < 2 or func.overloadpacket is torch.ops.aten.copy_, f"{func}: {devices}"
@@ -192,7 +192,7 @@ class WithoutValues(Run):
 
     def start(self, *args):
         progress = super().start(*args)
-        self.health.push = lambda *args: None  # whose copy for the host is in page-locked memory
+        self.health.push = lambda *args: None  # whose host copy is in pinned memory
         self.modes.enter_context(OneDevice())
         return progress
 
@@ -205,12 +205,12 @@ class WithoutValues(Run):
 
 @pytest.fixture
 def on_another_device(monkeypatch):
-    """Runs train.py on a device that is not the host's, where whatever reads a value fails."""
+    """Runs train.py on a device other than the host's, where reading any value fails."""
     key_dropout, whole = ft.invariance.key_dropout, train.train
 
     def moved(model, *args):
-        keyed = key_dropout(model, *args)  # which tries the model where it was loaded
-        model.to("meta")  # before there is an optimizer: unlike a GPU, it makes other parameters
+        keyed = key_dropout(model, *args)  # which tests the model where it was loaded
+        model.to("meta")  # before there is an optimizer: unlike for a GPU, this creates new parameters
         return keyed
 
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")
@@ -224,7 +224,7 @@ def on_another_device(monkeypatch):
             train_here(**words)
 
     yield run
-    forget_accelerator()  # whose device this is
+    forget_accelerator()  # which holds this device
 
 
 @pytest.mark.parametrize("data, words", KINDS)
@@ -243,7 +243,7 @@ def test_so_does_that_of_another_architecture(
 
 
 def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints(base_flags):
-    """Nothing grows over fifteen epochs; `python -m benchmarks growth` makes 10,000 updates."""
+    """Nothing grows over fifteen epochs; `python -m benchmarks growth` runs 10,000 updates."""
     words = flags(**base_flags | {"logging_steps": 3, "max_train_steps": LATE + 7})
     done = launch(FORK, [str(EARLY), str(LATE), *words], script="tests/weighed.py")
     assert done.returncode == 0, done.stderr
@@ -252,11 +252,11 @@ def test_memory_is_flat_over_updates_with_their_logs_evaluations_and_checkpoints
         after - before for before, after in zip(early, late, strict=True)
     )
     assert tensors == 0 and objects < 10
-    assert max(of_tensors, of_python) < 30_000  # those of a batch, which differ; 290 an update
+    assert max(of_tensors, of_python) < 30_000  # those of a batch, which differ; 290 per update
 
 
 def test_an_evaluation_holds_scores_alone(base_flags, monkeypatch):
-    """Of each batch, the number, the scores and the loss of every row."""
+    """Of each batch, only the number, the scores and the loss of every row."""
     alive, whole = [], ft.run.evaluate
 
     def of_tensors():
@@ -291,8 +291,8 @@ def counted(base_flags, *first, **words):
 
 
 def of_update(found, update):
-    """Names and sizes of an update's collectives, beside DDP's and one of numbers of the host: three say
-    whether someone was asked to stop, and the fourth is the loss of the update before."""
+    """Names and sizes of an update's collectives, besides DDP's and one of host numbers: three say whether a
+    process was asked to stop, and the fourth is the loss of the previous update."""
     here = [(name, size) for step, name, size in found["others"] if step == update]
     numbers = [size for name, size in here if name == "all_reduce" and size <= 4]
     assert numbers == ([3] if update == 1 else [4])
@@ -310,7 +310,7 @@ def test_two_processes_of_a_host_exchange_gradients_once_an_update_in_its_memory
 
 def test_two_processes_of_two_hosts_exchange_gradients_once_an_update(base_flags):
     found = counted(base_flags, "apart")
-    # A bucket of all weights but the word embeddings; of those, which rows were met, and then the rows.
+    # A bucket of all weights except the word embeddings; of those, which rows were met, then the rows.
     words, width = found["table"]
     rest = found["trained"] - words * width
     assert found["rounds"] == [[update, 0, True, rest] for update in range(found["updates"])]
@@ -320,8 +320,7 @@ def test_two_processes_of_two_hosts_exchange_gradients_once_an_update(base_flags
 
 
 def test_without_a_table_of_its_own_all_gradients_are_one_exchange(base_flags):
-    """So do GPUs, whose word embeddings are among them: in one pass, of buckets of 25 MB where there are
-    more."""
+    """As on GPUs, which include the word embeddings: in one pass, in buckets of 25 MB if there are more."""
     found = counted(base_flags, "apart", freeze="embeddings")
     rounds = [[update, 0, True, found["trained"]] for update in range(found["updates"])]
     assert found["rounds"] == rounds

@@ -1,4 +1,4 @@
-"""`train.py --verify` on real launches: what is the same is said to be, and what is not is named."""
+"""`train.py --verify` on real launches: equal results are reported equal, and differences are named."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from ft.verify import _Matrix, compare
 
 @pytest.mark.timeout(1200)
 def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONVERBOSE", "1")  # the launches say more than a pipe holds
+    monkeypatch.setenv("PYTHONVERBOSE", "1")  # the launches print more than a pipe holds
     done = launch(ONE, [*flags(**base_flags), "--verify"], timeout=1000)  # seven launches
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if re.match(r"[12] process", line)]
@@ -78,7 +78,7 @@ def test_a_signal_leaves_no_launch_and_no_folder(base_flags, tmp_path, started, 
 
 
 def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_flags, monkeypatch, capfd):
-    """The launches are runs in this process, all as one process with whole or cut updates."""
+    """The launches are runs in this process, all on one process with whole or split updates."""
 
     def here(self, place, processes=1, words=()):
         options = dict(zip([word.lstrip("-") for word in words[::2]], words[1::2], strict=True))
@@ -97,7 +97,7 @@ def test_torchs_own_dropout_is_found_out_and_the_first_difference_named(base_fla
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model, reviews):
-    """A run of 4 updates. Nobody may change it."""
+    """A run of 4 updates. Must not be changed."""
     folder = tmp_path_factory.mktemp("run") / "run"
     words = {"model_name_or_path": tiny_model, "dataset_name": reviews, "learning_rate": 1e-3}
     assert train_here(**words, logging_steps=1, max_train_steps=4, output_dir=folder) == 0
