@@ -44,15 +44,15 @@ COMMANDS = {
     "gpu": gpu,
     "label_errors": label_errors,
 }
-# What is measured in this process has train.py's heap on a CPU: the pages of big tensors would else be most
-# of what `dropout` measures.
+# What is measured in this process has train.py's heap on a CPU: otherwise the pages of large tensors would
+# dominate what `dropout` measures.
 IN_THIS_PROCESS = ("save", "dropout")
-# They do not run train.py, or not with flags that another might have chosen.
+# These do not run train.py, or not with flags that a user could choose.
 WITHOUT_FLAGS = ("encode", "evaluation", "save", "dropout", "gpu", "label_errors")
 
 
 def main(argv: list[str]) -> None:
-    """Read the command and its options, and run it; what a user can mend is one line."""
+    """Read the command and its options, and run it; a user error is one line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through every `finally`
     try:
         options = parse(argv)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         one_precision()
         if options.command in IN_THIS_PROCESS and device().type == "cpu":
             start_again()
-        commit()  # what is measured, whatever the clone has at the end
+        commit()  # of what is measured, even if the clone changes meanwhile
         with tempfile.TemporaryDirectory() as folder, own_cache(folder):
             COMMANDS[options.command].run(options)
     except UserError as error:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """The options of the command line. What follows `--` goes to train.py as it is."""
+    """The options of the command line. What follows `--` goes to train.py unchanged."""
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog="What follows -- goes to train.py as it is."
@@ -91,7 +91,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         module.add_options(command)
     options = parser.parse_args(argv[:end])
     command = parsers[options.command]
-    if options.quick:  # other defaults, no more: what was typed counts
+    if options.quick:  # only other defaults: what was typed counts
         command.set_defaults(**COMMANDS[options.command].QUICK)
         options = parser.parse_args(argv[:end])
     for name, value in vars(options).items():
@@ -104,7 +104,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def file_name(text: str) -> str:
-    """The type of --name: it is put together with endings, and stays in its folder."""
+    """The type of --name: endings are appended to it, and it must stay in its folder."""
     if text != Path(text).name or len(text) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
     return text

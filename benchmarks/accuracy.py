@@ -1,4 +1,4 @@
-"""Test accuracy and seconds of training of train.py and of transformers.Trainer."""
+"""Test accuracy and training seconds of train.py and of transformers.Trainer."""
 
 import argparse
 import statistics
@@ -27,7 +27,7 @@ from benchmarks.common import (
 )
 
 GLOBAL_BATCH = 32
-# What train.py may have of its own, behind --: it is the seconds to an accuracy that are compared.
+# What train.py alone may be given, after --: seconds to reach an accuracy are compared.
 RECIPE = ("num_train_epochs", "learning_rate", "warmup_ratio", "weight_decay")
 ARMS = {"ours": "train.py", "trainer": "Trainer, grouped by length, fused AdamW"}
 KEPT = ("accuracy", "seconds", "tokens", "squares", "positions", "peak_bytes")
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Both arms in turn, seed after seed: all training rows, and the model of the last update."""
+    """Both arms in turn, seed by seed: all training rows, and the model of the last update."""
     train, test = class_file(options.data, "train"), class_file(options.data, "test", "validation")
     shared = {
         name: getattr(options, name) for name in "max_length learning_rate warmup_ratio weight_decay".split()
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
 def _counts(
     logged: list[dict[str, Any]], lengths: list[int], seed: int, batch: int = GLOBAL_BATCH
 ) -> dict[str, int]:
-    """Real tokens, the sum of the squared lengths, and positions of a run, by its logs and its plan."""
+    """Real tokens, the sum of the squared lengths, and positions of a run, from its logs and its plan."""
     logs = [log for log in logged if "data/tokens" in log]
     of_log = [after - before for before, after in pairwise([0, *(log["data/tokens"] for log in logs)])]
     positions = sum(

@@ -1,4 +1,4 @@
-"""What the commands share: fresh processes, the machine, statistics, tables and result files."""
+"""Shared by the commands: fresh processes, the machine, statistics, tables and result files."""
 
 import argparse
 import atexit
@@ -34,7 +34,7 @@ ALL_ROWS = {"on_bad_rows": "error", "on_duplicates": "warn", "long_text": "trunc
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 PRECISION = "ACCELERATE_MIXED_PRECISION"
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-NO_SINGLE_RUN = ("num_seeds", "preflight", "verify")  # with these, train.py leaves other files
+NO_SINGLE_RUN = ("num_seeds", "preflight", "verify")  # with these, train.py writes other files
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
 
@@ -45,7 +45,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """--data and --model."""
     parser.add_argument(
         "--data", type=data_folder, default=DATA,
-        help="folder or pkg: path with csv files of text,label, or with a folder of .txt files for a class",
+        help="folder or pkg: path with csv files of text,label, or with a folder of .txt files per class",
     )  # fmt: skip
     add_model_option(parser)
 
@@ -60,7 +60,7 @@ def add_model_option(
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option that counts something, of which no less makes sense."""
+    """The type of an option for a count, with the least value that makes sense."""
 
     def number(text: str) -> int:
         if int(text) < least:
@@ -71,8 +71,8 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def known_model(name: str) -> str:
-    """A pkg: path as it is, a folder in full (what is measured runs in another one), or a Hub id that is in
-    the cache."""
+    """A pkg: path unchanged, a folder as an absolute path (measured processes run in another one), or a Hub
+    id that is in the cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -90,8 +90,8 @@ def known_model(name: str) -> str:
 
 @cache  # --quick reads the command line twice
 def data_folder(name: str) -> Path:
-    """A folder with csv files. Where there is a folder of .txt files for each class instead, train.csv and
-    test.csv (every fifth text of each class) are made of them, but for blank ones, in a temporary folder of
+    """A folder with csv files. If it has a folder of .txt files for each class instead, train.csv and
+    test.csv (every fifth text of each class) are made from them, without blank ones, in a temporary folder of
     its name."""
     from ft.data.sources import local_path
 
@@ -108,7 +108,7 @@ def data_folder(name: str) -> Path:
             blank += 1
     if blank:
         say(f"{folder}: {blank} blank .txt file(s) left out")
-    if len(classes) < 2 or max(map(len, classes.values())) < 2:  # notes beside data sets, say
+    if len(classes) < 2 or max(map(len, classes.values())) < 2:  # such as notes beside data sets
         return folder
     made = _temporary_folder() / (folder.parent if folder.name == "data" else folder).name
     made.mkdir()
@@ -122,22 +122,22 @@ def data_folder(name: str) -> Path:
 
 
 def own_cache(folder: str | Path) -> AbstractContextManager:
-    """Inside, encodings go to this folder, those of child processes, too; models are still found in the cache
-    of the Hub."""
+    """Inside, encodings go to this folder, also those of child processes; models are still found in the Hub
+    cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return patch.dict(os.environ, HF_HOME=str(folder), HF_HUB_CACHE=HF_HUB_CACHE)
 
 
 def _temporary_folder() -> Path:
-    """A folder that goes when this process ends."""
+    """A folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     return folder
 
 
 def model_folder(name: str) -> str:
-    """The model's folder, for those that do not know pkg:; a Hub id stays as it is."""
+    """The model's folder, for libraries that do not know pkg:; a Hub id is unchanged."""
     from ft.data.sources import local_path
 
     path = local_path(name)
@@ -145,7 +145,7 @@ def model_folder(name: str) -> str:
 
 
 def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Path:
-    """The first of the named files that is there; of csv files, if not told otherwise."""
+    """The first of the named files that exists; by default, of csv files."""
     names = [f"{stem}.{kind}" for stem in stems for kind in kinds]
     for name in names:
         if (folder / name).exists():
@@ -156,7 +156,7 @@ def data_file(folder: Path, *stems: str, kinds: Sequence[str] = ("csv",)) -> Pat
 
 
 def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
-    """Texts, each a pair where the file has PAIR instead of text, and labels. Scores, and labels that are
+    """Texts, each a pair if the file has PAIR instead of text, and labels. Scores, and labels that are
     numbers with fractions, are rounded: they are classes here."""
     csv.field_size_limit(2**31 - 1)  # a cell may be a whole book
     try:
@@ -173,14 +173,14 @@ def read_csv(path: str | Path) -> tuple[list[Any], list[str]]:
         if None in row:  # DictReader's key of fields beyond the header
             sys.exit(f"error: {path}: row {number} has more fields than the header; rows count from 0")
         for name in (*names, target):
-            if not (row[name] or "").strip():  # which train.py would refuse, if only in a round that draws it
+            if not (row[name] or "").strip():  # train.py would refuse it, but only in a round that draws it
                 sys.exit(f"error: {path}: row {number} has no {name}; rows count from 0. Take it out")
     texts = [row["text"] if "text" in columns else tuple(row[name] for name in PAIR) for row in rows]
     return texts, _classes([row[target].strip() for row in rows], target == "score", path)
 
 
 def _classes(labels: list[str], are_scores: bool, path: str | Path) -> list[str]:
-    """The labels as classes, for all arms: numbers are rounded where they are scores or some have a point."""
+    """The labels as classes, for all arms: numbers are rounded if they are scores or some have a point."""
     try:
         rounded = [str(round(float(label))) for label in labels]
     except (ValueError, OverflowError) as error:
@@ -191,7 +191,7 @@ def _classes(labels: list[str], are_scores: bool, path: str | Path) -> list[str]
 
 
 def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
-    """What `read_csv` gives, as a file."""
+    """Write what `read_csv` returns to a file."""
     pairs = isinstance(texts[0], tuple)
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -202,8 +202,8 @@ def write_csv(path: Path, texts: Sequence[Any], labels: Sequence[str]) -> None:
 
 
 def class_file(folder: Path, *stems: str) -> Path:
-    """A copy of the first of the named csv files that is there, with what `read_csv` makes of it: all arms
-    have the same classes, train.py too."""
+    """A copy of the first of the named csv files that exists, as read by `read_csv`: all arms have the same
+    classes, including train.py."""
     path = data_file(folder, *stems)
     made = _temporary_folder() / path.name
     write_csv(made, *read_csv(path))
@@ -211,16 +211,15 @@ def class_file(folder: Path, *stems: str) -> Path:
 
 
 def column_flags(path: Path) -> dict[str, str]:
-    """What train.py must be told of the columns of the file: those of a pair."""
+    """What train.py must be told about the columns of the file: those of a pair."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         columns = next(csv.reader(file), [])
     return {} if "text" in columns else {"text_column_names": ",".join(PAIR)}
 
 
 def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:
-    """Some rows of a csv file, drawn at random, as a file of their own: what trains one epoch of it has the
-    same rows as every other that does, in whatever order. Where they are of one class, the last is of
-    another."""
+    """Some rows of a csv file, drawn at random, as a separate file: all arms that train one epoch on it have
+    the same rows, in whatever order. If all would be of one class, the last is of another."""
     texts, labels = read_csv(source)
     draw = random.Random(seed)
     drawn = draw.sample(range(len(labels)), rows)
@@ -233,15 +232,15 @@ def draw_rows(source: Path, rows: int, seed: int, folder: Path) -> Path:
 
 
 def in_turn(arms: Sequence[ArmT], number: int) -> list[ArmT]:
-    """The arms in the order of a round, counted from 0: each round begins with the next one, so that none has
-    the same place in all of them."""
+    """The arms in the order of a round, counted from 0: each round begins with the next arm, so that none has
+    the same position in all of them."""
     first = number % len(arms)
     return [*arms[first:], *arms[:first]]
 
 
 def check_updates(updates: int, rows: int, batch: int, folder: Path) -> None:
-    """Refuse more updates than the folder's train.csv has rows for: no row is trained twice."""
-    if rows < batch:  # by the folder's name alone: that of class folders is a temporary one
+    """Refuse more updates than the folder's train.csv has rows for: no row is trained on twice."""
+    if rows < batch:  # names only the folder: for class folders, the file is a temporary one
         sys.exit(
             f"error: {folder.name}/train.csv: found {rows} training rows, expected at least {batch}, "
             "a batch; give --data a folder with more"
@@ -261,8 +260,8 @@ def text_lengths(model: str, path: Path, max_length: int | None = None) -> list[
 
 
 def planned_lengths(lengths: Sequence[int], batch: int, seed: int) -> Iterator[Any]:
-    """The lengths of the rows of every update that train.py makes, one epoch after another, from those of all
-    rows: they have the tokens that it logs, and their squares, which it does not."""
+    """The lengths of the rows of every update that train.py makes, epoch by epoch, from those of all rows:
+    they give the tokens, which it logs, and the squares, which it does not."""
     import numpy as np
 
     from ft.data.plan import plan
@@ -277,8 +276,8 @@ def planned_lengths(lengths: Sequence[int], batch: int, seed: int) -> Iterator[A
 
 
 def one_device() -> None:
-    """Have every process that is started take the one device that train.py takes in one process: the Trainer
-    would spread each batch over all GPUs, and take a Mac's, which train.py does not."""
+    """Make every started process use the one device that train.py uses in one process: the Trainer would
+    spread each batch over all GPUs, and use a Mac's, which train.py does not."""
     first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     if sys.platform == "darwin":
@@ -286,7 +285,7 @@ def one_device() -> None:
 
 
 def one_precision() -> None:
-    """Take Accelerate's precision out of the environment: train.py, the Trainer and the plain loop would heed
+    """Remove Accelerate's precision from the environment: train.py, the Trainer and the plain loop would use
     it, and the other arms of the same table would not."""
     found = os.environ.pop(PRECISION, "no")
     if found != "no":
@@ -303,10 +302,10 @@ def device() -> Any:
     return torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
 
 
-KILLED = 128 + signal.SIGKILL  # how WEIGH ends where its program was
-# Runs a program to its end, and prints as a last line the most memory that any one of its processes held
-# (ru_maxrss: kilobytes, on a Mac bytes). It stands between because Linux counts the peak of a process from
-# that of the one that started it: this one is small.
+KILLED = 128 + signal.SIGKILL  # the exit code of WEIGH if its program was
+# Runs a program to its end, and prints as the last line the peak memory of any one of its processes
+# (ru_maxrss: kilobytes, on a Mac bytes). It is in between because on Linux a process inherits the peak of the
+# one that started it: this one is small.
 WEIGH = """
 import os, signal, subprocess, sys
 
@@ -322,13 +321,13 @@ sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 
 
 class Killed(SystemExit):
-    """A measured process was killed, as one is that needs more memory than there is."""
+    """A measured process was killed, as happens if it needs more memory than there is."""
 
 
 @contextmanager
 def started(*words: Any, variables: dict[str, str] | None = None, **files: Any) -> Iterator[subprocess.Popen]:
-    """`python WORDS` in the repository, offline and without chatter. It ends with the block at the latest,
-    however that is left."""
+    """`python WORDS` in the repository, offline and quiet. It ends with the block at the latest, however that
+    is left."""
     process = subprocess.Popen(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
@@ -349,8 +348,8 @@ def launch(*words: Any, variables: dict[str, str] | None = None) -> str:
 
 
 def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tuple[str, int]:
-    """The same, and the most memory (bytes resident) that the process held at any time; of several that it
-    started and waited for, the one that held most."""
+    """The same, and the peak memory (resident bytes) of the process; of several that it started and waited
+    for, that of the largest."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         with started("-c", WEIGH, *words, variables=variables, stdout=out, stderr=err) as process:
             process.wait()
@@ -364,8 +363,8 @@ def launch_and_weigh(*words: Any, variables: dict[str, str] | None = None) -> tu
 
 
 def command_line(flags: dict[str, Any], extra: Sequence[str] = (), free: Collection[str] = ()) -> list[Any]:
-    """The flags of train.py as words, and then those that were typed behind --. None may be in both, as the
-    other arms would not know of it, but for those in `free`; and it must stay one run."""
+    """The flags of train.py as arguments, then those that were typed after --. None may be in both, as the
+    other arms would not know about it, except those in `free`; and it must stay one run."""
     typed = {word[2:].partition("=")[0].replace("-", "_") for word in extra if word.startswith("--")}
     for name in flags:
         if name in typed and name not in free:
@@ -384,8 +383,8 @@ def train_py(
     free: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run train.py in a fresh process, or in several that share the threads of one; returns its results.json,
-    its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most). What it leaves goes, but
-    for an `output_dir`. For `extra` and `free`, see `command_line`."""
+    its metrics.jsonl as "rows", and "peak_bytes" (of the process that needs most). Its output is removed,
+    unless `output_dir` is given. For `extra` and `free`, see `command_line`."""
     launcher: list[Any] = ["train.py"]
     if processes > 1:
         import torch
@@ -409,7 +408,7 @@ def peer(name: str, **options: Any) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Tell on standard error how far it is."""
+    """Report progress on standard error."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
@@ -417,8 +416,8 @@ def say(text: str) -> None:
 
 
 def logged_steps(rows: list[dict[str, Any]], batch: int) -> list[dict[str, float]]:
-    """Seconds, those of them in which a batch was made, tokens, positions (tokens and padding) and rows of
-    every update, from the rows of a metrics.jsonl with logging_steps 1.
+    """Seconds, the part of them for making a batch, tokens, positions (tokens and padding) and rows of every
+    update, from the rows of a metrics.jsonl with logging_steps 1.
 
     Every update must have the full batch."""
     steps = []
@@ -446,14 +445,15 @@ def rates(steps: list[dict[str, float]]) -> dict[str, float]:
 
 
 def model_flops(model: str, tokens: float, squares: float) -> float:
-    """Nominal floating-point operations of training on some real tokens (padding is none):
+    """Nominal floating-point operations of training on some real tokens (without padding):
 
         6 x parameters in the matrix products of the layers x tokens
         + 12 x layers x width x the sum of the squared lengths (attention: scores and weighted values)
 
-    two for a multiplication and an addition, three times that of the forward pass (Kaplan et al., 2020; PaLM,
-    appendix B). Nothing is taken off for what need not be computed (all but one position of the last layer),
-    and embeddings and head count nothing. The share of `gemm_peak` is the model FLOP utilisation."""
+    two for a multiplication and an addition, three times those of the forward pass (Kaplan et al., 2020;
+    PaLM, appendix B). Nothing is subtracted for what need not be computed (all but one position of the last
+    layer), and embeddings and head are not counted. The share of `gemm_peak` is the model FLOP
+    utilisation."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model_folder(model))
@@ -463,8 +463,8 @@ def model_flops(model: str, tokens: float, squares: float) -> float:
 
 @cache
 def multiplied_parameters(model: str) -> int:
-    """Parameters that a token is multiplied by in the linear layers, each as often as it is: layers
-    that share their weights (ALBERT's) count as often as they are used."""
+    """Parameters that a token is multiplied by in the linear layers, counted per use: layers that share their
+    weights (ALBERT's) count as often as they are used."""
     import torch
     from transformers import AutoConfig, AutoModel
     from transformers.pytorch_utils import Conv1D
@@ -489,8 +489,8 @@ def multiplied_parameters(model: str) -> int:
 
 
 def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -> float:
-    """GFLOP/s of the fastest of some matrix products (fp32 where no `dtype` is named), as a measure of what
-    the machine gives now."""
+    """GFLOP/s of the fastest of some matrix products (fp32 unless `dtype` is given), as a measure of the
+    machine's present speed."""
     import torch
 
     a, b = (torch.rand(size, size, device=device(), dtype=dtype) for _ in range(2))
@@ -505,14 +505,14 @@ def gemm_peak(size: int = 2048, least_seconds: float = 1.0, dtype: Any = None) -
 
 
 def round_peaks(gemm: Sequence[float]) -> list[float]:
-    """The peak of each round: the higher of the samples before and after it, as a neighbour on the machine
-    can only make one too low."""
+    """The peak of each round: the higher of the samples before and after it, as other load on the machine can
+    only make one too low."""
     return [max(pair) for pair in pairwise(gemm)]
 
 
 def peak_shares(model: str, runs: Sequence[dict[str, float]], gemm: Sequence[float]) -> list[float]:
-    """The model FLOP utilisation of each run in percent: by its tokens, squares and seconds, and the peak of
-    its round."""
+    """The model FLOP utilisation of each run in percent, from its tokens, squares and seconds, and the peak
+    of its round."""
     return [
         model_flops(model, one["tokens"], one["squares"]) / one["seconds"] / peak / 1e7
         for one, peak in zip(runs, round_peaks(gemm), strict=True)
@@ -520,7 +520,7 @@ def peak_shares(model: str, runs: Sequence[dict[str, float]], gemm: Sequence[flo
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, threads, memory, accelerator, versions, and what torch multiplies matrices with."""
+    """CPU, cores, threads, memory, accelerator, versions, and torch's matrix library."""
     import psutil
     import torch
 
@@ -540,8 +540,8 @@ def machine() -> dict[str, Any]:
 
 @cache
 def commit() -> str | None:
-    """The commit at the first call, with "+changes" where a file that git knows differs, but for results;
-    None outside a clone."""
+    """The commit at the first call, with "+changes" if a tracked file differs, except results; None outside a
+    clone."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -567,7 +567,7 @@ def _cpu_name() -> str:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; no value gives nan."""
+    """The median; nan without values."""
     return statistics.median(values) if values else float("nan")
 
 
@@ -582,19 +582,19 @@ def median_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """The mean, and the sample standard deviation where there are two values or more."""
+    """The mean, and the sample standard deviation if there are two or more values."""
     text = f"{statistics.mean(values):,.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column holds names, the others numbers."""
+    """A Markdown table; the first column has names, the others numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def check_results() -> None:
-    """End at once where tables could not be written, and not after the first round."""
+    """If tables could not be written, exit at once, not after the first round."""
     try:
         RESULTS.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=RESULTS).close()
@@ -603,8 +603,8 @@ def check_results() -> None:
 
 
 def save(options: argparse.Namespace, text: str, measured: dict[str, Any], gemm: list[float]) -> None:
-    """Print the text, and write it with the machine to results/NAME.md, and all that was measured to
-    NAME.json. Called after every round, so that a run that was stopped leaves what it has."""
+    """Print the text, and write it with the machine to results/NAME.md, and all measurements to NAME.json.
+    Called after every round, so that an interrupted run keeps what it has."""
     data = getattr(options, "data", None) or []
     folders = [folder.resolve().name for folder in (data if isinstance(data, list) else [data])]
     name = options.name or "_".join([options.command, *folders])

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.common import at_least, gemm_peak, in_turn, median, save, spread, table
 
 ROWS, HEADS, SIZE, RATE = 32, 12, 32, 0.1  # MiniLM's at the batch of the other commands
-LENGTHS = (24, 80, 256)  # tokens a row: sst2, clothing_reviews, long
+LENGTHS = (24, 80, 256)  # tokens per row: sst2, clothing_reviews, long
 QUICK = {"rounds": 3}
 
 
@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The hidden states and the attention of one layer, both arms in turn, round after round, after one that
+    """The hidden states and the attention of one layer, both arms in turn, round by round, after one that
     does not count."""
     measured: dict[str, dict[str, list[float]]] = {}
     gemm = [gemm_peak()]

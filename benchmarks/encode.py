@@ -1,4 +1,4 @@
-"""Rows encoded a second, against the tokenizers library alone; memory; seconds from the cache."""
+"""Rows encoded per second, against the bare tokenizers library; memory; seconds from the cache."""
 
 import argparse
 import json
@@ -45,25 +45,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument(
-        "--rows", type=at_least(2), default=1_000_000, help="made of those of train.csv, over again"
+        "--rows", type=at_least(2), default=1_000_000, help="made by repeating those of train.csv"
     )
     parser.add_argument("--max_length", type=int, default=128, help="longest text in tokens")
     parser.add_argument("--rounds", type=at_least(1), default=5)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Encode into an empty cache, open it again, and the library alone with calls of two sizes, in a fresh
-    process each."""
+    """Encode into an empty cache, open it again, and run the bare library with calls of two sizes, each in a
+    fresh process."""
     texts, _ = read_csv(class_file(options.data, "train"))
     measured: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     gemm = [gemm_peak()]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         rows = range(options.rows)
-        # Two classes, as train.py asks for: the first rows of a sorted file have one.
+        # Two classes, as train.py requires: the first rows of a sorted file have one.
         write_csv(path, [texts[row % len(texts)] for row in rows], ["ab"[row % 2] for row in rows])
         for number in range(options.rounds):
-            turn = in_turn(["ours cached", *LIBRARY], number)  # from the cache of the one before it
+            turn = in_turn(["ours cached", *LIBRARY], number)  # from the cache of the previous one
             cache = Path(folder) / "cache"
             for arm in " ".join(turn).split():
                 words = {
@@ -109,10 +109,10 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
 
 
 def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]:
-    """Seconds of `prepare_data` as train.py calls it, "whole", and of the encoding in it."""
+    """Seconds of `prepare_data` as train.py calls it ("whole"), and of its encoding."""
     from ft.heap import start_again
 
-    start_again()  # with train.py's heap, which it has by then
+    start_again()  # with train.py's heap, which a run has by then
     from transformers import AutoTokenizer
 
     from ft.config import Config
@@ -141,8 +141,8 @@ def ours(model: str, path: str, max_length: int, cache: str) -> dict[str, float]
 
 
 def library(model: str, path: str, max_length: int, cache: str, call: int) -> dict[str, float]:
-    """Seconds of the tokenizers library over all rows, so many a batch call; the fast one leaves offsets out,
-    as train.py does."""
+    """Seconds of the tokenizers library over all rows, `call` per batch call; the fast one leaves out
+    offsets, as train.py does."""
     from transformers import AutoTokenizer
 
     backend = AutoTokenizer.from_pretrained(model).backend_tokenizer

@@ -1,4 +1,4 @@
-"""Rows a second of an evaluation, against transformers.Trainer.evaluate at its defaults."""
+"""Rows per second of an evaluation, against transformers.Trainer.evaluate at its defaults."""
 
 import argparse
 import json
@@ -40,12 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_length", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument(
-        "--repeats", type=at_least(2), default=3, help="evaluations a process; the first does not count"
+        "--repeats", type=at_least(2), default=3, help="evaluations per process; the first does not count"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Both arms in turn on the rows of test.csv (validation.csv), in a fresh process each."""
+    """Both arms in turn on the rows of test.csv (validation.csv), each in a fresh process."""
     rows = class_file(options.data, "test", "validation")
     lengths = text_lengths(options.model, rows, options.max_length)
     known = {"tokens": sum(lengths), "squares": sum(length**2 for length in lengths)}
@@ -77,7 +77,7 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
     for arm, runs in measured.items():
         speeds = [one["rows"] / one["seconds"] for one in runs]
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(measured["ours"], runs, strict=True)]
-        # Those of a whole update, of which a forward pass is a third.
+        # The shares are of a whole update, of which a forward pass is a third.
         percent = [share / 3 for share in peak_shares(options.model, runs, gemm)]
         rows.append(
             [
@@ -102,8 +102,8 @@ def _text(options: argparse.Namespace, measured: dict[str, list[dict[str, float]
 
 
 def ours(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]:
-    """Seconds of `ft.evaluation.evaluate`, time after time, with the model as train.py prepares it, but with
-    all word embeddings; and its positions, padding included."""
+    """Seconds of repeated `ft.evaluation.evaluate`, with the model as train.py prepares it, but with all word
+    embeddings; and its positions, including padding."""
     from ft.config import Config
     from ft.runtime import set_environment
 

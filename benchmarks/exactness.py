@@ -1,4 +1,4 @@
-"""The same experiment on other launches: what transformers.Trainer, a plain loop and train.py make of it."""
+"""The same experiment on different launches, with transformers.Trainer, a plain loop and train.py."""
 
 import argparse
 import json
@@ -55,13 +55,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every arm on every launch, with dropout and without it, or as the options say."""
-    # One thread in every process, so that sums differ with the launch alone; in this one, too, before torch
-    # comes, which makes what is said of threads and of the GEMM peak right.
+    """Every arm on every launch, with and without dropout, or as the options say."""
+    # One thread in every process, so that sums differ only with the launch; in this one, too, before torch is
+    # imported, so that the reported threads and GEMM peak are right.
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # of all arms, and of that peak
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # for all arms, and for that peak
     train = class_file(options.data, "train")
-    _command(options, train, Path(), BATCH, dropout=False)  # a flag that it refuses is said at once
+    _command(options, train, Path(), BATCH, dropout=False)  # refuses a wrong flag at once
     check_updates(options.updates, len(read_csv(train)[1]), BATCH, options.data)
     measured: dict[str, Any] = {}
     gemm = [gemm_peak()]
@@ -94,7 +94,7 @@ def _compare(whole: list, steps: list, reference: Path, place: Path) -> dict[str
 
 
 def dropouts(model: str) -> list[str]:
-    """The probabilities of dropout, of any kind, in a model's config."""
+    """The dropout probabilities, of any kind, in a model's config."""
     from transformers import AutoConfig
 
     values = AutoConfig.from_pretrained(model_folder(model)).to_dict()
@@ -149,7 +149,7 @@ def _ours(
 def _command(options: argparse.Namespace, train: Path, place: Path, micro: int, dropout: bool) -> list[Any]:
     flags = {
         "model_name_or_path": options.model, "train_file": train, "output_dir": place,
-        "validation_split_percentage": 0,  # the others train all rows, too
+        "validation_split_percentage": 0,  # the others train on all rows, too
         "max_length": options.max_length, "global_batch_size": BATCH, "per_device_train_batch_size": micro,
         "max_train_steps": options.updates, "learning_rate": options.learning_rate, "seed": options.seed,
         "logging_steps": 1, "eval_strategy": "no", "resume_from_checkpoint": "latest",
@@ -161,7 +161,7 @@ def _command(options: argparse.Namespace, train: Path, place: Path, micro: int, 
 
 
 def _stop_half_way(command: list[Any], place: Path, step: int) -> None:
-    """Start train.py, and end it by SIGTERM after the given update."""
+    """Start train.py, and stop it by SIGTERM after the given update."""
     path = place / "metrics.jsonl"
     with (
         tempfile.TemporaryFile("w+") as err,
@@ -170,7 +170,7 @@ def _stop_half_way(command: list[Any], place: Path, step: int) -> None:
         while process.poll() is None and not (path.exists() and len(path.read_text().splitlines()) >= step):
             time.sleep(0.01)
         process.terminate()
-        if process.wait() in (0, -signal.SIGTERM):  # the latter on Python's way out, which has no handlers
+        if process.wait() in (0, -signal.SIGTERM):  # the latter if Python is exiting, without handlers
             sys.exit(
                 f"error: --updates: the run was over before it could be stopped after update {step}; "
                 "ask for more updates"

@@ -29,7 +29,7 @@ Step = dict[str, float]
 def prepare(
     model: str, train: str, max_length: int, no_dropout: list[str], seed: int
 ) -> tuple[Any, Any, Dataset]:
-    """Network, tokenizer and encoded rows, after the seed was set."""
+    """Network, tokenizer and encoded rows, after setting the seed."""
     config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     rows = load_rows(train, tokenizer, names, max_length)
@@ -40,14 +40,14 @@ def prepare(
 
 
 def save_weights(network: Any, folder: str) -> None:
-    """The weights where train.py leaves its own."""
+    """Write the weights where train.py writes its own."""
     place = Path(folder) / "final"
     place.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), place / "model.safetensors")
 
 
 class StopAt(TrainerCallback):
-    """Ends the training after some updates, as a crash behind a checkpoint does."""
+    """Ends the training after some updates, like a crash after a checkpoint."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -60,7 +60,7 @@ def trainer(
     model: str, train: str, max_length: int, micro: int, accumulation: int, updates: int, seed: int,
     learning_rate: float, no_dropout: list[str], out: str, stop_at: int | None, resume: bool,
 ) -> list[Step]:  # fmt: skip
-    """transformers.Trainer on its defaults."""
+    """transformers.Trainer at its defaults."""
     network, tokenizer, rows = prepare(model, train, max_length, no_dropout, seed)
     run = Trainer(
         network,
@@ -90,7 +90,7 @@ def plain(
     network, tokenizer, rows = prepare(model, train, max_length, no_dropout, seed)
     loader = DataLoader(rows, shuffle=True, batch_size=micro, collate_fn=DataCollatorWithPadding(tokenizer))
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
-    # The prepared scheduler steps once for each process; the examples count its steps before preparing.
+    # The prepared scheduler steps once per process; the examples count its steps before preparing.
     scheduler = get_scheduler("linear", optimizer, 0, updates * accelerator.num_processes)
     network, optimizer, loader, scheduler = accelerator.prepare(network, optimizer, loader, scheduler)
     steps: list[Step] = []
@@ -133,4 +133,4 @@ if __name__ == "__main__":
         print(json.dumps(found), flush=True)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        os._exit(0)  # gloo now and then aborts a process that ends in the ordinary way
+        os._exit(0)  # gloo sometimes aborts a process that exits in the ordinary way

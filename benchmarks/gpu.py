@@ -26,7 +26,7 @@ from benchmarks.common import (
     train_py,
 )
 
-LOGGED, WARM_UP = 10, 20  # updates between two logs; those at the start that no timing counts
+LOGGED, WARM_UP = 10, 20  # updates between two logs; first updates that are not timed
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("train.py", {}),
     "ours_compiled": ("train.py, torch_compile", {"torch_compile": "true"}),
@@ -45,16 +45,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_model_option(parser, "--tokenizer", "of its vocabulary the model is made, at random")
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 384], help="tokens of every row")
-    parser.add_argument("--tokens", type=int, default=32_768, help="about so many an update")
+    parser.add_argument("--tokens", type=int, default=32_768, help="per update, approximately")
     parser.add_argument(
-        "--updates", type=at_least(WARM_UP + LOGGED), default=60, help=f"a run, {WARM_UP} of them not counted"
+        "--updates", type=at_least(WARM_UP + LOGGED), default=60, help=f"per run; {WARM_UP} are not counted"
     )
     parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every length and arm in turn, in a fresh process each, round after round."""
+    """Every length and arm in turn, each in a fresh process, round by round."""
     import torch
 
     if not torch.cuda.is_available():

@@ -26,7 +26,7 @@ from benchmarks.common import (
 )
 
 BATCH, LOGGED, POLL_SECONDS = 8, 100, 0.05
-WARM_UP = 1000  # updates, until each length of text was met
+WARM_UP = 1000  # updates, until each text length has occurred
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 PROCESSES, GLOBAL_BATCH, PLANNED_UPDATES = (2, 4, 8), 256, 1000
 QUICK = {"updates": 1500, "evaluated": [500, 5000], "planned": 1_000_000}
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """A run of a small random model, evaluations of more and more rows by it, and a plan of many rows."""
+    """A run of a small random model, its evaluations of more and more rows, and a plan of many rows."""
     train = class_file(options.data, "train")
     measured: dict[str, Any] = {"plan": _plan(options.planned)}
     say(str(measured["plan"]))
@@ -105,8 +105,8 @@ def _training(options: argparse.Namespace, train: Path, model: Path, output_dir:
 
 
 def _plan(rows: int) -> dict[str, Any]:
-    """Seconds and bytes of one epoch's plan of texts as long as reviews, and the largest share of the tokens
-    of an update, by the mean share, of some numbers of processes."""
+    """Seconds and bytes of one epoch's plan of texts as long as reviews, and the largest share of an update's
+    tokens, relative to the mean share, for some numbers of processes."""
     import tracemalloc
 
     import numpy as np

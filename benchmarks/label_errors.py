@@ -1,4 +1,4 @@
-"""How many of the suspected label errors are labels that were flipped on purpose."""
+"""How many of the suspected label errors are labels that were flipped deliberately."""
 
 import argparse
 import json
@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Flip labels in the training and in the test rows, train, and look at the suspects among the test rows,
-    which the model has not seen."""
+    """Flip labels in the training and test rows, train, and check the suspects among the test rows, which the
+    model has not seen."""
     check_cleanlab()  # before hours of training
     measured, gemm = [], [gemm_peak()]
     for seed in options.seeds:

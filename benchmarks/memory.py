@@ -1,4 +1,4 @@
-"""Peak memory of a process that trains: train.py and other loops, on the same rows."""
+"""Peak memory of a training process: train.py and other loops, on the same rows."""
 
 import argparse
 
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every arm, round after round."""
+    """Every arm, round by round."""
     measure(options, _text)
 
 

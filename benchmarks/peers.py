@@ -1,4 +1,4 @@
-"""The other ways to train, each run as `python -m benchmarks.peers NAME JSON` in a process of its own."""
+"""The other ways to train, each run as `python -m benchmarks.peers NAME JSON` in a separate process."""
 
 import json
 import math
@@ -27,32 +27,32 @@ from benchmarks.common import device, read_csv
 from ft import pretrained
 from ft.options import ModelOptions
 
-OUTPUT = tempfile.TemporaryDirectory()  # of Trainers, which make a folder, if only to leave it empty
+OUTPUT = tempfile.TemporaryDirectory()  # for Trainers, which create a folder even if it stays empty
 
 Step = dict[str, float]
 datasets.disable_progress_bars()
 
 
 def wait() -> None:
-    """Wait for the work on a device, so that a clock read next is right."""
+    """Wait for the work on a device, so that timing is right."""
     if device().type != "cpu":
         torch.accelerator.synchronize()
 
 
 def load_tokenizer(model: str) -> tuple[Any, Any]:
-    """The model's config and tokenizer, as train.py has them: with a token for padding, and no token types
-    that the model does not know."""
+    """The model's config and tokenizer, as in train.py: with a padding token, and no token types that the
+    model does not know."""
     config = AutoConfig.from_pretrained(model)
     return config, pretrained.load_tokenizer(ModelOptions(model_name_or_path=model), config)
 
 
 def load_rows(path: str, tokenizer: Any, names: list[str], max_length: int) -> datasets.Dataset:
-    """The encoded rows of a csv file, without padding, as users of the Trainer have them: mapped into memory
-    from a file. `names` holds the classes; empty, it is filled."""
+    """The encoded rows of a csv file, without padding, as users of the Trainer have them: memory-mapped from
+    a file. `names` has the classes; if empty, it is filled."""
     texts, labels = read_csv(path)
     if not names:
         names.extend(sorted(set(labels)))
-    with tempfile.TemporaryDirectory() as folder:  # a file that is mapped can be read when its name is gone
+    with tempfile.TemporaryDirectory() as folder:  # a mapped file stays readable after it is unlinked
         return datasets.Dataset.from_dict(
             {"text": texts, "labels": [names.index(label) for label in labels]}
         ).map(
@@ -75,9 +75,9 @@ def load_model(model: str, config: Any, classes: int) -> Any:
 
 
 class Stopwatch(TrainerCallback):
-    """Notes when training began and when every update ended, so that loading of data is in the times.
+    """Notes when training began and when every update ended, so that data loading is included.
 
-    A device is waited for after every `wait_every`-th update; what was noted between is the host's time."""
+    It waits for the device after every `wait_every`-th update; times in between are the host's."""
 
     def __init__(self, wait_every: int = 1) -> None:
         self.wait_every = wait_every
@@ -105,9 +105,9 @@ def counting(collator: Any, counts: list[Step]) -> Any:
 class MixedTrainer(Trainer):
     """Groups by length as in an epoch of `rows_of_epoch` rows, but takes the batches in random order.
 
-    The Trainer sorts rows within a fourth of an epoch, or within 50 batches, if that is less. The few rows of
-    a benchmark would be sorted in parts too small, and padded more than a user's. And its own order
-    begins with the longest texts, so that a short run would measure these alone."""
+    The Trainer sorts rows within a quarter of an epoch, or within 50 batches, if that is less. The few rows
+    of a benchmark would be sorted in parts that are too small, and padded more than a user's. And its own
+    order begins with the longest texts, so a short run would measure only these."""
 
     rows_of_epoch: int
 
@@ -211,7 +211,7 @@ def trainer_accuracy(
 
 
 def trainer_evaluation(model: str, rows: str, max_length: int, repeats: int) -> dict[str, Any]:
-    """Seconds of `Trainer.evaluate` at its defaults, time after time; and its positions, padding included."""
+    """Seconds of repeated `Trainer.evaluate` at its defaults; and its positions, including padding."""
     config, tokenizer = load_tokenizer(model)
     names: list[str] = []
     encoded = load_rows(rows, tokenizer, names, max_length)
@@ -290,11 +290,11 @@ def tutorial(
 ) -> dict[str, Any]:  # fmt: skip
     """The loop of the well-known tutorial: a sample of the rows, the default AdamW, a linear schedule.
 
-    `padding`: "max_length" pads every text to the limit of tokenizer and model, as the tutorial does; after
+    `padding`: "max_length" pads every text to the limit of tokenizer and model, as in the tutorial; with
     "do_not_pad" the collator pads to the longest of a batch, which computes the same in less time. With
     `validation`, the accuracy on as many of its rows."""
     config, tokenizer = load_tokenizer(model)
-    limit = pretrained.longest_text(None, tokenizer, config)  # some tokenizers name none
+    limit = pretrained.longest_text(None, tokenizer, config)  # some tokenizers have none
     texts, labels = read_csv(train)
     names = sorted(set(labels))
 

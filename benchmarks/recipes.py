@@ -55,11 +55,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """All arms in turn, seed after seed, data set after data set: the model of the last update is scored."""
+    """All arms in turn, seed by seed, data set by data set: the model of the last update is scored."""
     measured: dict[str, dict[str, list[dict[str, Any]]]] = {}
     names = [folder.name for folder in options.data]
     for folder in options.data:
-        _data_flags(folder)  # what is not there is said before anything runs
+        _data_flags(folder)  # reports what is missing before anything runs
     if "lora" in options.arms:
         from ft.lora import check_peft  # imports torch, which other commands may not yet
 
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _flags(options: argparse.Namespace, folder: Path, arm: str, seed: int) -> dict[str, Any]:
-    """What train.py is asked for; nothing is chosen by validation rows, so none are set aside."""
+    """The flags of train.py; validation rows select nothing, so none are set aside."""
     recipe = dict(ARMS[arm][1])
     if "head_learning_rate" in recipe:
         recipe["head_learning_rate"] *= options.learning_rate
@@ -103,7 +103,7 @@ def _data_flags(folder: Path) -> dict[str, Any]:
     if _is_package(folder):
         from ft.data.sources import local_path
 
-        local_path(str(folder))  # an error where it does not exist
+        local_path(str(folder))  # an error if it does not exist
         return {
             "dataset_name": folder, "test_split_percentage": 20, "on_bad_rows": "drop",
             "on_duplicates": "drop",
@@ -129,7 +129,7 @@ def _text(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
             if not runs:
                 continue
             values = [one["value"] for one in runs]
-            # Of the same seeds: what a seed does to both is out of it.
+            # With the same seeds, so that effects of a seed on both cancel.
             base = {one["seed"]: one["value"] for one in arms.get("plain", [])}
             apart = [one["value"] - base[one["seed"]] for one in runs if one["seed"] in base]
             rows.append(

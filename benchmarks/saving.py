@@ -1,4 +1,4 @@
-"""Seconds for which a checkpoint stops the training, against a save that waits for the disk."""
+"""Seconds for which a checkpoint pauses training, against a save that waits for the disk."""
 
 import argparse
 import resource
@@ -31,8 +31,8 @@ def _folder(name: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> None:
-    """A save that waits, Accelerate's and one in the background in turn, round after round, after one that
-    does not count."""
+    """A save that waits, Accelerate's, and one in the background in turn, round by round, after one that does
+    not count."""
     import torch
     from accelerate import Accelerator
     from transformers import BertConfig, BertModel

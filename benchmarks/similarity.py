@@ -1,8 +1,8 @@
-"""Test Spearman of the similarity of pairs: fine-tuned at once, or first on pairs that an encoder scored.
+"""Test Spearman of pair similarity: fine-tuned directly, or first on pairs that an encoder scored.
 
-The first stage is Augmented SBERT (Thakur et al., 2021) the other way round: the cosine that a sentence
-encoder gives two training sentences is the target of the model that reads both at once. No sentence of a
-validation or test row is looked up for it."""
+The first stage is Augmented SBERT (Thakur et al., 2021) in reverse: a sentence encoder's cosine of two
+training sentences is the target of the model that reads both at once. No sentence of a validation or test row
+is used for it."""
 
 import argparse
 import csv
@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     "config_overrides": "hidden_dropout_prob=0,attention_probs_dropout_prob=0", "global_batch_size": 32,
     "weight_decay": 0.01, "save_strategy": "no",
 }  # fmt: skip
-NEAR, LESS_NEAR = 4, 40  # two of the nearest, one of the less near and one of all make a sentence's pairs
+NEAR, LESS_NEAR = 4, 40  # a sentence is paired with two of the nearest, one less near and one of all
 QUICK = {"epochs": 1, "sentences": 200}
 
 
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Each seed trains each arm; the epoch that is best on the validation rows is scored on test."""
+    """Each seed trains each arm; the best epoch on the validation rows is scored on test."""
     measured: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     files = {f"{split}_file": data_file(options.data, split) for split in SPLITS}
     names = [*(f"test/spearmanr{end}" for end in ("", "_low", "_high")), "best/spearmanr"]
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace, path: Path) -> None:
-    """Write pairs of training sentences, near and far, with five times the cosine of their vectors."""
+    """Write pairs of training sentences, near and far, with five times the cosine of their embeddings."""
     import numpy as np
     import torch
     from transformers import AutoModel, AutoTokenizer

@@ -57,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Each pair in turn, round after round, after one run of each that is not counted."""
+    """Each pair in turn, round by round, after one run of each that is not counted."""
     shape = _prepare(options.extra)
     measured: dict[str, dict[str, list[float]]] = {
         pair: {name: [] for name in names} for pair, names in PAIRS.items()
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
             measure = dict(zip(PAIRS[pair], arms, strict=True))
             for name in in_turn(PAIRS[pair], number):
                 seconds = measure[name]()
-                if number:  # the first round fills the caches of the system
+                if number:  # the first round fills the system's caches
                     measured[pair][name].append(seconds)
                 say(f"round {number}, {name}: {seconds:.2f} s")
         if number:
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _prepare(extra: list[str]) -> list[Any]:
-    """Encode the quickstart's texts into the cache, and find the shape of its batch: model folder, rows,
-    tokens, classes."""
+    """Encode the quickstart's texts into the cache, and return its model folder and the shape of its batch:
+    rows, tokens, classes."""
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def _fail(what: str, process: subprocess.Popen, err: IO[str]) -> NoReturn:
 
 
 def _ours(extra: list[str]) -> float:
-    """Seconds until train.py has logged its first update; then it is ended."""
+    """Seconds until train.py has logged its first update; then it is stopped."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as err:
         log = Path(folder) / "metrics.jsonl"
         words = ["train.py", RECIPE, *command_line(ONE_UPDATE | {"output_dir": folder}, extra)]
@@ -133,7 +133,7 @@ def _bare(shape: list[Any]) -> float:
 
 
 def _whole(*words: str) -> float:
-    """Seconds of a whole process."""
+    """Seconds of a process from start to end."""
     with tempfile.TemporaryFile("w+") as err:
         begin = time.perf_counter()
         with started(*words, stdout=subprocess.DEVNULL, stderr=err) as process:

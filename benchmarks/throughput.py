@@ -52,8 +52,8 @@ SAME_ROWS = (
     "The Trainer groups them, and train.py trains as many word embeddings, as in an epoch of all rows. The "
     "first round begins with the first arm, the next with the second, and so on."
 )
-# All texts, which train.py is given as validation rows and never scores: it trains the word embeddings of
-# their tokens, as in an epoch of all rows.
+# All texts, which train.py gets as validation rows and never scores: it trains the word embeddings of their
+# tokens, as in an epoch of all rows.
 OTHERS = "validation.csv"
 QUICK = {"updates": 8, "rounds": 1, "arms": ["ours", "trainer", "plain"]}
 
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this command."""
     add_data_options(parser)
     parser.add_argument(
-        "--max_length", type=int, default=128, help="longest text in tokens, but for tutorial"
+        "--max_length", type=int, default=128, help="longest text in tokens, except for tutorial"
     )
     add_updates_option(parser, 20)
     parser.add_argument("--rounds", type=at_least(1), default=5)
@@ -75,17 +75,17 @@ def add_updates_option(parser: argparse.ArgumentParser, default: int) -> None:
         "--updates",
         type=at_least(1),
         default=default,
-        help="those that count; a run makes as many before them",
+        help="updates that count; a run makes as many before them",
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Every arm, round after round."""
+    """Every arm, round by round."""
     measure(options, speeds)
 
 
 def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
-    """The same, with the `text` of a command, made of the options, of what was measured, and of the peaks."""
+    """The same, with the `text` of a command, made from the options, the measurements, and the peaks."""
     if "ours_two" in options.arms and device().type != "cpu":
         say("ours_two is left out: it is for a machine without a GPU")
         options.arms = [arm for arm in options.arms if arm != "ours_two"] or sys.exit(
@@ -107,9 +107,9 @@ def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
 
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Every arm in turn, in a fresh process each, over two epochs of the same rows: the updates of the second
-    as "steps", and "peak_bytes"; None for a process that was killed. Each round, counted from 0, has a seed
-    and rows of its own."""
+    """Every arm in turn, each in a fresh process, over two epochs of the same rows: the updates of the second
+    as "steps", and "peak_bytes"; None for a process that was killed. Each round, counted from 0, has its own
+    seed and rows."""
     train, seed = class_file(options.data, "train"), 42 + number
     in_all = len(read_csv(train)[1])
     check_updates(options.updates, in_all, GLOBAL_BATCH, options.data)
@@ -150,7 +150,7 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
         "model_name_or_path": options.model, "train_file": train, "validation_file": train.with_name(OTHERS),
         "max_length": options.max_length, "global_batch_size": GLOBAL_BATCH, "learning_rate": LEARNING_RATE,
         "num_train_epochs": 2, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
-        "seed": seed, "overwrite_cache": "true",  # each run encodes, as the others do
+        "seed": seed, "overwrite_cache": "true",  # each run encodes, like the others
         **column_flags(train), **ALL_ROWS,
     }  # fmt: skip
     found = train_py(flags, options.extra, processes)
@@ -159,7 +159,7 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
         raise SystemExit(
             f"error: train.py made {len(steps)} updates, expected {2 * options.updates}; see what follows --"
         )
-    # The plan of the same updates, for the squares. It must have the tokens that train.py has counted.
+    # The plan of the same updates, for the squares. Its tokens must be those that train.py has counted.
     known = text_lengths(options.model, train, options.max_length)
     planned = planned_lengths(known, GLOBAL_BATCH, seed)
     for update, (step, lengths) in enumerate(zip(steps, planned, strict=False)):
@@ -174,7 +174,7 @@ def _ours(options: argparse.Namespace, train: Path, seed: int, processes: int) -
 def speeds(
     options: argparse.Namespace, measured: dict[str, list[dict[str, float]]], gemm: list[float]
 ) -> str:
-    """The table of what every arm did, and what its columns are."""
+    """The table of all arms, and an explanation of its columns."""
     rows = []
     for arm, runs in measured.items():
         real = [one["tokens_per_second"] for one in runs]

@@ -1,4 +1,4 @@
-"""Accuracy and time of an epoch of train.py and of the well-known tutorial, on the same rows."""
+"""Accuracy and time per epoch of train.py and of the well-known tutorial, on the same rows."""
 
 import argparse
 import statistics
@@ -25,7 +25,7 @@ from benchmarks.common import (
 )
 
 BATCH = 8
-UPDATES, WARM_UP = 15, 5  # of the tutorial as written; those at the start that do not count
+UPDATES, WARM_UP = 15, 5  # of the tutorial as written; first updates that do not count
 WEIGHT_DECAY = 0.01  # the default of torch's AdamW, which the tutorial uses
 ARMS = {
     "ours": "train.py",
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """All arms in turn, seed after seed."""
+    """All arms in turn, seed by seed."""
     train, validation = class_file(options.data, "train"), class_file(options.data, "validation", "test")
     rows = min(options.rows, len(read_csv(train)[1]))
     if rows * options.epochs < UPDATES * BATCH:
