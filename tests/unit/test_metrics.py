@@ -154,7 +154,7 @@ def test_several_labels_by_hand():
     assert found["per_label"]["c"] == {"threshold": 0.5, "precision": 0, "recall": 0, "f1": 0, "support": 0}
     assert found["auroc"] == pytest.approx(
         (1 + 3.5 / 4) / 2
-    )  # of a, and of b, with one tie in four pairs
+    )  # of a, and of b, where one pair in four is a tie
     assert set(found) == {*MULTILABEL_METRICS, "per_label"}
 
 
