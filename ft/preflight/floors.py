@@ -1,5 +1,5 @@
-"""The baselines that a model must beat: predictions without looking at the text, and TF-IDF with a linear
-model. Fitted on the training rows, scored on the validation rows; the test rows are never seen."""
+"""Floors, the baselines that a model must beat: predictions without looking at the text, and TF-IDF with a
+linear model. Fitted on the training rows, scored on the validation rows; the test rows are never seen."""
 
 from __future__ import annotations
 

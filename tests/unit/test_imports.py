@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# From the bottom up. A file imports only from lower layers, and nothing from its own.
+# From the ground up. A file imports only from lower floors, and nothing from its own.
 FLOORS = [
     floor.split()
     for floor in (
