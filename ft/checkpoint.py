@@ -164,8 +164,8 @@ def _is_name(name: str) -> bool:
 
 
 def _rename(path: Path, name: str) -> Path:
-    """Rename a folder within its parent, replacing an older one of that name. In a read-only place, does
-    nothing."""
+    """Rename a folder within its parent, replacing an older one of that name. Does nothing if it cannot be
+    written."""
     place = path.with_name(name)
     with contextlib.suppress(OSError):
         shutil.rmtree(place, ignore_errors=True)

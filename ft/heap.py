@@ -19,7 +19,7 @@ SETTINGS = {
     "glibc.malloc.top_pad": 256 * 2**20,
     # The fragments left by aligning a tensor are not cached, but merged with their neighbours at once.
     # Cached, they would split the space that activations leave, and those of the next update, whose texts
-    # have another length, would need new space: 3.1 GB after 60 updates of 80 tokens a row, and growing,
+    # have another length, would need new space: 3.1 GB after 60 updates of 80 tokens per row, and growing,
     # instead of 2.3.
     "glibc.malloc.tcache_count": 0,
     "glibc.malloc.mxfast": 0,

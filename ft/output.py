@@ -21,7 +21,7 @@ LEAVES = (
     "checkpoints best final wandb tensorboard"
 ).split()
 INPUTS = "model_name_or_path tokenizer_name dataset_name train_file validation_file test_file".split()
-SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders lie beside it
+SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders are beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
 # Of what a run leaves: names that others use for their own; files of which one exists before these do.

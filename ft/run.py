@@ -202,7 +202,7 @@ class Run:
         elif self.has_own_checkpoint:
             with writing(self.checkpoint.parent):  # a crash may have come before this was done
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)
-            if not self.finished():  # a finished run that goes on is unfinished until its new end
+            if not self.finished():  # a finished run that continues is unfinished until its new end
                 for name in ("results.json", "report.html", "training.png"):
                     (self.output_dir / name).unlink(missing_ok=True)
         facts = environment(config, self.data, self.accelerator)

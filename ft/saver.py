@@ -82,5 +82,5 @@ class Saver:
             )
 
     def _why(self) -> str:
-        """What the disk said to the main process, which alone writes: all processes raise the same error."""
+        """The disk's error on the main process, the only one that writes: all processes raise the same."""
         return self.hosts.from_main(lambda: self._writer.last_error)

@@ -211,7 +211,7 @@ class _Matrix:
         ) as process:  # fmt: skip
             try:
                 yield process, path
-            finally:  # an interrupted launch would go on writing to a folder that is being removed
+            finally:  # an interrupted launch would keep writing to a folder that is being removed
                 kill_launch(process)
 
 

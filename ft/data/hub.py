@@ -88,7 +88,7 @@ def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str,
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a file, or a folder that it lies in, is hidden."""
+    """Whether a file, or a folder that it is in, is hidden."""
     return any(part.startswith(".") for part in path.parts)
 
 

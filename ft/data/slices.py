@@ -21,7 +21,7 @@ def read_slice_columns(options: Config, data: Data) -> None:
         return
     sources = find_sources(options)
     held_out = [split for split in data.splits if split != "train"]
-    for split in held_out or data.splits:  # eval.py --split train has that alone
+    for split in held_out or data.splits:  # eval.py --split train has only that
         source = sources["train" if data.was_set_aside(split) else split]
         table = source.read()
         if source.fingerprint() != data.sources[source.name]:
