@@ -191,7 +191,7 @@ def _read(argv: list[str], kinds: dict[str, Any]) -> tuple[list[str], dict[str, 
         word = words.popleft()
         if not word.startswith("--"):
             if word.startswith("-") or ((files or given) and not word.endswith(YAML)):
-                raise UserError(f"{word!r} stands alone; expected [CONFIG.yaml] and then --flag value pairs.")
+                raise UserError(f"{word!r} has no flag; expected [CONFIG.yaml] and then --flag value pairs.")
             files.append(word)
             continue
         name, equals, value = word[2:].partition("=")
@@ -236,7 +236,7 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
     for name in names:
         _known(name, list(kinds), path)
         if names.count(name) > 1:
-            raise UserError(f"{name}: stands more than once in {path}; keep one.")
+            raise UserError(f"{name}: set more than once in {path}; keep one.")
     return {key.value: _typed(key.value, node, kinds[key.value], path) for key, node in root.value}
 
 

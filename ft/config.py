@@ -62,8 +62,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         if self.verify and self.preflight:
             raise UserError(
-                "verify and preflight are both set, and each takes the place of the training run; leave one "
-                "of the two out."
+                "verify and preflight are both set, but each replaces the training run; leave one of the two "
+                "out."
             )
         self._check_effects()
         if self.eval_strategy == "no":
@@ -81,9 +81,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         if not self.push_to_hub:
             for name in ("hub_model_id", "hub_private_repo"):
                 if getattr(self, name) is not None:
-                    raise UserError(
-                        f"{name}: is about push_to_hub, which is not set; set it, or leave it out."
-                    )
+                    raise UserError(f"{name}: needs push_to_hub, which is not set; set it, or leave it out.")
         for name in ("class_weights", "pos_weight"):
             self.weights(name)
         if self.log_artifacts != "none" and not {"wandb", "all"} & set(self.tracker_names):
@@ -94,8 +92,8 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         if self.torch_compile and self.gradient_checkpointing and self.dropout_mode == "row_keyed":
             raise UserError(
-                "torch_compile: with gradient_checkpointing, torch cannot compile what makes the masks of "
-                "row-keyed dropout a second time; leave one of the two out, or set dropout_mode: torch."
+                "torch_compile: with gradient_checkpointing, torch cannot compile the recomputation of "
+                "row-keyed dropout masks; leave one of the two out, or set dropout_mode: torch."
             )
         self._check_recipes()
         parse_duration("max_time", self.max_time)
@@ -158,7 +156,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             for name in ("lora_alpha", "lora_dropout", "lora_target_modules"):
                 if getattr(self, name):
                     raise UserError(
-                        f"{name}: is about LoRA, but lora_rank is not set; set it, or leave it out."
+                        f"{name}: is for LoRA, but lora_rank is not set; set it, or leave it out."
                     )
         elif self.freeze:
             raise UserError(
@@ -166,7 +164,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 "and the head, and the pretrained weights are frozen already; keep one of them."
             )
         if "all-linear" in self.lora_targets and len(self.lora_targets) > 1:
-            raise UserError("lora_target_modules: all-linear stands alone; leave out the other names.")
+            raise UserError("lora_target_modules: all-linear takes no other names; leave them out.")
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
@@ -205,10 +203,10 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
                 raise UserError(f"{split}_split_name and {split}_file are both set; keep one of them.")
         for name in ("dataset_config_name", "validation_split_name", "test_split_name"):
             if getattr(self, name) and not self.dataset_name:
-                raise UserError(f"{name}: is about dataset_name, which is not set; leave it out.")
+                raise UserError(f"{name}: needs dataset_name, which is not set; leave it out.")
         is_its_own = self.PURPOSE == "training" and self.train_split_name != Config.train_split_name
         if is_its_own and not self.dataset_name:
-            raise UserError("train_split_name: is about dataset_name, which is not set; leave it out.")
+            raise UserError("train_split_name: needs dataset_name, which is not set; leave it out.")
         if self.validation_split_percentage + self.test_split_percentage >= 100:
             raise UserError(
                 "validation_split_percentage + test_split_percentage: found "
@@ -224,7 +222,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         texts = self.text_columns
         if self.label_delimiter == "":
             raise UserError(
-                'label_delimiter: found an empty text; expected what stands between labels, as "|".'
+                'label_delimiter: found an empty text; expected what separates labels, such as "|".'
             )
         if len(texts) > 2 or len(set(texts)) < len(texts):
             raise UserError(

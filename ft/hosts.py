@@ -59,8 +59,8 @@ class HostGroup:
             for rank, numbers in enumerate(ranks):
                 if numbers[place] != ranks[0][place]:
                     raise UserError(
-                        f"{name}: process {rank} of {self.num_processes} has another than process 0 (here it "
-                        f"is {str(value)[:200]}); launch all with the same config, data and model."
+                        f"{name}: process {rank} of {self.num_processes} differs from process 0 (here it is "
+                        f"{str(value)[:200]}); launch all with the same config, data and model."
                     )
 
     def from_main(self, function: Callable[[], ResultT]) -> ResultT:

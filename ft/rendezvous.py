@@ -68,4 +68,4 @@ def agree_on_attempt(store: Store, rank: int, size: int, timeout: timedelta) -> 
             return attempt
         answered = attempt
         time.sleep(0.02)
-    raise RuntimeError(f"of the {size} processes of this launch, not all came within {timeout}")
+    raise RuntimeError(f"not all {size} processes of this launch joined within {timeout}")

@@ -44,7 +44,7 @@ class SharedGradients:
         for name, weight in self.weights.items():
             if weight.grad is None:
                 raise UserError(
-                    f"{name}: this update leaves it without a gradient, which others may have; train with "
+                    f"{name}: has no gradient in this update, but may on other processes; train with "
                     "one process, which gives the same."
                 )
         # Another process touches a row only between the barriers.

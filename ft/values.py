@@ -79,7 +79,7 @@ def _pairs(key: str, value: dict[str, float] | str) -> list[tuple[Any, Any]]:
         try:
             return json.loads(value, object_pairs_hook=list)
         except ValueError as error:  # including a number with thousands of digits
-            raise UserError(f"{key}: found {value[:200]!r}, which is not whole JSON: {error}.") from None
+            raise UserError(f"{key}: found {value[:200]!r}, which is not valid JSON: {error}.") from None
     pairs = []
     for part in value.split(","):
         name, equals, number = part.rpartition("=")

@@ -92,7 +92,7 @@ def verify(config: Config) -> int:
     """Print the table; returns 0 if all launches give the same result, else 1, and prints the first update
     and quantity that differ. Works in temporary folders."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("verify: launches its own processes; start it as one: python train.py ... --verify")
+        raise UserError("verify: launches its own processes; run it directly: python train.py ... --verify")
     resolve_batch_size(config, 1)
     handle_stop(leave)  # by an exception, which cleans up launches and folders on its way
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:

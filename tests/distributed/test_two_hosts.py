@@ -115,7 +115,7 @@ def test_a_process_with_another_option_is_refused(base_flags, tmp_path, what):
     words = [str(tmp_path / "own.json"), *flags(**config(base_flags, tmp_path / "two"))]
     done = launch(FORKS, words, script="tests/own.py")
     assert done.returncode
-    assert f"{what}: process 1 of 2 has another than process 0" in done.stderr
+    assert f"{what}: process 1 of 2 differs from process 0" in done.stderr
     assert not (tmp_path / "two").exists()
 
 
@@ -139,7 +139,7 @@ def test_a_host_with_another_model_or_other_data_is_refused(
     processes = launched_on(hosts, tmp_path, config(base_flags, tmp_path / "two"), *own)
     said = end(processes)
     assert all(process.returncode for process in processes)
-    assert f"{what}: process 1 of 2 has another than process 0" in said[0]
+    assert f"{what}: process 1 of 2 differs from process 0" in said[0]
     assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_host_with_another_checkpoint_in_the_same_place_is_refused(base_flags,
     processes = launched_on(hosts, tmp_path, words, behind=mounted)
     said = end(processes)
     assert all(process.returncode for process in processes)
-    assert f"resume_from_checkpoint: {place}: process 1 of 2 has another than process 0" in said[0]
+    assert f"resume_from_checkpoint: {place}: process 1 of 2 differs from process 0" in said[0]
     assert not (tmp_path / "two" / "metrics.jsonl").exists()
 
 

@@ -251,7 +251,7 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
         ({"freeze": "bert", "layerwise_lr_decay": 0.9}, "layerwise_lr_decay: freeze leaves no layer"),
         ({"freeze": "embeddings", "lora_rank": 4}, "freeze: found embeddings, but lora_rank is set"),
         ({"lora_rank": 0}, "lora_rank: found 0.*above 0"),
-        ({"lora_alpha": 8}, "lora_alpha: is about LoRA, but lora_rank is not set"),
+        ({"lora_alpha": 8}, "lora_alpha: is for LoRA, but lora_rank is not set"),
         (
             {"torch_compile": True, "gradient_checkpointing": True},
             "torch_compile: with gradient_checkpointing",
@@ -264,14 +264,14 @@ def test_lora_beside_every_linear_module_leaves_the_head_whole(kind, tmp_path):
             {"early_stopping_patience": 1, "eval_strategy": "no"},
             "early_stopping_patience: found 1, but eval_strategy is no",
         ),
-        ({"lora_dropout": 0.1}, "lora_dropout: is about LoRA"),
+        ({"lora_dropout": 0.1}, "lora_dropout: is for LoRA"),
         ({"lora_dropout": 1, "lora_rank": 4}, "lora_dropout: found 1.*below 1"),
-        ({"lora_target_modules": "query"}, "lora_target_modules: is about LoRA"),
+        ({"lora_target_modules": "query"}, "lora_target_modules: is for LoRA"),
         (
             {"lora_target_modules": "qeury", "lora_rank": 4},
             "lora_target_modules: found qeury; expected all-linear, or some of dense, key, query, value",
         ),
-        ({"lora_target_modules": "all-linear,query", "lora_rank": 4}, "all-linear stands alone"),
+        ({"lora_target_modules": "all-linear,query", "lora_rank": 4}, "all-linear takes no other names"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_training(base_flags, changes, said, tmp_path, capsys):

@@ -32,7 +32,7 @@ def test_a_config_that_keeps_the_promise_exits_with_0(base_flags, tmp_path, monk
 
 def test_several_processes_do_not_each_verify(base_flags, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="start it as one"):
+    with pytest.raises(UserError, match="run it directly"):
         train_here(**base_flags, verify=True)
 
 

@@ -217,7 +217,7 @@ def test_no_is_a_strategy_in_yaml_too(tmp_path):
         ("--learn 1", "unknown key 'learn'"),  # no abbreviations: a later flag could change their meaning
         ("--seed", "seed: found no value"),
         ("--seed 1 2", "seed: found 2 values"),
-        ("--seed=1 2", "'2' stands alone"),
+        ("--seed=1 2", "'2' has no flag"),
         ("-x 1", "-x"),
         ("--torch_compile maybe", "torch_compile: found 'maybe'"),
         ("--on_bad_rows dorp", "did you mean 'drop'"),
@@ -437,7 +437,7 @@ def test_labels_that_yaml_would_read_as_something_else_keep_their_names(tmp_path
         ("good=1,good=2", "'good' has two weights"),
         ('{"good": 1, "good": 2}', "'good' has two weights"),
         ('{"good": [1]}', "'good' has the weight [1]"),
-        ('{"good": 1', "not whole JSON"),
+        ('{"good": 1', "not valid JSON"),
     ],
 )
 def test_weights_that_are_none(capsys, word, said):

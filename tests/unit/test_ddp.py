@@ -150,7 +150,7 @@ def test_a_weight_without_a_gradient_ends_the_run():
     weights = {name: torch.nn.Parameter(torch.ones(2)) for name in ("met", "left")}
     gradients = SharedGradients(weights, torch.zeros(1, 4), rank=0)
     weights["met"].grad = torch.ones(2)
-    with pytest.raises(UserError, match="left: this update leaves it without a gradient"):
+    with pytest.raises(UserError, match="left: has no gradient in this update"):
         gradients.exchange()
 
 

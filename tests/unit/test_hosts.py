@@ -15,5 +15,5 @@ def test_another_value_on_one_process_is_named_on_all(rank):
     group.gather = lambda *numbers: [list(numbers), list(numbers)]
     group.check_same(values)
     group.gather = lambda *numbers: [list(numbers), [numbers[0], numbers[1] + 1]]
-    with pytest.raises(UserError, match=r"data: process 1 of 2 has another than process 0 .*'?abc"):
+    with pytest.raises(UserError, match=r"data: process 1 of 2 differs from process 0 .*'?abc"):
         group.check_same(values)

@@ -54,5 +54,5 @@ def test_an_attempt_that_lost_a_process_before_it_met_the_others_does_not_count(
 
 def test_a_process_that_never_comes_ends_the_wait(connect):
     connect().set("process/1", "lost")
-    with pytest.raises(RuntimeError, match="of the 2 processes of this launch, not all came within 0:00:01"):
+    with pytest.raises(RuntimeError, match="not all 2 processes of this launch joined within 0:00:01"):
         agree_on_attempt(connect(), 0, 2, timedelta(seconds=1))
