@@ -69,13 +69,13 @@ def find_rows(
     unkeyed = sorted(place.layer for place in rows.places if UNKEYED in place.axes.values())
     if unkeyed:
         where = _paths([names[layer] for layer in unkeyed])
-        return [f"the input of the dropout in {where} has no dimension of rows"]
+        return [f"the input of the dropout in {where} has no row dimension"]
     drawing = [*trials[0].drawing, *trials[1].drawing]
     if drawing:
         return [f"random numbers are drawn, not keyed by row, in {_paths(drawing)}"]
     if not apart <= TOLERANCE:
         return [
-            f"what the model gives for a row changes with padding or with the rows beside it, by {apart:.0e}"
+            f"the model's output for a row changes with padding or with the rows beside it, by {apart:.0e}"
         ]
     return []
 

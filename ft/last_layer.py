@@ -40,7 +40,7 @@ def narrow_last_layer(model: nn.Module, draws: bool = False) -> list[str]:
     # those of a marker, which no probe would hit.
     known = kind in FORWARD and type(model).__module__.startswith("transformers.models.")
     if not known or getattr(config, "is_decoder", False):
-        return [f"{EVERY}: whether the head of a {type(model).__name__} reads the first alone is not known"]
+        return [f"{EVERY}: the head of a {type(model).__name__} may read others than the first"]
     if draws:
         return [f"{EVERY}: dropout_mode: torch draws the numbers that Transformers' own layer draws"]
     if attention not in ATTENTIONS:

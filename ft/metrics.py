@@ -225,9 +225,7 @@ class NamedMetrics:
             self._numbers += numbers
             taken = [number for number in numbers if number in (*ours, "loss", "rows")]
             if taken and name not in same:  # those of `evaluate` are the same numbers
-                self.notes.append(
-                    f"metric {name}: gives {', '.join(taken)}, in the place of what is computed here"
-                )
+                self.notes.append(f"metric {name}: gives {', '.join(taken)}, replacing what is computed here")
 
     def keys(self) -> list[str]:
         """The names of the numbers that `compute` gives; a metric of `evaluate` names its own."""
@@ -256,8 +254,8 @@ class NamedMetrics:
             json.dumps(found)
         except Exception as error:  # whatever the metric's own code raises
             raise UserError(
-                f"metrics: {key!r} fails on the predictions of this kind of label, or gives what is no JSON: "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; mend it, or leave it out."
+                f"metrics: {key!r} fails on the predictions of this kind of label, or does not give JSON: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; fix it, or leave it out."
             ) from None
         return found
 

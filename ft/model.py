@@ -36,8 +36,8 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
     if getattr(model_config, "attention_type", None) == "block_sparse":
         model_config.attention_type = "original_full"
         notes.append(
-            "the model attends to whole texts: BigBird's sparse attention is left for good at the first "
-            "batch of short texts, so that results would depend on the order of batches"
+            "the model attends to whole texts: BigBird drops sparse attention for good at the first "
+            "batch of short texts, so results would depend on the order of batches"
         )
     try:
         model, loaded = task.build_model(
@@ -52,7 +52,7 @@ def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, 
         is_file = isinstance(error, OSError | SafetensorError | UnpicklingError)
         if options.config_overrides and not is_file:
             raise UserError(
-                f"config_overrides: {options.config_overrides!r}: the model cannot be built so: {why}"
+                f"config_overrides: {options.config_overrides!r}: the model cannot be built: {why}"
             ) from error
         if not options.allow_pickle and "use_safetensors" in str(error):  # from the Hub
             raise UserError(
@@ -110,8 +110,8 @@ def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> 
             if len(odd):
                 raise UserError(
                     f"{split} data: {describe_rows(rows.row[odd])}: the text holds "
-                    f"{tokenizer.convert_ids_to_tokens(end)!r}, by which this model finds the end of a text; "
-                    "rows count from 0. Take it out of them."
+                    f"{tokenizer.convert_ids_to_tokens(end)!r}, which ends a text for this model; "
+                    "rows count from 0. Remove it."
                 )
         if there is None or len(tokenizer) <= there:
             continue
@@ -209,8 +209,8 @@ def export(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"output_dir: {str(folder)!r} cannot be written: {error}. Make room, then go on with "
-            "--resume_from_checkpoint latest (where no checkpoint was saved, that trains anew)."
+            f"output_dir: {str(folder)!r} cannot be written: {error}. Make room, then resume with "
+            "--resume_from_checkpoint latest (without a checkpoint, that trains anew)."
         ) from None
     finally:
         tokenizer.model_max_length = before

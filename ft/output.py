@@ -240,7 +240,7 @@ def _first_that_exists(folder: Path) -> Path:
             return path
         except (FileNotFoundError, NotADirectoryError):
             if path.is_symlink():
-                raise UserError(f"output_dir: {str(path)!r} is a link to nowhere; name a folder.") from None
+                raise UserError(f"output_dir: {str(path)!r} is a broken link; name a folder.") from None
         except (OSError, ValueError) as error:  # a name that is too long, or contains a NUL
             why = getattr(error, "strerror", None) or error
             raise UserError(f"output_dir: {str(folder)[:300]!r} cannot be a folder: {why}.") from None

@@ -46,7 +46,7 @@ def find_model(name: str, key: str = "model_name_or_path") -> str:
     if path.is_dir():
         return str(path)
     if path.exists() or looks_local:
-        raise UserError(f"{key}: {name!r} is no folder; expected a model folder, a Hub id or a pkg: path.")
+        raise UserError(f"{key}: {name!r} is not a folder; expected a model folder, Hub id or pkg: path.")
     return name
 
 
@@ -93,7 +93,7 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
         best = folder / "best"  # of a run's output_dir
         hint = f"did you mean {str(best)!r}?" if best.is_dir() else "expected a Transformers model folder."
         if (folder / "adapter_config.json").exists():
-            hint = "it is an adapter; its merged model stands in best/ or final/, one folder up."
+            hint = "it is an adapter; its merged model is in best/ or final/, one folder up."
         raise UserError(f"model_name_or_path: {path!r} holds no config.json; {hint}")
     if not any((folder / name).exists() for name in WEIGHT_FILES):
         raise UserError(f"model_name_or_path: {path!r} holds no weights; expected {WEIGHT_FILES[0]}.")
@@ -101,12 +101,12 @@ def check_model_folder(path: str, allow_pickle: bool) -> None:
     pointers = [name for name in fetched if (folder / name).exists() and is_pointer(folder / name)]
     if pointers:
         raise UserError(
-            f"model_name_or_path: {str(folder / pointers[0])!r} is the pointer of Git LFS to a file that was "
+            f"model_name_or_path: {str(folder / pointers[0])!r} is a Git LFS pointer to a file that was "
             "not fetched; run `git lfs pull` there."
         )
     if not allow_pickle and not any((folder / name).exists() for name in WEIGHT_FILES[:2]):
         raise UserError(
-            f"model_name_or_path: {path!r} holds its weights in a pickle, a format that can hide programs; "
+            f"model_name_or_path: {path!r} holds its weights in a pickle, a format that can run code; "
             f"expected {WEIGHT_FILES[0]}. Convert it, or, if you trust its source, set allow_pickle."
         )
 
@@ -140,7 +140,7 @@ def settle_long_text(options: Config, model_config: Any) -> None:
         options.long_text = getattr(model_config, "long_text", None) or "truncate"
     if options.max_windows is not None and options.long_text != "windows":
         raise UserError(
-            f"max_windows: is about long_text: windows, but long_text is {options.long_text}; leave it out."
+            f"max_windows: needs long_text: windows, but long_text is {options.long_text}; leave it out."
         )
     theirs = getattr(model_config, "max_windows", None)
     options.max_windows = (options.max_windows or theirs or 8) if options.long_text == "windows" else None
@@ -169,7 +169,7 @@ def apply_overrides(config: Any, text: str) -> None:
             setattr(config, name, _like(getattr(config, name), value))
         except Exception as error:  # the config's own checks raise a type of their own
             why = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"config_overrides: {pair!r} cannot be: {why[-1].strip()}.") from None
+            raise UserError(f"config_overrides: {pair!r} is wrong: {why[-1].strip()}.") from None
 
 
 def _like(old: Any, text: str) -> Any:
@@ -240,8 +240,8 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
     if tokenizer.pad_token is None:
         raise UserError(
-            f"{key}: the tokenizer of {path!r} has no token for padding, the end of a text or what is "
-            "unknown; give it one (tokenizer.pad_token = ...) and save it."
+            f"{key}: the tokenizer of {path!r} has no padding, end-of-text or unknown token; "
+            "give it one (tokenizer.pad_token = ...) and save it."
         )
     _agree(model_config, tokenizer)
     return tokenizer

@@ -71,8 +71,7 @@ def choose_columns(
         check_there("text_column_names", table, name, split)
         if len(texts) == 2 and name in (*WRITTEN, *MEASURED):  # a single text is called "text" there
             raise UserError(
-                f"text_column_names: {name!r} is the name of something else in predictions or worst_errors; "
-                "rename it."
+                f"text_column_names: {name!r} is reserved in predictions and worst_errors; rename it."
             )
         _check_text(table, name, split)
     if label in texts and is_labelled:
@@ -178,7 +177,7 @@ def _check_text(table: pa.Table, name: str, split: str) -> None:
     """Refuse a text column that holds something else."""
     field = table.schema.field(name)
     if name in RESERVED:
-        raise UserError(f"text_column_names: {name!r} is the name of a column that is made here; rename it.")
+        raise UserError(f"text_column_names: {name!r} is reserved for a column of encoded rows; rename it.")
     if is_mixed(field):
         row, odd = next(
             (row, value)

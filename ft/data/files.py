@@ -49,7 +49,7 @@ def read_table(path: Path, errors: str = "strict") -> pa.Table:
             raise UserError(f"{path}: is empty (0 bytes).")
         if is_pointer(path):
             raise UserError(
-                f"{path}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull`."
+                f"{path}: is a Git LFS pointer to a file that was not fetched; run `git lfs pull`."
             )
         if kind in SEPARATORS:
             table = _read_csv(path, SEPARATORS[kind], errors)
@@ -154,7 +154,7 @@ def _read_csv(path: Path, delimiter: str, errors: str) -> pa.Table:
                 f"{path}: line {line}: {header.count('')} columns have no name; name them, or delete them."
             )
         if twice:
-            raise UserError(f"{path}: line {line}: the column {twice[0]!r} stands twice or more; rename one.")
+            raise UserError(f"{path}: line {line}: the column {twice[0]!r} occurs twice or more; rename one.")
         if len(header) == 1:
             begin = [*islice(records, 4)]
             records = chain(begin, records)

@@ -144,10 +144,10 @@ def _check_files(files: list[Path], path: Path) -> None:
     shards: dict[tuple[Path, str, int], set[int]] = defaultdict(set)
     for file in files:
         if not file.exists():
-            raise UserError(f"{file}: is a link to nothing; fetch the file.")
+            raise UserError(f"{file}: is a broken link; fetch the file.")
         if is_pointer(file):
             raise UserError(
-                f"{file}: is the pointer of Git LFS to a file that was not fetched; run `git lfs pull` in "
+                f"{file}: is a Git LFS pointer to a file that was not fetched; run `git lfs pull` in "
                 f"{str(path)!r}."
             )
         if shard := SHARD.fullmatch(file.name):

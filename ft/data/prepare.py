@@ -179,7 +179,7 @@ def cache_root() -> Path:
     try:
         return Path(home).expanduser() / "ft-encoded"
     except RuntimeError:
-        raise UserError("the encoding cache has no place, as there is no home folder; set HF_HOME.") from None
+        raise UserError("the encoding cache needs a home folder, but there is none; set HF_HOME.") from None
 
 
 def _key(
@@ -252,8 +252,8 @@ def _build(
     if is_pair and cut.long_text != "truncate":
         raise UserError(
             f"long_text: found {cut.long_text}, but a row has two texts ({', '.join(columns.texts)}), of "
-            "which the longer one is truncated; set long_text: truncate (a model that was trained with "
-            "another brings it along), or name one column in text_column_names."
+            "which the longer one is truncated; set long_text: truncate (a model trained with another "
+            "setting keeps it), or name one column in text_column_names."
         )
     if is_pair and _is_glued(tokenizer):
         notes.append(

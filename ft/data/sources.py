@@ -88,7 +88,7 @@ def local_path(name: str) -> Path:
     imported."""
     if "\0" in name or any(len(os.fsencode(part)) > 255 for part in Path(name).parts):
         raise UserError(
-            f"{name[:100]!r} is no name of a file or folder; expected a path, a Hub id or a pkg: path."
+            f"{name[:100]!r} is not a file or folder name; expected a path, a Hub id or a pkg: path."
         )
     if not name.startswith("pkg:"):
         return Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
@@ -139,7 +139,7 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
 
 def _no_configurations(path: Path) -> UserError:
     return UserError(
-        f"dataset_config_name: {str(path)!r} is no copy of a Hub repository, which alone has configurations; "
+        f"dataset_config_name: {str(path)!r} is not a copy of a Hub repository: it has no configurations; "
         "leave it out."
     )
 
@@ -165,7 +165,7 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 break
     for source in [*found.values()][:1]:
         source.notes += _left_out(
-            "WARNING dataset_name: %s left out, whose name is that of no split (name it as validation_file "
+            "WARNING dataset_name: %s left out, as no split has such a name (name it as validation_file "
             "or test_file, or with validation_split_name or test_split_name)",
             _others(path, found, options),
         )

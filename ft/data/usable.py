@@ -120,8 +120,8 @@ def usable_splits(
                 first = [f"{name!r} ({rows:,})" for name, rows in unlearned.items()][:5]
                 more = f" and {len(unlearned) - 5:,} more" if len(unlearned) > 5 else ""
                 notes.append(
-                    f"WARNING {split}: has labels that no training row has, so that they can hardly be "
-                    f"predicted (in so many rows): {', '.join(first)}{more}"
+                    f"WARNING {split}: has labels that no training row has, so they can hardly be "
+                    f"predicted (rows in brackets): {', '.join(first)}{more}"
                 )
         task.fit(learned)
     return tables, columns, facts, notes
@@ -135,7 +135,7 @@ def _check_learned(task: Task, learned: np.ndarray, labels: np.ndarray, rows: np
         has = labels == label if labels.ndim == 1 else labels[:, label] != 0
         raise UserError(
             f"validation data: {describe_rows(rows[has])}: found the label {name!r}, which no training row "
-            "has; rows count from 0. Mend the label, or add training rows that have it."
+            "has; rows count from 0. Fix the label, or add training rows that have it."
         )
 
 
@@ -231,7 +231,7 @@ def usable_rows(
         reasons = "; ".join(f"{reason}: {describe_rows(where, files)}" for reason, where in bad.items())
         raise UserError(
             f"{split} data: {len(rows):,} of {raw.num_rows:,} rows cannot be used: {reasons}; rows count "
-            "from 0. Mend them, or set on_bad_rows: drop."
+            "from 0. Fix them, or set on_bad_rows: drop."
         )
     if len(rows) == raw.num_rows:
         raise UserError(f"{split} data: none of its {raw.num_rows:,} rows can be used: {', '.join(bad)}.")
@@ -272,7 +272,7 @@ def _set_aside(
                 why = "each is the only one of its class; " if classes == train.num_rows else "raise it, "
                 raise UserError(
                     f"{split}_split_percentage: {percentages[split]:g} percent of {train.num_rows} training "
-                    f"rows of {classes} classes is no row at all; {why}give {split}_file, or set it to 0."
+                    f"rows of {classes} classes gives no row; {why}give {split}_file, or set it to 0."
                 )
     sizes = ", ".join(f"{split} {tables[split].num_rows:,}" for split in percentages)
     notes.append(f"set aside from the training rows, stratified by label: {sizes}")

@@ -50,7 +50,7 @@ def encode_apart(
             if code > 0:
                 message = f"a process that encodes the texts failed, exit code {code}; see above"
                 raise RuntimeError(message) from None
-            raise _unusable(f"ended with exit code {code}, before its time") from None
+            raise _unusable(f"ended early with exit code {code}") from None
         finally:
             free.put(process)
 

@@ -218,7 +218,7 @@ def test_a_text_of_a_pair_with_the_name_of_what_results_hold_beside_it(refused, 
     (tmp_path / "t.jsonl").write_bytes(lines(*[{"one": "a film", name: "it was good", "y": "a"}] * 20))
     words = {"text_column_names": f"one,{name}", "label_column_name": "y"}
     message = refused(dataset_name=None, train_file=tmp_path / "t.jsonl", **words)
-    assert_says(message, ["text_column_names", f"'{name}' is the name of", "rename it"])
+    assert_says(message, ["text_column_names", f"'{name}' is reserved", "rename it"])
 
 
 VALUES = {
@@ -298,7 +298,7 @@ VALUES = {
     ),
     "a text in the place of a file": (
         {"dataset_name": None, "train_file": "the film " * 50},
-        ["no name of a file"],
+        ["not a file or folder name"],
     ),
     "rate of letters": ({"learning_rate": "fast"}, ["learning_rate", "fast", "number|float"]),
     "epochs negative": ({"num_train_epochs": -1}, ["num_train_epochs", "-1", "above 0"]),
@@ -469,7 +469,7 @@ def test_an_output_dir_below_a_file(refused, tmp_path):
 
 def test_an_output_dir_that_cannot_be(refused, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, said in {"link": "link to nowhere", "x" * 300: "too long", "a\0b": "null byte"}.items():
+    for name, said in {"link": "is a broken link", "x" * 300: "too long", "a\0b": "null byte"}.items():
         message = refused(output_dir=tmp_path / name, exists=False)
         assert_says(message, ["output_dir", said])
 

@@ -264,7 +264,7 @@ def test_dropout_is_keyed_wherever_the_rows_are():
 def test_what_cannot_be_keyed_is_named():
     flat = Small(lambda drop, x: drop(x.flatten(0, 1)).view(x.shape))
     _, unkeyed = key_dropout(flat, "row_keyed", 0)
-    assert unkeyed == ["the input of the dropout in drop has no dimension of rows"]
+    assert unkeyed == ["the input of the dropout in drop has no row dimension"]
     functional = Small(lambda drop, x: nn.functional.dropout(x, 0.1))
     _, unkeyed = key_dropout(functional, "row_keyed", 0)
     assert len(unkeyed) == 1 and "random numbers are drawn" in unkeyed[0]

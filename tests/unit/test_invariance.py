@@ -58,7 +58,7 @@ UNKEYED = {
     ),
     "funnel": (
         {"d_model": 32, "block_sizes": [1, 1], "n_head": 2, "d_head": 16, "d_inner": 64},
-        r"attention_structure\.sin_dropout, .* has no dimension of rows",
+        r"attention_structure\.sin_dropout, .* has no row dimension",
     ),
     "xlnet": ({"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}, "changes with padding"),  # last
     "fnet": (SIZES, "changes with padding"),  # has no attention mask

@@ -103,7 +103,7 @@ def test_a_delimiter_that_stands_between_no_labels_is_said(made):
         "look like several ones with ';'" in note and "label_delimiter" in note for note in found.notes
     )
     found = made([["a"], ["b"], ["a|b"]], label_delimiter="|")
-    assert "label_delimiter: the label column 'label' holds lists, which '|' does not divide" in found.notes
+    assert "label_delimiter: the label column 'label' holds lists, which '|' does not split" in found.notes
     assert found.names == ["a", "a|b", "b"]
     for notes in (made(["a;b", "b"], "csv", label_delimiter=";").notes, made([["a"], ["b"]]).notes):
         assert not any("label_delimiter:" in note for note in notes)
@@ -192,7 +192,7 @@ def test_lists_of_classes_keep_the_order_of_the_classes(tokenizer, tmp_path):
 def test_a_label_twice_in_a_row_counts_once_and_is_said(made):
     found = made([["a", "a", "b"], ["b"], ["a"]])
     assert found.labels("train")[0] == ["a", "b"]
-    assert any("1 labels stand twice" in note for note in found.notes)
+    assert any("1 labels occur twice" in note for note in found.notes)
 
 
 def test_null_is_a_bad_row_and_an_empty_list_is_none(made):
@@ -310,11 +310,11 @@ def test_an_unknown_label_among_several_is_named_with_its_rows(tokenizer, tmp_pa
 
 
 def test_labels_that_differ_in_case_alone_are_said(made):
-    said = "WARNING labels: 'Good' and 'good' differ in case alone, and are different labels"
+    said = "WARNING labels: 'Good' and 'good' differ only in case, and are different labels"
     for labels, options in ((["Good", "good", "bad"], {}), ([["Good"], ["good", "bad"], ["bad"]], {})):
         prepared = made(labels * 2, "csv" if isinstance(labels[0], str) else "jsonl", **options)
         assert said in prepared.notes
-    assert not any("in case alone" in note for note in made(["Good", "bad"] * 2, "csv").notes)
+    assert not any("only in case" in note for note in made(["Good", "bad"] * 2, "csv").notes)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_labels_that_differ_in_case_alone_are_said(made):
 )
 def test_labels_that_look_alike_are_said(made, others, shown):
     """From files that several programs wrote, joined into one."""
-    said = f"WARNING labels: {shown} differ in case, spaces or the form of letters alone, and are different"
+    said = f"WARNING labels: {shown} differ only in case, spaces or the form of letters, and are different"
     notes = made([*others, "bad"] * 2, "csv").notes
     assert [note for note in notes if note.startswith(said)], notes
 

@@ -172,7 +172,7 @@ def with_a_head_of_its_own():
 
 def test_where_it_does_not_fit_the_layer_stays_whole_and_it_is_said():
     for model, draws, why in (
-        (with_a_head_of_its_own(), False, "the head of a ReadsMarkers reads the first alone is not known"),
+        (with_a_head_of_its_own(), False, "the head of a ReadsMarkers may read others than the first"),
         (mean_pooled(), False, "the head reads others, too"),
         (of_another_make(), False, "no attribute 'attention'"),
         (small("deberta-v2"), False, "DebertaV2ForSequenceClassification"),

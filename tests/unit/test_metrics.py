@@ -276,7 +276,7 @@ def test_a_metric_of_a_folder_names_its_own_numbers_of_any_type(tmp_path, values
 def test_a_metric_of_a_folder_that_takes_the_place_of_ours_is_said(tmp_path):
     folder = metric_in(tmp_path / "mine", '{"accuracy": 0.5, "loss": 1.0, "own": 2.0}')
     named = NamedMetrics([folder], OURS)
-    assert named.notes == [f"metric {folder}: gives accuracy, loss, in the place of what is computed here"]
+    assert named.notes == [f"metric {folder}: gives accuracy, loss, replacing what is computed here"]
 
 
 @pytest.mark.parametrize("values", ["1 / 0", '{"odd": {1, 2}}', "[][3]"])

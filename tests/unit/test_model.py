@@ -83,9 +83,9 @@ def test_a_fraction_may_take_the_place_of_a_whole_number_where_the_model_allows_
     [
         ("hidden_droput_prob=0", "did you mean 'hidden_dropout_prob'"),
         ("hidden_dropout_prob", "expected name=value pairs"),
-        ("hidden_dropout_prob=no", "'hidden_dropout_prob=no' cannot be"),
+        ("hidden_dropout_prob=no", "'hidden_dropout_prob=no' is wrong"),
         ("hidden_dropout_prob=nan", "finite"),
-        ("num_hidden_layers=1.5", "'num_hidden_layers=1.5' cannot be"),
+        ("num_hidden_layers=1.5", "'num_hidden_layers=1.5' is wrong"),
         ("is_decoder=maybe", "true or false"),
         ("num_labels=7", "'num_labels' is decided by the data"),
         ("dtype=float16", "'dtype' is decided by the launch"),
@@ -175,7 +175,7 @@ def test_a_tokenizer_that_names_no_token_pads_with_what_the_model_does_or_is_ref
     config = AutoConfig.for_model("modernbert", pad_token_id=4)
     found = load_tokenizer(Config(model_name_or_path=str(folder)), config)
     assert (found.pad_token_id, config.pad_token_id) == (4, 4)
-    with pytest.raises(UserError, match="has no token for padding, the end of a text or what is unknown"):
+    with pytest.raises(UserError, match="has no padding, end-of-text or unknown token"):
         load_tokenizer(Config(model_name_or_path=str(folder)), AutoConfig.for_model("gpt2"))
 
 
@@ -193,7 +193,7 @@ def test_files_that_their_libraries_refuse_in_types_of_their_own_are_one_message
         built(folder)
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n"
     (folder / "tokenizer.json").write_text(pointer)
-    with pytest.raises(UserError, match=r"tokenizer\.json' is the pointer of Git LFS"):
+    with pytest.raises(UserError, match=r"tokenizer\.json' is a Git LFS pointer"):
         built(folder)
 
 
@@ -236,16 +236,16 @@ def test_embeddings_that_are_no_table_count_no_tokens():
     [
         (["bad", "fine", "good"], [0, 1, 2], None),
         (["GOOD", "bad", "Fine"], [1, 2, 0], "in another order: its outputs were put in the data's"),
-        (["a", "b", "c"], [0, 1, 2], "was trained for a, b, c and goes on from there as bad, fine, good"),
+        (["a", "b", "c"], [0, 1, 2], "was trained for a, b, c and continues as bad, fine, good"),
         (
             ["fine", "a", "bad"],
             [2, 0, 1],
-            "goes on from there as bad, fine, good; 2 of them keep their outputs",
+            "continues as bad, fine, good; 2 of them keep their outputs",
         ),
         (
             ["bad", "a", "good"],
             [0, 1, 2],
-            "goes on from there as bad, fine, good; 2 of them keep their outputs",
+            "continues as bad, fine, good; 2 of them keep their outputs",
         ),
         (["bad", "good"], None, "the head is a new one: the model's own has other outputs (2, not 3)"),
     ],
@@ -278,7 +278,7 @@ def test_where_labels_differ_by_case_alone_only_the_same_name_is_the_same_label(
     ):
         before = model.classifier.weight.detach().clone()
         (note,) = settle_head(model, dict(enumerate(theirs.split())), ours.split(), set())
-        assert f"goes on from there as {', '.join(ours.split())}; " in note
+        assert f"continues as {', '.join(ours.split())}; " in note
         assert torch.equal(model.classifier.weight, before[order])
 
 
@@ -342,7 +342,7 @@ def test_weights_that_do_not_fit_the_config_of_their_folder_are_refused(folder):
 
 def test_weights_that_were_not_fetched_from_git_lfs(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
-    with pytest.raises(UserError, match=r"model\.safetensors' is the pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(UserError, match=r"model\.safetensors' is a Git LFS pointer.*git lfs pull"):
         built(folder)
 
 
@@ -405,7 +405,7 @@ def test_a_text_with_the_token_that_ends_texts_is_refused_with_its_row():
         def __len__(self):
             return 9
 
-    with pytest.raises(UserError, match=r"test data: row 9: the text holds '</s>', by which"):
+    with pytest.raises(UserError, match=r"test data: row 9: the text holds '</s>', which ends"):
         check_tokens(model, Tokenizer(), {"test": rows})
     config.is_encoder_decoder = False
     check_tokens(model, Tokenizer(), {"test": rows})

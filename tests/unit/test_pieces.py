@@ -181,7 +181,7 @@ def test_what_is_cut_is_said_and_eval_cuts_as_training_did(base_flags, tmp_path,
 
 @pytest.mark.parametrize("options", [{}, {"long_text": "head_tail"}])
 def test_a_number_of_windows_without_windows_is_an_error(base_flags, options):
-    with pytest.raises(UserError, match="max_windows: is about long_text: windows"):
+    with pytest.raises(UserError, match="max_windows: needs long_text: windows"):
         train_here(**base_flags, **options, max_windows=3)
 
 

@@ -655,7 +655,7 @@ def test_without_a_home_the_cache_asks_for_a_place(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("pathlib.Path.expanduser", homeless)
-    with pytest.raises(UserError, match="no home folder; set HF_HOME"):
+    with pytest.raises(UserError, match="needs a home folder, but there is none; set HF_HOME"):
         cache_root()
 
 

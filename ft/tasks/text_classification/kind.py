@@ -74,7 +74,7 @@ def settle_head(model: Any, trained_for: dict[int, str], names: list[str], new: 
         return [] if order == sorted(order) else [said]
     before, now = (", ".join(some[:5]) + ", ..." * (len(some) > 5) for some in (theirs, names))
     kept = f"; {known} of them keep their outputs" if known else ""
-    return [f"the head is not a new one: it was trained for {before} and goes on from there as {now}{kept}"]
+    return [f"the head is not a new one: it was trained for {before} and continues as {now}{kept}"]
 
 
 def _places(theirs: list[str], names: list[str]) -> list[Any]:
@@ -128,7 +128,7 @@ class Kind(ABC):
         if sorted(names) != list(range(len(names))) or len({*names.values()}) < len(names):
             raise UserError(
                 f"model_name_or_path: id2label in the model's config.json is {str(names)[:200]}; expected a "
-                "name of its own for each output, from 0 on. Mend it (and label2id) in a copy of the model."
+                "name of its own for each output, from 0 on. Fix it (and label2id) in a copy of the model."
             )
         self.label_names = [names[number] for number in range(len(names))]
         temperature = getattr(model_config, TEMPERATURE, None)

@@ -111,7 +111,7 @@ def numbers_of(
         raise UserError(
             f"{split} data: the label column {field.name!r}: {where}: found the label {describe_values(odd)}"
             f", which training lacks; rows count from 0. Expected one of {', '.join(label_names[:20])}"
-            f"{', ...' if len(label_names) > 20 else ''}. Mend the label, or add training rows that have it."
+            f"{', ...' if len(label_names) > 20 else ''}. Fix the label, or add training rows that have it."
             f"{hint}"
         )
     return np.asarray(numbers).astype(np.int32)
@@ -131,7 +131,7 @@ def case_twins(names: Sequence[str]) -> list[str]:
     more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
     in_case = all(len({name.casefold() for name in some}) == 1 for some in groups)
     what = "in case" if in_case else "in case, spaces or the form of letters"
-    return [f"WARNING labels: {', '.join(found)}{more} differ {what} alone, and are different labels"]
+    return [f"WARNING labels: {', '.join(found)}{more} differ only {what}, and are different labels"]
 
 
 def _told_apart(names: list[str]) -> Callable[[str], str]:

@@ -81,11 +81,11 @@ class MultiLabel(Kind):
             )
         notes = case_twins(self.label_names)
         if repeated:
-            notes.append(f"{repeated:,} labels stand twice in their row, and count once")
+            notes.append(f"{repeated:,} labels occur twice in their row, and count once")
         if self.delimiter is not None and is_list(values.type):
             notes.append(
                 f"label_delimiter: the label column {field.name!r} holds lists, which {self.delimiter!r} "
-                "does not divide"
+                "does not split"
             )
         elif self.delimiter is not None:
             notes += joined_notes(found)  # with another one

@@ -247,7 +247,7 @@ def _numbers(
         kind = "classes" if names else values.type
         raise UserError(f"{where} holds {kind}; regression expects numbers. Name another column{remedy}")
     if len(broken):
-        expected, mend = "a finite number", f"Mend what is wrong{remedy}"
+        expected, mend = "a finite number", f"Fix what is wrong{remedy}"
         if any(isinstance(value, int | float) and LARGEST < abs(value) < math.inf for value in found):
             expected = f"a number of at most {LARGEST:g} in size"
             mend = "Where it marks a missing value, take the row out; else give the targets in a larger unit."
