@@ -86,8 +86,8 @@ class _Attempt:
             return False
         if self._in_step:  # some parameters may have moved
             raise UserError(
-                "out of memory in the step of the optimizer, whose two moments take 8 bytes for each trained "
-                "parameter (12 with ema_decay): train fewer (lora_rank, freeze), or share them between GPUs "
+                "out of memory in the optimizer step: AdamW's two moments take 8 bytes per trained parameter "
+                "(12 with ema_decay); train fewer (lora_rank, freeze), or shard them over GPUs "
                 "(accelerate_configs/multi_gpu_fsdp2.yaml)."
             ) from None
         largest = max(len(part.row_ids) for part in self.micro_batches)

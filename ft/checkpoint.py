@@ -191,8 +191,8 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
             )
         if damage := _damage_of(path):
             raise UserError(
-                f"resume_from_checkpoint: {wanted!r} is no whole checkpoint: {damage}; expected a "
-                f"folder such as {folder / 'step-00000500'}, or latest."
+                f"resume_from_checkpoint: {wanted!r} is not an intact checkpoint: {damage}; "
+                f"expected one such as {folder / 'step-00000500'}, or latest."
             )
         return path, []
     warnings: list[str] = []
@@ -205,7 +205,7 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         damage = _damage_of(path)
         if not damage:
             return path, warnings
-        warnings.append(f"the checkpoint {path.name} is damaged ({damage}): passed over")
+        warnings.append(f"the checkpoint {path.name} is damaged ({damage}): skipped")
         aside = _rename(path, f"damaged-{path.name}")
         if aside.exists():  # in a read-only folder, it is skipped again
             warnings[-1] += f", kept as {aside.name}"

@@ -131,8 +131,8 @@ def within_memory(
                 f"{most_rows}."
             )
         warn_out_of_memory(
-            accelerator, f"this evaluation goes on with {most_rows} rows at a time "
-            f"(--per_device_eval_batch_size {most_rows} begins with that)",
+            accelerator, f"this evaluation continues with {most_rows} rows at a time "
+            f"(--per_device_eval_batch_size {most_rows} starts there)",
         )  # fmt: skip
 
 

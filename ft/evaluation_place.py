@@ -77,8 +77,8 @@ def check_free(config: EvalConfig, split: str) -> None:
     there = [name for name in EVALUATION[:2] if (folder / name).exists()]
     if there and not _is_of_an_evaluation(folder):
         raise UserError(
-            f"output_dir: {str(folder)!r} holds a {there[0]} that is of no evaluation, and would be "
-            "replaced; name another output_dir."
+            f"output_dir: {str(folder)!r} holds a {there[0]} that no evaluation wrote. It would be "
+            "replaced: name another output_dir."
         )
 
 

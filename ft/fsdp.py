@@ -58,8 +58,8 @@ class Sharding(FullyShardedDataParallelPlugin):
         for names in places.values():
             if len(names) > 1:
                 raise UserError(
-                    f"the launch asks for FSDP, but a {type(model).__name__} has one tensor in several "
-                    f"places ({', '.join(names[:3])}), which cannot be cut; use "
+                    f"the launch asks for FSDP, but a {type(model).__name__} has a tensor in several "
+                    f"places ({', '.join(names[:3])}) and cannot be sharded; use "
                     "accelerate_configs/multi_gpu_bf16.yaml."
                 )
         if self.transformer_cls_names_to_wrap is None:

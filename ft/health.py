@@ -144,5 +144,5 @@ class HealthWatch:
             raise UserError(
                 f"{in_a_row} updates in a row, {step:,} the last, had a loss or gradient that is not finite; "
                 f"of the first, the {first}. None of them changed the weights. Look at these rows, "
-                "lower learning_rate or add warm-up; on_nonfinite: skip goes on in any case."
+                "lower learning_rate or add warm-up; on_nonfinite: skip continues anyway."
             )

@@ -43,8 +43,8 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     held = held_in(folder)
     if seed_folders(folder) and not options.overwrite_output_dir:
         raise UserError(
-            f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Go on "
-            "with them by --num_seeds and --resume_from_checkpoint latest, or name another folder."
+            f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Resume "
+            "them with --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
     manifests = _manifests(folder)
     _check_restart(options, found, manifests)
@@ -82,8 +82,8 @@ def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
             return own
     if _lies_in(found.parent, folder, held) or _lies_in(found, folder, held):  # a link, or what it leads to
         raise UserError(
-            f"resume_from_checkpoint: {str(found)!r} lies in what the run in {str(folder)!r} has left, but "
-            "is none of its checkpoints, and the run may have gone another way since; go on from it in "
+            f"resume_from_checkpoint: {str(found)!r} is part of the run in {str(folder)!r}, but not one of "
+            "its checkpoints, and the run may have diverged since; resume from it in "
             "another output_dir."
         )
     return None
@@ -103,8 +103,8 @@ def _check_inputs(options: RunOptions, held: list[str]) -> None:
         name = getattr(options, key, None)
         if name and _lies_in(Path(os.path.expanduser(name)), folder, held):
             raise UserError(
-                f"{key}: {name!r} lies in what the run in {str(folder)!r} has left, which this one takes the "
-                "place of; name another output_dir."
+                f"{key}: {name!r} is part of the run in {str(folder)!r}, which this one would "
+                "replace; name another output_dir."
             )
 
 
@@ -115,8 +115,8 @@ def _check_others(folder: Path, held: list[str]) -> None:
     of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
     if others and not of_a_run:
         raise UserError(
-            f"output_dir: {str(folder)!r} holds {' and '.join(others)}, which no run has left there and this "
-            "one would replace; move what is yours, or name another output_dir."
+            f"output_dir: {str(folder)!r} holds {' and '.join(others)}, which no run wrote and this one "
+            "would replace; move your files, or name another output_dir."
         )
 
 
@@ -131,8 +131,8 @@ def _check_restart(options: RunOptions, found: Path | None, made: list[Path]) ->
     is_newest = found is not None and found.resolve() == place.resolve()
     if not is_newest and made[-1].stat().st_mtime > psutil.Process(os.getppid()).create_time():
         raise UserError(
-            f"resume_from_checkpoint: the launcher has started this run again, which has come to {place}; "
-            "launch it with --resume_from_checkpoint latest, to go on from there."
+            f"resume_from_checkpoint: the launcher restarted this run, which had reached {place}; "
+            "launch it with --resume_from_checkpoint latest, to continue there."
         )
 
 

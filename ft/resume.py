@@ -110,7 +110,7 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     progress = Progress(**{**saved["progress"], "health": Health(**saved["progress"]["health"])})
     if progress.step > run.total:
         raise UserError(
-            f"resume_from_checkpoint: {path} stands after update {progress.step:,}, but this run has "
+            f"resume_from_checkpoint: {path} is at update {progress.step:,}, but this run has "
             f"{run.total:,}; raise max_train_steps or num_train_epochs, or choose an earlier checkpoint."
         )
     run.hosts.check_same({f"resume_from_checkpoint: {path}": checkpoint.mark(path)})
@@ -123,14 +123,14 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
     later = run.hosts.from_main(lambda: checkpoint.set_aside_later(folder, progress.step if is_own else -1))
     if later:
         notes.append(
-            f"checkpoints of another trajectory than this run's, which latest finds no more, are kept as "
+            f"checkpoints of a different trajectory, which latest no longer finds, are kept as "
             f"{', '.join(place.name for place in later)}"
         )
     if not is_own:
         progress.metrics_rows = 0  # they are in another folder's metrics.jsonl
         held = run.hosts.from_main(lambda: held_in(run.output_dir))
         if held := [name for name in held if name != "checkpoints"]:
-            notes.append(f"what another run has left in {run.output_dir} is replaced: {', '.join(held)}")
+            notes.append(f"files of another run in {run.output_dir} are replaced: {', '.join(held)}")
     best, origin = progress.best_step, path.resolve().parent.parent if run.takes_best else run.output_dir
     if best and not run.hosts.from_main(
         lambda: recover_best(run.output_dir, best, progress.best_weights, origin)
@@ -156,7 +156,7 @@ def _change_notes(run: Run, progress: Progress, total_before: int) -> list[str]:
     later_totals = [*(total for _, total in totals[1:]), run.total]
     for (step, total), instead in zip(totals, later_totals, strict=False):
         notes.append(
-            f"the run has {instead:,} updates instead of {total:,}; its learning rates follow from that "
+            f"the run has {instead:,} updates instead of {total:,}, which sets its learning rates "
             f"from update {step:,} on"
         )
     precision = run.accelerator.mixed_precision
@@ -164,6 +164,6 @@ def _change_notes(run: Run, progress: Progress, total_before: int) -> list[str]:
         before, now = precision_name(progress.precision), precision_name(precision)
         notes.append(
             f"WARNING mixed precision: it was {before} up to here, and is {now} from here on; launch with "
-            f"--mixed_precision {progress.precision} for the run that it was"
+            f"--mixed_precision {progress.precision} to keep it"
         )
     return notes

@@ -133,7 +133,7 @@ class Run:
         if "validation" not in data.splits and config.eval_strategy != "no":
             none = "no validation rows (validation_split_percentage: 0)"
             config.check_validated(f"there are {none}")
-            notes.append(f"{none}: not evaluated on the way, nothing is chosen: best/ will be the last model")
+            notes.append(f"{none}: no evaluations during training: best/ will be the last model")
             config.eval_strategy, config.eval_steps = "no", None
         notes += rows_notes(config, data)
         self.checkpoint = self.hosts.from_main(self.folder.hold)
@@ -402,8 +402,8 @@ class Run:
         self.saver.wait_until_it_stands()
         self.updates_bar.close()
         said = (
-            f"stopped after update {self.progress.step:,} ({asked}); a checkpoint stands: go on "
-            "with the same command and --resume_from_checkpoint latest"
+            f"stopped after update {self.progress.step:,} ({asked}); a checkpoint is saved: "
+            "rerun the same command with --resume_from_checkpoint latest"
         )
         self.tracker.alert("The run was stopped", said, "WARN")
         self.close({})

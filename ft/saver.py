@@ -70,7 +70,7 @@ class Saver:
         if failures >= MAX_FAILED_SAVES:
             raise UserError(
                 f"{failures:g} checkpoints in a row failed; {self._why()}. Make room, or name another "
-                "output_dir, and resume from the last one that stands."
+                "output_dir, and resume from the last complete one."
             )
 
     def wait_until_it_stands(self) -> None:

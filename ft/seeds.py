@@ -131,7 +131,7 @@ class _Record:
             if changed:
                 raise UserError(
                     f"output_dir: {str(path.parent)!r} was trained on other data: {' and '.join(changed)} "
-                    "changed since. Put it back, or train all seeds anew with overwrite_output_dir."
+                    "changed since. Restore it, or train all seeds anew with overwrite_output_dir."
                 )
 
     def add(self, run: Config) -> None:
@@ -177,7 +177,7 @@ def _stop_if_asked(config: Config, hosts: HostGroup) -> None:
     if any(hosts.sum(noted_signal() is not None, late)):
         reason = noted_signal() or ("max_time" if late else "a signal")
         hosts.say(
-            f"stopped between two seeds ({reason}): go on with the same command and "
+            f"stopped between two seeds ({reason}): rerun the same command with "
             "--resume_from_checkpoint latest"
         )
         raise Stopped
@@ -226,7 +226,7 @@ def table(results: dict[str, Any]) -> str:
         if all(f"{split}/{name}" in values for values in runs.values())
     ]
     if not names:
-        return "no rows were scored, so there is nothing to compare; a test split or validation rows would be"
+        return "no rows were scored, so there is nothing to compare; add a test split or validation rows"
     lines = [["", *(f"{split}/{name}" for name in names)]]
     lines += [[run, *(_shown(values[f"{split}/{name}"]) for name in names)] for run, values in runs.items()]
     for title, ending in (("mean", ""), ("std", "_std")):

@@ -50,7 +50,7 @@ class Watchdog:
             if idle < self.seconds:
                 continue
             tell(
-                f"error: hang_timeout: process {self.rank}: nothing came to an end for {self.seconds:g} s; "
+                f"error: hang_timeout: process {self.rank}: nothing finished for {self.seconds:g} s; "
                 f"the last was: {self.what}. The stacks of its threads:",
                 sys.stderr,
             )
@@ -59,5 +59,5 @@ class Watchdog:
                 return
             if self._count == count:
                 os._exit(1)
-            after_all = f"{self.what} came to an end after all; the run goes on"
+            after_all = f"{self.what} finished after all; the run continues"
             tell(f"warning: hang_timeout: process {self.rank}: {after_all}", sys.stderr)

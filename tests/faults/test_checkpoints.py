@@ -154,7 +154,7 @@ def test_the_checkpoint_of_the_best_step_is_kept(config, tmp_path):
 def test_more_updates_may_be_asked_for_and_fewer_are_refused(config, tmp_path, capfd):
     assert train_here(**{**config, "max_train_steps": 16}, resume_from_checkpoint="latest") == 0
     assert "16 updates instead of 12" in capfd.readouterr().out
-    with pytest.raises(UserError, match="stands after update 16, but this run has 10"):
+    with pytest.raises(UserError, match="is at update 16, but this run has 10"):
         train_here(**{**config, "max_train_steps": 10}, resume_from_checkpoint="latest")
 
 

@@ -46,7 +46,7 @@ def test_a_hang_ends_with_an_error_and_the_stacks(run_faulty):
     hang = "import ft.watchdog; ft.watchdog.LINGER_SECONDS = 0.5; time.sleep(600)"
     done, _ = run_faulty(FORK, hang, hang_timeout=PATIENCE)
     assert done.returncode == 1
-    said = "error: hang_timeout: process 0: nothing came to an end for 10 s; the last was: update 4"
+    said = "error: hang_timeout: process 0: nothing finished for 10 s; the last was: update 4"
     assert said in done.stderr
     assert "in faulty" in done.stderr  # where it hangs
 
@@ -116,8 +116,8 @@ def test_a_hang_that_ends_while_its_stacks_are_shown_ends_nothing(start_watched)
     process = start_watched(linger=4, wait=3)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "error: hang_timeout: process 0: nothing came to an end for 1 s; the last was: start" in err
-    assert "came to an end after all; the run goes on" in err and err.count("hang_timeout") == 2
+    assert "error: hang_timeout: process 0: nothing finished for 1 s; the last was: start" in err
+    assert "finished after all; the run continues" in err and err.count("hang_timeout") == 2
 
 
 @pytest.mark.parametrize(

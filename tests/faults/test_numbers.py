@@ -290,7 +290,7 @@ def test_out_of_memory_in_an_evaluation_halves_its_batches(config, tmp_path, mon
     monkeypatch.setattr(TextClassification, "predict", predict)
     assert train_here(**words) == 0
     assert sizes[:5] == [61, 31, 16, 8, 4]
-    assert "this evaluation goes on with 4 rows at a time (--per_device_eval_" in capfd.readouterr().out
+    assert "this evaluation continues with 4 rows at a time (--per_device_eval_" in capfd.readouterr().out
     worst = largest_difference(tmp_path / "whole", tmp_path / "run")
     assert worst["eval/loss"] <= 1e-6 and worst["weights"] == 0, worst
     monkeypatch.setattr(TextClassification, "predict", out_of_memory)

@@ -30,7 +30,7 @@ def test_a_launcher_does_not_replace_what_its_own_run_has_made(words, tmp_path, 
     assert train_here(**seeds, **anew) == 0
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for run, place in ((words, "run/checkpoints/step-00000006"), (seeds, "seeds/seed-42")):
-        with pytest.raises(UserError, match=f"has come to .*{place}.*--resume_from_checkpoint latest"):
+        with pytest.raises(UserError, match=f"had reached .*{place}.*--resume_from_checkpoint latest"):
             train_here(**run, **anew)
         assert (tmp_path / place).exists()
     assert train_here(**words, resume_from_checkpoint="latest") == 0
@@ -57,7 +57,7 @@ def test_a_run_that_begins_with_another_s_checkpoint_replaces_none_unless_told_t
     capsys.readouterr()
     # Stopped at once: what is then there is from this run, or was set aside.
     assert train_here(**resumed, max_time="1s", overwrite_output_dir="true") == 75
-    assert "what another run has left in" in capsys.readouterr().out
+    assert "files of another run in" in capsys.readouterr().out
     left = {path.name for path in (tmp_path / "other").iterdir() if not path.name.startswith(".")}
     assert not left & {"wandb_id", "results.json", "final"}
     assert {"config.yaml", "checkpoints"} <= left
@@ -120,7 +120,7 @@ def test_what_would_be_replaced_is_not_taken_up_in_its_own_folder(name, linked, 
         shutil.move(link, tmp_path / "disk")
         link.symlink_to(tmp_path / "disk")
     options = {"resume_from_checkpoint": str(start), "overwrite_output_dir": True}
-    with pytest.raises(UserError, match=r"lies in what the run in .* has left"):
+    with pytest.raises(UserError, match=r"is part of the run in .*, but not one of its checkpoints"):
         check_output_dir(RunOptions(output_dir=str(tmp_path / "run"), **options))
     assert check_output_dir(RunOptions(output_dir=str(tmp_path), **options)) == (start, [])
 
@@ -139,7 +139,7 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
         (run / folder).mkdir(parents=True)
     (run / "metrics.jsonl").write_text("")
     given = {"output_dir": str(run), "overwrite_output_dir": True, "train_file": "t.csv"}
-    with pytest.raises(UserError, match=rf"{key}: .*{name}' lies in what the run in .* has left"):
+    with pytest.raises(UserError, match=rf"{key}: .*{name}' is part of the run in .*, which"):
         check_output_dir(Config(**given | {key: str(run / name)}))
     assert check_output_dir(Config(**given | {key: str(run / "mine")})) == (None, [])  # it stays
     elsewhere = given | {key: str(run / name), "output_dir": str(tmp_path / "other")}
@@ -155,7 +155,7 @@ def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
     for more in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
         options = Config(output_dir=str(run), num_seeds=2, **more)
         for check in (check_output_dir, check_seeds_dir):
-            with pytest.raises(UserError, match=rf"run' holds {name}, which no run has left there"):
+            with pytest.raises(UserError, match=rf"run' holds {name}, which no run wrote and this one"):
                 check(options)
     (run / "environment.json").write_text("{}")  # of a run
     with pytest.raises(UserError, match="run' already holds a run"):
@@ -199,9 +199,7 @@ def only(tmp_path, name):
 
 def test_a_model_that_the_disk_does_not_take_is_one_message(words, monkeypatch):
     monkeypatch.setattr("ft.model.replace_folder", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
-    with pytest.raises(
-        UserError, match=r"No space left\. Make room, .*latest \(where no checkpoint was saved"
-    ):
+    with pytest.raises(UserError, match=r"No space left\. Make room, .*latest \(without a checkpoint, that"):
         train_here(**{**words, "save_strategy": "no", "eval_strategy": "no"})
 
 

@@ -318,7 +318,7 @@ def test_what_no_evaluation_has_left_in_a_folder_stays(models, tmp_path):
         assert (tmp_path / "out" / name).read_text() == "of the user"
     rows = write_csv(tmp_path / "scored.csv", make_rows(6))
     words = {"model_name_or_path": models / "single/best", "test_file": rows}
-    with pytest.raises(UserError, match=r"holds a results.json that is of no evaluation"):
+    with pytest.raises(UserError, match=r"holds a results.json that no evaluation wrote"):
         score_here(**words, output_dir=tmp_path / "out")
 
 

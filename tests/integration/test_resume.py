@@ -331,11 +331,11 @@ def test_a_run_taken_up_before_its_last_checkpoints_leaves_their_trajectory(
 def test_a_checkpoint_of_another_folder_brings_no_rows_of_its_metrics(config, whole, tmp_path, capsys):
     place = whole / "checkpoints/step-00000012"
     words = {**config, "output_dir": tmp_path / "other", "resume_from_checkpoint": place}
-    for said in ("", "is replaced: config.yaml, "):  # a second time over what the first has left
+    for said in ("", "are replaced: config.yaml, "):  # a second time over what the first has left
         assert train_here(**words, overwrite_output_dir="true") == 0
         assert without_timing(tmp_path / "other") == [r for r in without_timing(whole) if r["step"] > 12]
         out = capsys.readouterr().out
-        assert said in out and ("is replaced" in out) == bool(said)
+        assert said in out and ("are replaced" in out) == bool(said)
 
 
 def test_a_start_with_another_run_s_checkpoint_that_died_early_is_started_again(config, whole, tmp_path):
@@ -355,7 +355,7 @@ def test_what_is_kept_beside_a_run_s_checkpoints_is_taken_up_elsewhere(config, f
     place = shutil.copytree(finished / "checkpoints/step-00000030", finished / "checkpoints" / name)
     words = {**config, "resume_from_checkpoint": place, "max_train_steps": 32}
     for more in ({}, {"overwrite_output_dir": "true"}):
-        with pytest.raises(UserError, match=rf"{name}' lies in what the run .* another output_dir"):
+        with pytest.raises(UserError, match=rf"{name}' is part of the run .* another output_dir"):
             train_here(**words, **more)
     assert (finished / "results.json").exists()
     assert train_here(**{**words, "output_dir": tmp_path / "other"}) == 0
@@ -603,7 +603,7 @@ def test_a_launcher_that_starts_a_run_again_does_not_take_it_back_to_where_it_be
     os.utime(older, (1, 1))  # of another run, before the launch
     assert train_here(**words, overwrite_output_dir="true") == 0  # nothing has been saved since
     before = (tmp_path / "new/metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"has come to .*step-.* --resume_from_checkpoint latest"):
+    with pytest.raises(UserError, match=r"had reached .*step-.* --resume_from_checkpoint latest"):
         train_here(**words, overwrite_output_dir="true")
     assert (tmp_path / "new/metrics.jsonl").read_bytes() == before
     assert train_here(**{**words, "resume_from_checkpoint": "latest"}) == 0
@@ -634,8 +634,8 @@ def test_a_finished_run_that_goes_on_is_none_until_its_new_end(config, finished,
     assert json.loads((finished / "results.json").read_text())["train/earlier_totals"] == [[30, 30]]
     assert train_here(**{**longer, "max_train_steps": 41}) == 0
     said = capsys.readouterr().out
-    assert "40 updates instead of 30; its learning rates follow from that from update 30 on" in said
-    assert "41 updates instead of 40; its learning rates follow from that from update 40 on" in said
+    assert "40 updates instead of 30, which sets its learning rates from update 30 on" in said
+    assert "41 updates instead of 40, which sets its learning rates from update 40 on" in said
 
 
 def test_a_run_that_is_shortened_to_where_it_stands_weighs_its_last_update(config, whole, tmp_path, capsys):

@@ -254,7 +254,7 @@ def two_seeds(both, three):
             {},
             r"already holds a run .*--resume_from_checkpoint latest, replace it with --overwrite_output_dir",
         ),
-        ({"num_seeds": 1}, r"holds the runs of several seeds \(.*seed-7.*\). Go on with them by --num_seeds"),
+        ({"num_seeds": 1}, r"holds the runs of several seeds \(.*seed-7.*\). Resume them with --num_seeds"),
         ({"num_seeds": 1, "resume_from_checkpoint": "latest"}, r"holds the runs of several seeds"),
     ],
 )

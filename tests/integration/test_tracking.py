@@ -470,7 +470,7 @@ def test_a_run_stopped_by_max_time_tells_wandb_that_it_will_be_resumed(base_flag
     ((title, level, text),) = run.alerts
     step = metrics_of(tmp_path / "run")[-1]["step"]
     assert (title, level) == ("The run was stopped", "WARN")
-    assert text.startswith(f"stopped after update {step:,} (max_time); a checkpoint stands")
+    assert text.startswith(f"stopped after update {step:,} (max_time); a checkpoint is saved")
 
 
 def test_the_users_settings_win(base_flags, tmp_path, wandb_here, monkeypatch, capsys):

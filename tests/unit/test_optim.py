@@ -163,7 +163,7 @@ def test_out_of_memory_in_the_step_is_not_tried_again(scaled):
     """Some parameters may have been updated, and would be updated again."""
     model, optimizer, accelerator, _ = scaled
     (batch,) = [SimpleNamespace(slot=SimpleNamespace(is_last=True), row_ids=[0, 1])]
-    with pytest.raises(UserError, match=r"out of memory in the step of the optimizer.*lora_rank, freeze"):
+    with pytest.raises(UserError, match=r"out of memory in the optimizer step.*lora_rank, freeze"):
         for attempt in Attempts(accelerator, optimizer, model).at([batch]):
             with attempt:
                 for _ in attempt:
