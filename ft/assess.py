@@ -84,10 +84,10 @@ def write_label_errors(folder: Path, task: Task, data: Data, split: str, scores:
     )
     write_whole(folder / "label_errors.jsonl", text)
     if suspected is None:
-        return "suspected label errors: none can be told, as all rows have the same label"
+        return "suspected label errors: none, as all rows have the same label"
     count = f"{len(found):,} of {len(rows):,} rows"
     if judged.probabilities is None:
-        count += ", those whose numbers fit the predictions least, a fixed share"
+        count += ", the fixed share that fits its predictions least"
     said = f"suspected label errors: {count}, in label_errors.jsonl"
     if split == "train":
         said += (

@@ -171,14 +171,14 @@ def _limits(
         lines.append(
             "- The validation rows chose this model among those of other updates"
             + (f", and its {calibration}" if calibration else "")
-            + ", so these numbers are a little too good; those of test rows stand in results.json of the run."
+            + ", so these numbers are a little too good; those of test rows are in the run's results.json."
         )
     elif scored is not None and calibration:
         lines.append(
             f"- The validation rows chose its {calibration}: what depends on that is a little too good."
         )
     lines.append(
-        "- The numbers hold for rows drawn as these were. Other sources, times or languages, and another "
-        "seed of the training, give others."
+        "- The numbers hold for rows drawn like these. Other sources, times or languages, or another "
+        "training seed, give other numbers."
     )
     return lines

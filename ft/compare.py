@@ -79,8 +79,8 @@ def _precision_notes(sides: Sequence[Sequence[Path]]) -> list[str]:
     if len(known) < 2:
         return []
     return [
-        f"WARNING mixed precision: the predictions were made in {', '.join(known)}, which is a part of the "
-        "differences; score all runs in one by eval.py"
+        f"WARNING mixed precision: the predictions were made in {', '.join(known)}, which is part of the "
+        "differences; score all runs in one with eval.py"
     ]
 
 
@@ -90,7 +90,7 @@ def _precision_notes(sides: Sequence[Sequence[Path]]) -> list[str]:
 def runs_in(folder: Path) -> list[Path]:
     """The runs that a folder holds: itself, or those of several seeds."""
     if not folder.is_dir():
-        raise UserError(f"compare: {str(folder)!r} is no folder; expected that of an evaluation or of a run.")
+        raise UserError(f"compare: {str(folder)!r} is not a folder; expected that of an evaluation or run.")
     seeds = seed_folders(folder)
     if not seeds and not (folder / "metrics.jsonl").exists():  # each trained by a command of its own
         seeds = [path for path in folder.glob("seed-*") if path.name[5:].isdecimal()]
@@ -101,7 +101,7 @@ def runs_in(folder: Path) -> list[Path]:
         for name in (name for name in LENGTH if config.get(name) != known.get(name)):
             raise UserError(
                 f"compare: {name} is {known.get(name)!r} in {str(first)!r}, and {config.get(name)!r} in "
-                f"{run.name}; go on with the seeds by --num_seeds and --resume_from_checkpoint latest."
+                f"{run.name}; resume the seeds with --num_seeds and --resume_from_checkpoint latest."
             )
     return runs or [folder]
 
@@ -141,7 +141,7 @@ def find_predictions(run: Path, split: str | None) -> tuple[Path, str | None]:
     results = _results(run)
     if not results:
         raise UserError(
-            f"compare: {str(run)!r} is not finished; go on with it by --resume_from_checkpoint latest."
+            f"compare: {str(run)!r} is not finished; resume it with --resume_from_checkpoint latest."
         )
     if split is None:  # what the run has scored: its test split may have no labels, its data may be gone
         scored = {"test": "test/loss" in results, "validation": "eval/loss" in results}
@@ -232,9 +232,9 @@ def compared(sides: Sequence[Sequence[Scored]], names: Sequence[str]) -> dict[st
     found |= {"kind": first.kind, "rows": len(first.rows), "metrics": differences(judged[0], judged[1])}
     if min(map(len, sides)) == 1:
         found["note"] = (
-            "one run a side: the intervals speak of other rows, not of other seeds"
+            "one run per side: the intervals cover other rows, not other seeds"
             if max(map(len, sides)) == 1
-            else "one side has a single run, and is given the other side's spread over seeds"
+            else "one side has a single run and borrows the other side's spread over seeds"
         )
 
     def shown(rows: np.ndarray) -> list[dict[str, Any]]:
@@ -289,10 +289,10 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append("  ".join(padded).rstrip())
     if found["kind"] == NUMBER:
-        lines.append(f"closer to the number: A in {found['a_closer']:,} rows, B in {found['b_closer']:,}")
+        lines.append(f"closer to the target: A in {found['a_closer']:,} rows, B in {found['b_closer']:,}")
     else:
         lines.append(
-            f"right in one alone: A in {found['only_a_right']:,} rows, B in {found['only_b_right']:,}"
+            f"only one is right: A in {found['only_a_right']:,} rows, B in {found['only_b_right']:,}"
         )
     if "note" in found:
         lines.append(f"note: {found['note']}")

@@ -103,8 +103,8 @@ def predicted_chunks(
         broken = part.row[~np.isfinite(gathered).all(axis=1)]
         if len(broken):
             raise UserError(
-                f"the model's scores are not finite for {describe_rows(broken)}; rows count from 0. Is the "
-                "training that made it diverged?"
+                f"the model's scores are not finite for {describe_rows(broken)}; rows count from 0. Did "
+                "its training diverge?"
             )
         yield part, gathered
         del gathered

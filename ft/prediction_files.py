@@ -101,8 +101,8 @@ class PredictionFile(AbstractContextManager):
         odd = [name for name in line.get("probabilities", ()) if self.delimiter in name]
         if odd and isinstance(line["prediction"], list):
             raise UserError(
-                f"predictions_format: the label {odd[0]!r} holds {self.delimiter!r}, which is to stand "
-                "between the labels of a row in csv; set another label_delimiter, or choose jsonl or parquet."
+                f"predictions_format: the label {odd[0]!r} holds {self.delimiter!r}, which separates "
+                "the labels of a row in csv; set another label_delimiter, or choose jsonl or parquet."
             )
 
     @contextmanager

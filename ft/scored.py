@@ -126,7 +126,7 @@ def check_same(one: Scored, other: Scored) -> None:
         )
     if one.rows != other.rows:
         alone = sorted(set(one.rows) ^ set(other.rows))
-        where = f"row {alone[0]} is in one of them alone" if alone else "some rows stand in them twice"
+        where = f"row {alone[0]} is in only one of them" if alone else "some rows occur twice"
         raise UserError(
             f"compare: the rows differ: {one.path} scored {len(one.rows):,} rows, {other.path} "
             f"{len(other.rows):,}; {where}. Score both on the same data and split."

@@ -35,9 +35,9 @@ def check_unseen(options: EvalConfig, data: Data, split: str) -> list[str]:
         ]
     if what := _drawn_otherwise(options, data):
         raise UserError(
-            f"split: the {split} rows are set aside from the training rows, but {what}: they would be others "
-            "than in training, most of them rows that the model has learned. Put it back, or name the rows "
-            "to score as test_file."
+            f"split: the {split} rows are set aside from the training rows, but {what}: they would differ "
+            "from those in training, and the model has learned most of them. Restore it, or name the "
+            "rows to score as test_file."
         )
     return []
 
@@ -59,8 +59,8 @@ def learned_before(config: Config, data: Data, targets: dict[str, Any]) -> list[
     if drawn and is_alike and (what := _drawn_otherwise(config, data)):
         notes.append(
             f"WARNING {' and '.join(drawn)}: set aside from the training rows, but not as when the model in "
-            f"{config.model_name_or_path} was trained ({what}). If these rows were among its own, most of "
-            "those that are set aside now it has learned, and the results are too good: name the rows that "
+            f"{config.model_name_or_path} was trained ({what}). If it was trained on this data, it "
+            "has learned most of the rows now set aside, and the results are too good: name the rows that "
             f"were set aside then as {' and '.join(f'{split}_file' for split in drawn)}"
         )
     return notes
@@ -105,7 +105,7 @@ def _drawn_otherwise(options: Config, data: Data) -> str | None:
         return None
     name, *_ = differing
     return {
-        "train": "the training data is not what it was then",
+        "train": "the training data has changed since",
         "dropped": "other rows are dropped from the training data than then",
     }.get(name, f"{name} is {_used(now[name])}, and was {_used(known[name])} then")
 

@@ -45,7 +45,7 @@ def preflight(config: Config, train: Callable[..., int]) -> int:
     waited = time.monotonic() - begun
     failed = False
     if STOPS_THE_PROBE & findings.blocking_topics():
-        findings.warn("not_tried", "nothing was tried or forecast: mend the data or the model first")
+        findings.warn("not_tried", "nothing was tried or forecast: fix the data or the model first")
     else:
         room = room_on_disk(config)
         place = hosts.from_main(lambda: _place(config))
@@ -76,9 +76,7 @@ def _audit(config: Config) -> tuple[dict[str, Any], Findings]:
         if config.num_seeds > 1:
             check_seeds_dir(config)
             if config.resume_from_checkpoint is not None:
-                findings.warn(
-                    "checkpoint", "what is done of the seeds is forecast, too, as if it were to come"
-                )
+                findings.warn("checkpoint", "work done on the seeds is forecast, too, as if still to come")
         else:
             for warning in check_output_dir(config)[1]:
                 findings.warn("checkpoint", warning)

@@ -189,7 +189,7 @@ def _warn(report: dict[str, Any], findings: Findings) -> None:
         )
         findings.warn(
             "conflicts",
-            f"{conflicts['texts']:,} texts stand under different labels, in {conflicts['rows']:,} rows: "
+            f"{conflicts['texts']:,} texts have different labels, in {conflicts['rows']:,} rows: "
             + first
             + ("; ..." if conflicts["texts"] > 3 else ""),
         )

@@ -41,7 +41,7 @@ def judged(config: Config, probe: Probe, waited: float, room: int, findings: Fin
     if probe.done >= probe.total:
         findings.warn(
             "not_tried",
-            f"nothing was tried or forecast: all {probe.total:,} updates are made, and a run that goes on "
+            f"nothing was tried or forecast: all {probe.total:,} updates are done, and a resumed run "
             "only scores and exports again; for more, raise num_train_epochs or max_train_steps",
         )
         return {}

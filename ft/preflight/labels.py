@@ -47,7 +47,7 @@ def label_facts(
 def _warn(facts: dict[str, Any], counts: dict[str, np.ndarray], findings: Findings) -> None:
     for split, names in facts["lacking"].items():
         if names:
-            why = "it is learned from nothing" if split == "train" else "nothing is measured for it"
+            why = "nothing to learn it from" if split == "train" else "nothing to measure it on"
             findings.warn(
                 "lacking_labels", f"{split}: no row has {_listed(names)}, which other splits have: {why}"
             )

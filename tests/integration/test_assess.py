@@ -294,7 +294,7 @@ def test_rows_that_were_set_aside_are_not_drawn_anew_where_they_would_be_others(
         score_here(**of_all)
     assert score_here(**of_all, validation_file=held_out) == EXIT_DONE
     write_csv(path, make_rows(80)[1:])
-    with pytest.raises(UserError, match=r"the training data is not what it was then.*has learned"):
+    with pytest.raises(UserError, match=r"the training data has changed since.*has learned"):
         score_here(**asked)
     assert score_here(**asked, split="train") == EXIT_DONE
     assert score_here(**{**asked, "train_file": None}, test_file=path) == EXIT_DONE
@@ -316,7 +316,9 @@ def test_set_aside_rows_depend_on_the_labels_and_on_the_bad_rows(tiny_model, tmp
     assert train_here(**words, **more, output_dir=tmp_path / "run") == EXIT_DONE
     asked = {**words, "model_name_or_path": tmp_path / "run/best", "output_dir": tmp_path / "out"}
     assert score_here(**asked) == EXIT_DONE
-    with pytest.raises(UserError, match="label_column_name is 'gold', and was 'label' then: they would be"):
+    with pytest.raises(
+        UserError, match="label_column_name is 'gold', and was 'label' then: they would differ"
+    ):
         score_here(**{**asked, "label_column_name": "gold"})
     with pytest.raises(UserError, match="other rows are dropped from the training data than then"):
         score_here(**{**asked, "text_column_names": "second"})
@@ -353,7 +355,7 @@ def test_a_second_training_says_where_it_measures_itself_on_rows_that_its_model_
     (line,) = warned("otherwise", validation_split_percentage=30, test_split_percentage=10)
     assert "validation and test: set aside" in line and "percentage is 30, and was 10 then" in line
     (line,) = warned("mended", train_file=write_csv(tmp_path / "mended.csv", rows[1:]))
-    assert "training data is not what it was then" in line and "as validation_file" in line
+    assert "training data has changed since" in line and "as validation_file" in line
     (line,) = warned("backward", train_file=write_csv(tmp_path / "new.csv", rows[:40]), validation_file=path)
     assert "validation: these are the rows of the data that the model in" in line
     renamed = [{"review": row["text"], "label": row["label"]} for row in rows]  # of other data, it seems

@@ -71,8 +71,8 @@ def test_one_label_by_hand(tmp_path, capsys):
     ]
     shown = capsys.readouterr().out
     assert "accuracy" in shown and "0.9500" in shown and "-0.1500" in shown
-    assert "right in one alone: A in 8 rows, B in 2" in shown
-    assert "not of other seeds" in shown
+    assert "only one is right: A in 8 rows, B in 2" in shown
+    assert "not other seeds" in shown
 
 
 def test_columns_may_be_called_as_the_sides_are(tmp_path):
@@ -143,9 +143,9 @@ def changed(lines, row, **values):
 
 
 REFUSED = {
-    "fewer rows": (LINES[:-1], r"the rows differ: .*scored 10 rows, .* 9; row 9 is in one of them alone"),
-    "other rows": ([line | {"row": line["row"] + 5} for line in LINES], "row 0 is in one of them alone"),
-    "a row twice": ([*LINES, LINES[3]], "some rows stand in them twice"),
+    "fewer rows": (LINES[:-1], r"the rows differ: .*scored 10 rows, .* 9; row 9 is in only one of them"),
+    "other rows": ([line | {"row": line["row"] + 5} for line in LINES], "row 0 is in only one of them"),
+    "a row twice": ([*LINES, LINES[3]], "some rows occur twice"),
     "another text": (changed(LINES, 4, text="other"), "row 4 has other texts in"),
     "another column": (
         [{("title" if key == "text" else key): value for key, value in line.items()} for line in LINES],
@@ -217,7 +217,7 @@ def test_a_line_that_is_cut_short_is_named(tmp_path):
             ["--compare", "one", "two", "--max_length", "9"],
             "compare: max_length would do nothing: each run is",
         ),
-        (["--compare", "missing", "missing"], "compare: 'missing' is no folder"),
+        (["--compare", "missing", "missing"], "compare: 'missing' is not a folder"),
         (["--compare", ".", "."], "compare: '.' holds neither predictions.jsonl nor a finished run"),
     ],
 )
@@ -368,14 +368,14 @@ def test_two_processes_compare_as_one_does(trained, tmp_path):
     there = json.loads((tmp_path / "there" / "comparison.json").read_text())
     for key in ("a", "b", "difference", "low", "high"):
         assert there["metrics"]["accuracy"][key] == pytest.approx(here["metrics"]["accuracy"][key])
-    assert done.stdout.count("right in one alone") == 1
+    assert done.stdout.count("only one is right") == 1
 
 
 def test_a_run_that_is_not_finished_is_not_compared(trained, tmp_path):
     """Although it has a best model from its first evaluation on."""
     runs = [shutil.copytree(trained / "short" / "seed-42", tmp_path / name) for name in ("one", "other")]
     (runs[1] / "results.json").unlink()
-    with pytest.raises(UserError, match="other' is not finished; go on with it by --resume_from_checkpoint"):
+    with pytest.raises(UserError, match="other' is not finished; resume it with --resume_from_checkpoint"):
         compare(*runs, tmp_path / "out")
 
 
@@ -469,6 +469,6 @@ def test_seeds_of_which_some_go_on_for_longer_are_not_one_side(trained, tmp_path
     path = seeds / "seed-43/config.yaml"
     path.write_text(path.read_text().replace("num_train_epochs: 1", "num_train_epochs: 6"))
     with pytest.raises(
-        UserError, match=r"num_train_epochs is 1\.0 in .*seed-42', and 6\.0 in seed-43; go on"
+        UserError, match=r"num_train_epochs is 1\.0 in .*seed-42', and 6\.0 in seed-43; resume"
     ):
         compare(seeds, trained / "deep", tmp_path / "out")

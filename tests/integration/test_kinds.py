@@ -210,7 +210,7 @@ def test_eval_and_pipeline_give_what_training_gave(config, whole, tmp_path, caps
     words = score_words(whole / "final", config, tmp_path / "one")
     assert score_here(**words, suspected_label_errors="true") == 0
     is_regression = config["dataset_name"].name == "scores"
-    assert ("fit the predictions least, a fixed share" in capsys.readouterr().out) == is_regression
+    assert ("the fixed share that fits its predictions least" in capsys.readouterr().out) == is_regression
     suspects = (tmp_path / "one/label_errors.jsonl").read_text().splitlines()
     assert suspects and all(0 <= json.loads(line)["label_quality"] <= 1 for line in suspects)
     results, rows = scored(tmp_path / "one")

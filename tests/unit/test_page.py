@@ -115,11 +115,9 @@ def test_each_kind_has_its_sections_and_all_that_the_data_holds_is_text(kind, ti
 
 
 def test_another_training_loss_is_said_below_the_curves(tiny_model, tmp_path):
-    assert "not to be compared" not in write(tmp_path / "plain", tiny_model, LABELS["two"]).text
+    assert "not comparable" not in write(tmp_path / "plain", tiny_model, LABELS["two"]).text
     page = write(tmp_path / "focal", tiny_model, LABELS["two"], focal_gamma=2, class_weights="balanced")
-    assert (
-        "train/loss is the loss that is trained, with class_weights, focal_gamma; eval/loss is" in page.text
-    )
+    assert "train/loss is the training loss, with class_weights, focal_gamma; eval/loss is" in page.text
 
 
 @pytest.mark.parametrize("kind", ["two", "numbers"])
