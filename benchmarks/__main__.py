@@ -96,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         options = parser.parse_args(argv[:end])
     for name, value in vars(options).items():
         if isinstance(value, list) and len(set(value)) < len(value):
-            command.error(f"--{name}: one of them is there twice")
+            command.error(f"--{name}: a value is given twice")
     options.extra = argv[end + 1 :]
     if options.extra and options.command in WITHOUT_FLAGS:
         command.error(f"{options.command} takes no flags for train.py")
@@ -106,7 +106,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def file_name(text: str) -> str:
     """The type of --name: endings are appended to it, and it must stay in its folder."""
     if text != Path(text).name or len(text) > 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a file")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file name")
     return text
 
 

@@ -368,10 +368,10 @@ def command_line(flags: dict[str, Any], extra: Sequence[str] = (), free: Collect
     typed = {word[2:].partition("=")[0].replace("-", "_") for word in extra if word.startswith("--")}
     for name in flags:
         if name in typed and name not in free:
-            sys.exit(f"error: --{name} cannot stand behind --: this command sets it itself")
+            sys.exit(f"error: --{name} cannot follow --: this command sets it itself")
     for name in NO_SINGLE_RUN:
         if name in typed:
-            sys.exit(f"error: --{name} cannot stand behind --: what is measured is one run")
+            sys.exit(f"error: --{name} cannot follow --: what is measured is one run")
     return [*(word for name, value in flags.items() for word in (f"--{name}", value)), *extra]
 
 

@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace, text: Callable[..., str]) -> None:
         for arm, found in one_round(options, number):
             if found is None:
                 del measured[arm]
-                left_out += f"\n\nKilled, as it seems for want of memory, and left out: {ARMS[arm]}."
+                left_out += f"\n\nKilled, apparently for lack of memory, and left out: {ARMS[arm]}."
                 options.arms = list(measured) or sys.exit("error: no arm is left")
                 continue
             measured[arm].append(rates(found["steps"]) | {"peak_bytes": found["peak_bytes"]})

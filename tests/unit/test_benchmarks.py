@@ -185,10 +185,10 @@ def test_a_flag_that_the_command_sets_is_refused():
     assert command_line({"seed": 3}, ["--freeze", "all"]) == ["--seed", 3, "--freeze", "all"]
     assert command_line({"seed": 3}, ["--seed", "4"], free=["seed"]) == ["--seed", 3, "--seed", "4"]
     for typed in (["--max_length", "9"], ["--max-length=9"]):
-        with pytest.raises(SystemExit, match="--max_length cannot stand behind --"):
+        with pytest.raises(SystemExit, match="--max_length cannot follow --"):
             command_line({"seed": 3, "max_length": 8}, typed)
     for typed in ("--num_seeds", "--preflight", "--verify"):
-        with pytest.raises(SystemExit, match=f"{typed} cannot stand behind --: what is measured is one run"):
+        with pytest.raises(SystemExit, match=f"{typed} cannot follow --: what is measured is one run"):
             command_line({"seed": 3}, [typed, "2"])
 
 
