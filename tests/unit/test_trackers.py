@@ -330,7 +330,7 @@ def test_a_crash_while_wandbs_id_is_written_loses_it_not(tmp_path, monkeypatch):
     run_id, resumes = wandb_run._wandb_id(tmp_path, None)
     assert resumes == 0
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "rename", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         wandb_run._wandb_id(tmp_path, None)
     assert (tmp_path / "wandb_id").read_text() == f"{run_id} 0\n"
     assert wandb_run._wandb_id(tmp_path, None) == (run_id, 1)
