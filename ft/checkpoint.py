@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
-# What a hash in the identity of a run covers.
-WHAT_OF = {"data": " files, tokenizer (and version of its library) and options of the data, see --help"}
+# What the fingerprint of the data covers.
+OF_DATA = " files, tokenizer (and version of its library) and options of the data, see --help"
 
 
 def is_defined(value: float | None) -> TypeGuard[float]:
@@ -244,10 +244,11 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
     """Refuse a checkpoint of another model, data set, batch size, seed or schedule."""
     for key, value in now.items():
         if saved.get(key) != value:
+            covered = OF_DATA if key == "data" else ""
             raise UserError(
                 f"resume_from_checkpoint: {checkpoint} was made with another {key}: found "
-                f"{saved.get(key)!r}, this run has {value!r}. Resume with the same{WHAT_OF.get(key, '')}, or "
-                "train anew in another output_dir."
+                f"{saved.get(key)!r}, this run has {value!r}. Resume with the same{covered}, or train anew "
+                "in another output_dir."
             )
 
 

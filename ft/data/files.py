@@ -85,6 +85,11 @@ def is_pointer(path: Path) -> bool:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
+def is_hidden(path: Path) -> bool:
+    """Whether a file, or a folder that it is in, is hidden."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def class_labels(path: Path) -> dict[str, list[str]]:
     """The class names of ClassLabel columns and of lists of them, which `datasets` stores in its parquet and
     arrow files; empty for any other file, and for a broken one."""

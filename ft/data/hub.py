@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ft.data.files import SEPARATORS, format_of, is_pointer
+from ft.data.files import SEPARATORS, format_of, is_hidden, is_pointer
 from ft.errors import UserError
 from ft.options import DataOptions
 
@@ -85,11 +85,6 @@ def _files_of(name: str, configuration: str | None, **options: Any) -> dict[str,
     ours = {"name", "data_dir", "data_files", "description", "version", "sep"}  # do not change how it reads
     is_plain = all(config[name] == value for name, value in plain.items() if name not in ours)
     return found if is_plain and {SEPARATORS[kind] for kind in kinds if kind} == {config["sep"]} else None
-
-
-def is_hidden(path: Path) -> bool:
-    """Whether a file, or a folder that it is in, is hidden."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _card(path: Path) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.files import FORMATS, JOINED, ONE_FILE_A_ROW, class_labels, format_of, read_table, read_text
-from ft.data.hub import is_hidden, load_by_id, load_copy
+from ft.data.class_folders import is_utf8, read_texts, texts_in
+from ft.data.files import FORMATS, JOINED, class_labels, format_of, is_hidden, read_table
+from ft.data.hub import load_by_id, load_copy
 from ft.durable import digest
 from ft.errors import UserError
 from ft.options import DataOptions
 
-TEXTS = (".txt", ".txt.gz")  # of a folder of class folders
 SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "valid", "dev", "val"], "test": ["test"]}
 
 
@@ -131,7 +131,7 @@ def _from_dataset(options: DataOptions) -> dict[str, Source]:
         return _from_splits(copy, options, str(path))
     if options.dataset_config_name:
         raise _no_configurations(path)
-    if not found and _texts_in(path):
+    if not found and texts_in(path):
         found["train"] = _from_path("train", path)
     _require(found, options, sorted(p.name for p in path.iterdir()), str(path))
     return found
@@ -159,7 +159,7 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 raise UserError(f"{path}: {files[0].name} and {files[1].name} both hold {stem!r}; keep one.")
             if files:
                 found[split] = _from_path(split, files[0])
-            elif _texts_in(folder):
+            elif texts_in(folder):
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
@@ -184,7 +184,7 @@ def _others(path: Path, found: dict[str, Source], options: DataOptions) -> list[
     of_classes: list[Path] = []
     for folder in folders if roots else []:  # only beside class folders; any folder may be beside files
         with contextlib.suppress(OSError):  # one that may not be entered, such as lost+found
-            of_classes += [text for text in _texts_in(folder) if text.resolve() not in read]
+            of_classes += [text for text in texts_in(folder) if text.resolve() not in read]
     others = [p for p in there if p.is_file() and format_of(p) and p.resolve() not in read]
     # dataset_info.json, dataset_infos.json: what `datasets` knows about a Hub repository
     return [p for p in others if not p.name.startswith("dataset_info")] + of_classes
@@ -233,12 +233,12 @@ def _from_path(split: str, path: Path) -> Source:
         return Source(split, [path], lambda: _without_missing(read_table(path), labels), labels)
     if (path / "state.json").exists():
         return _from_rows(split, _load_saved(f"{split}_file", path))
-    texts = _texts_in(path)
+    texts = texts_in(path)
     if not texts:
         has_data = any(format_of(file) for file in path.glob("*"))  # dataset_dict.json among them
         hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
-    if odd := next((name for text in texts if not _is_utf8(name := str(text.relative_to(path)))), None):
+    if odd := next((name for text in texts if not is_utf8(name := str(text.relative_to(path)))), None):
         raise UserError(
             f"{split}_file: the name {odd!r} in {str(path)!r} is not UTF-8, and names of folders are labels; "
             "rename it (convmv does so for all)."
@@ -246,42 +246,13 @@ def _from_path(split: str, path: Path) -> Source:
     below = {file for file in path.glob("*/**/*") if not file.is_dir()}
     others = [file for file in below - {*texts} if not is_hidden(file.relative_to(path))]
     notes = _left_out(f"{split}: %s left out, as no .txt file in the folder of a class", others)
-    return Source(split, texts, lambda: _read_texts(texts), root=path, notes=notes)
-
-
-def _is_utf8(name: str) -> bool:
-    """Whether a file name can be written: Python keeps bytes that are not UTF-8 as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return Source(split, texts, lambda: read_texts(texts), root=path, notes=notes)
 
 
 def _left_out(what: str, files: list[Path]) -> list[str]:
     """A note for the user about files that are not read, if any; "%s" becomes "3 files are"."""
     count = f"{len(files):,} {'file is' if len(files) == 1 else 'files are'}"
     return [f"{what % count}: {min(files)}{', ...' * (len(files) > 1)}"] if files else []
-
-
-def _texts_in(folder: Path) -> list[Path]:
-    """The .txt files (also .gz) of the class folders in a folder, sorted; hidden folders (of editors) are no
-    classes. A broken link is included: reading it reports that."""
-    classes = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    # Not by glob, which skips a folder that may not be entered.
-    found = (path for one in classes if not is_hidden(Path(one.name)) for path in one.iterdir())
-    texts = (path for path in found if path.name.lower().endswith(TEXTS) and not path.is_dir())
-    return sorted(path for path in texts if not is_hidden(Path(path.name)))
-
-
-def _read_texts(paths: list[Path]) -> pa.Table:
-    """Rows in the order of the sorted paths: the text, the name of its folder as label, and the file. A file
-    that is not UTF-8 gets a null text, which the audit reports as a bad row."""
-    texts = [read_text(path) for path in paths]
-    names = ["/".join(path.parts[-2:]) for path in paths]
-    labels = [path.parent.name for path in paths]
-    table = pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
-    return table.replace_schema_metadata(ONE_FILE_A_ROW)
 
 
 def _load_saved(option: str, path: Path) -> Any:

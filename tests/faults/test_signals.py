@@ -357,7 +357,7 @@ def test_an_orphan_from_the_start_ends(run_words, tmp_path):
     process = psutil.Process(int(done.stdout))
     if not is_init(process.ppid()):
         process.kill()
-        pytest.skip("orphans have another parent here than init: systemd of a user, or pytest in a container")
+        pytest.skip("orphans are known by process 1 as parent; here that is systemd --user, or a Python")
     if not all_ended([process], 60):
         process.kill()
         pytest.fail((tmp_path / "said").read_text())

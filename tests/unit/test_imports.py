@@ -18,11 +18,11 @@ FLOORS = [
         "ft.dropout ft.ema ft.health ft.signals ft.rendezvous ft.throughput ft.watchdog ft.writer ft.trial "
         "ft.shared_gradients ft.heap ft.recipes ft.best ft.analysis.statistics ft.analysis.calibration "
         "ft.analysis.curves ft.analysis.errors ft.page.plots ft.preflight.findings ft.preflight.memory "
-        "ft.preflight.rows",
+        "ft.preflight.rows ft.tasks.text_classification.label_names",
         "ft.attention ft.config ft.data.encoder ft.data.files ft.metrics ft.train_loss ft.checkpoint "
         "ft.analysis.intervals ft.analysis.ranks ft.preflight.costs ft.preflight.duplicates "
         "ft.preflight.labels ft.preflight.lengths",
-        "ft.wandb_run ft.data.columns ft.data.workers ft.last_layer",
+        "ft.wandb_run ft.data.class_folders ft.data.columns ft.data.workers ft.last_layer",
         "ft.lora ft.cli ft.data.audit ft.data.hub ft.optim ft.tracking ft.output "
         "ft.analysis.predictions ft.preflight.near ft.fsdp",
         "ft.data.encode ft.data.sources ft.runtime ft.scored ft.prediction_files "

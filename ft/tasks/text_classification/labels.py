@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,6 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,100}")  # an id is a class, too
 ANY_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(\.[0-9]*)?")
 NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")  # beside names, anything else like a number is a name
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-DELIMITERS = "|;,"  # that a column with several names per row may use
 
 
 def choose_problem_type(
@@ -117,51 +115,6 @@ def numbers_of(
     return np.asarray(numbers).astype(np.int32)
 
 
-def case_twins(names: Sequence[str]) -> list[str]:
-    """Notes for the user about labels that differ only in case, as in a typing error, or that look alike: in
-    a kind of space, or in how an accent is encoded, as in files from several programs."""
-    twins: dict[str, list[str]] = {}
-    for name in names:
-        plain = unicodedata.normalize("NFKC", name).casefold()
-        twins.setdefault(" ".join(plain.split()), []).append(name)
-    groups = [some for some in twins.values() if len(some) > 1]
-    if not groups:
-        return []
-    found = [" and ".join(map(_told_apart(some), some)) for some in groups[:3]]
-    more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
-    in_case = all(len({name.casefold() for name in some}) == 1 for some in groups)
-    what = "in case" if in_case else "in case, spaces or the form of letters"
-    return [f"WARNING labels: {', '.join(found)}{more} differ only {what}, and are different labels"]
-
-
-def _told_apart(names: list[str]) -> Callable[[str], str]:
-    """How to show some names: by their codes, if some look the same otherwise."""
-    shown = {unicodedata.normalize("NFC", repr(name)) for name in names}
-    return repr if len(shown) == len(names) else ascii
-
-
-def joined_by(names: Sequence[str]) -> str | None:
-    """The delimiter that seems to join several labels into one name ("a|b" beside "a" and "b"), if any."""
-    for delimiter in DELIMITERS:
-        parts = [name.split(delimiter) for name in names]
-        joined = [pieces for pieces in parts if len(pieces) > 1]
-        single = {pieces[0].strip() for pieces in parts if len(pieces) == 1}
-        if joined and any(all(piece.strip() in single for piece in pieces) for pieces in joined):
-            return delimiter
-    return None
-
-
-def joined_notes(names: Sequence[str]) -> list[str]:
-    """Notes for the user about such names."""
-    delimiter = joined_by(names)
-    if delimiter is None:
-        return []
-    return [
-        f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
-        f"{delimiter!r} would learn them one by one"
-    ]
-
-
 def names_of(
     values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None,
     may_mix: bool = False,
@@ -225,15 +178,8 @@ def names_of(
         )
     if not pa.types.is_floating(values.type):
         raise UserError(f"{where} holds {values.type}, expected whole numbers or names.")
-    numbers = np.asarray(values, np.float64)
-    broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
-    if len(broken):
-        raise UserError(
-            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no class; rows count "
-            "from 0. Expected whole numbers or names; for numbers to predict, set problem_type: "
-            f"{REGRESSION}."
-        )
-    return pa.chunked_array([pa.array(numbers.astype(np.int64)).cast(pa.large_string())])
+    expected = f"whole numbers or names; for numbers to predict, set problem_type: {REGRESSION}"
+    return pa.chunked_array([_whole_names(values, rows, where, "class", expected)])
 
 
 def name_lists_of(
@@ -306,15 +252,22 @@ def _flat_names(flat: pa.Array, rows: np.ndarray, where: str, names: list[str] |
     if pa.types.is_integer(flat.type):
         return flat.cast(pa.large_string())
     if pa.types.is_floating(flat.type):
-        numbers = np.asarray(flat, np.float64)
-        broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
-        if not len(broken):
-            return pa.array(numbers.astype(np.int64)).cast(pa.large_string())
-        raise UserError(
-            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no label; rows count "
-            "from 0. Expected lists of names or whole numbers."
-        )
+        return _whole_names(flat, rows, where, "label", "lists of names or whole numbers")
     raise UserError(f"{where} holds lists of {flat.type}, expected lists of names or whole numbers.")
+
+
+def _whole_names(values: Any, rows: np.ndarray, where: str, what: str, expected: str) -> pa.Array:
+    """Floating-point numbers that must all be whole, as names."""
+    import pyarrow as pa
+
+    numbers = np.asarray(values, np.float64)
+    broken = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > 2**53))
+    if len(broken):
+        raise UserError(
+            f"{where}: row {rows[broken[0]]} holds {numbers[broken[0]]:g}, which is no {what}; rows count "
+            f"from 0. Expected {expected}."
+        )
+    return pa.array(numbers.astype(np.int64)).cast(pa.large_string())
 
 
 def _class_names(values: Any, names: list[str], rows: np.ndarray, where: str) -> pa.ChunkedArray:

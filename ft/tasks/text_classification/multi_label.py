@@ -10,11 +10,10 @@ from ft.data.columns import is_list
 from ft.errors import UserError
 from ft.metrics import AT_HALF, MULTILABEL_METRICS, multilabel_metrics, sigmoid
 from ft.tasks.text_classification.kind import Kind, output_layer
+from ft.tasks.text_classification.label_names import case_twins, joined_notes
 from ft.tasks.text_classification.labels import (
     MULTI,
-    case_twins,
     in_order,
-    joined_notes,
     name_lists_of,
     numbers_of,
 )

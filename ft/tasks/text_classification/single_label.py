@@ -9,12 +9,11 @@ import numpy as np
 from ft.errors import UserError
 from ft.metrics import CLASSIFICATION_METRICS, classification_metrics, softmax
 from ft.tasks.text_classification.kind import Kind
+from ft.tasks.text_classification.label_names import case_twins, joined_notes
 from ft.tasks.text_classification.labels import (
     SINGLE,
     WHOLE,
-    case_twins,
     in_order,
-    joined_notes,
     names_of,
     numbers_of,
 )

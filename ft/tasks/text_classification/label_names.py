@@ -1,0 +1,53 @@
+"""Label names that are likely mistakes: some that look alike, and some that join several labels."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+DELIMITERS = "|;,"  # that a column with several names per row may use
+
+
+def case_twins(names: Sequence[str]) -> list[str]:
+    """Notes for the user about labels that differ only in case, as in a typing error, or that look alike: in
+    a kind of space, or in how an accent is encoded, as in files from several programs."""
+    twins: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        twins.setdefault(" ".join(plain.split()), []).append(name)
+    groups = [some for some in twins.values() if len(some) > 1]
+    if not groups:
+        return []
+    found = [" and ".join(map(_told_apart(some), some)) for some in groups[:3]]
+    more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
+    in_case = all(len({name.casefold() for name in some}) == 1 for some in groups)
+    what = "in case" if in_case else "in case, spaces or the form of letters"
+    return [f"WARNING labels: {', '.join(found)}{more} differ only {what}, and are different labels"]
+
+
+def _told_apart(names: list[str]) -> Callable[[str], str]:
+    """How to show some names: by their codes, if some look the same otherwise."""
+    shown = {unicodedata.normalize("NFC", repr(name)) for name in names}
+    return repr if len(shown) == len(names) else ascii
+
+
+def joined_by(names: Sequence[str]) -> str | None:
+    """The delimiter that seems to join several labels into one name ("a|b" beside "a" and "b"), if any."""
+    for delimiter in DELIMITERS:
+        parts = [name.split(delimiter) for name in names]
+        joined = [pieces for pieces in parts if len(pieces) > 1]
+        single = {pieces[0].strip() for pieces in parts if len(pieces) == 1}
+        if joined and any(all(piece.strip() in single for piece in pieces) for pieces in joined):
+            return delimiter
+    return None
+
+
+def joined_notes(names: Sequence[str]) -> list[str]:
+    """Notes for the user about such names."""
+    delimiter = joined_by(names)
+    if delimiter is None:
+        return []
+    return [
+        f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
+        f"{delimiter!r} would learn them one by one"
+    ]
