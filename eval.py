@@ -106,11 +106,11 @@ def score(config: EvalConfig, sources: dict | None = None) -> int:
                 file.write(predicted)
                 file.close()
                 notes += clear_evaluation(folder, file.path.name)
-            if config.suspected_label_errors:
-                said = [write_label_errors(folder, task, data, split, result.scores)]
             results["predictions"] = file.path.name
             write_page(folder, config, task, data, results, {split: result}, accelerator)
             write_whole(folder / "results.json", to_json(results, indent=1) + "\n")
+            if config.suspected_label_errors:
+                said = [write_label_errors(folder, task, data, split, result.scores)]
         notes = [
             *data.notes,
             *notes,

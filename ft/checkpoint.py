@@ -181,6 +181,8 @@ def find_checkpoint(wanted: str | None, folder: Path) -> tuple[Path | None, list
         return None, []
     if wanted != "latest":
         path = Path(wanted)
+        if path.name == "latest" and path.is_file():
+            path = path.parent / path.read_text(encoding="utf-8").strip()
         inside = path if path.name == "checkpoints" else path / "checkpoints"  # of another run's output_dir
         if inside.is_dir():
             path = next(reversed(checkpoints_in(inside)), path)

@@ -40,14 +40,7 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
         """Raise `UserError` for the first value that is invalid whatever the data and the model."""
         if not self.model_name_or_path:
             raise UserError("model_name_or_path: is not set; give a Hub id, a folder or a pkg: path.")
-        if not self.output_dir:
-            raise UserError("output_dir: is not set; name a folder.")
-        variable = re.search(r"\$(\w+|\{\w+\})", self.output_dir)
-        if variable and not os.path.exists(self.output_dir):  # a folder of that name is not what is meant
-            raise UserError(
-                f"output_dir: found {self.output_dir!r}: {variable[0]} is replaced by a shell, not in a "
-                "config file or in quotes; write the folder out, or give --output_dir on the command line."
-            )
+        self._check_output_dir()
         self._check_numbers()
         self._check_data()
         if self.max_train_steps is not None and (self.warmup_steps or 0) > self.max_train_steps:
@@ -165,6 +158,16 @@ class Config(RunOptions, OptimOptions, BatchOptions, DataOptions, ModelOptions):
             )
         if "all-linear" in self.lora_targets and len(self.lora_targets) > 1:
             raise UserError("lora_target_modules: all-linear takes no other names; leave them out.")
+
+    def _check_output_dir(self) -> None:
+        if not self.output_dir:
+            raise UserError("output_dir: is not set; name a folder.")
+        variable = re.search(r"\$(\w+|\{\w+\})", self.output_dir)
+        if variable and not os.path.exists(self.output_dir):  # a folder of that name is not what is meant
+            raise UserError(
+                f"output_dir: found {self.output_dir!r}: {variable[0]} is replaced by a shell, not in a "
+                "config file or in quotes; write the folder out, or give --output_dir on the command line."
+            )
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
@@ -292,6 +295,7 @@ class EvalConfig(EvalOptions, Config):
         if self.compare is None:
             super().check()
             return
+        self._check_output_dir()
         if len(self.compared) != 2:
             raise UserError(
                 f"compare: found {len(self.compared)} runs ({', '.join(self.compared)}), expected two."

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -24,8 +24,7 @@ INPUTS = "model_name_or_path tokenizer_name dataset_name train_file validation_f
 SEEDS = "seeds.json"  # names the seeds of `num_seeds`, whose folders are beside it
 SPLITS = ("train", "validation", "test")  # whose evaluations have folders of their own
 REPLACED = ".replaced"  # keeps what `overwrite_output_dir` replaces until the new run has begun
-# Of what a run leaves: names that others use for their own; files of which one exists before these do.
-COMMON = ("config.yaml", "best", "final", "wandb", "tensorboard")
+# Of what a run leaves: the files of which one exists before all else, and is removed after it.
 MARKS = ("environment.json", "metrics.jsonl", SEEDS)
 # A DataLoader's worker, and so the lock, outlives a killed process by some seconds.
 LOCK_SECONDS = 10
@@ -111,11 +110,11 @@ def _check_inputs(options: RunOptions, held: list[str]) -> None:
 def _check_others(folder: Path, held: list[str]) -> None:
     """Raise `UserError` if what would be replaced is not from a run, but the user's own: a hand-written
     config in the folder that its run is to use, a model in best/, W&B's folder of other runs."""
-    others = [name for name in held if name in COMMON]
     of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
-    if others and not of_a_run:
+    # Damaged checkpoints count, too, and those that someone has copied to begin with.
+    if held and not of_a_run and not any((folder / "checkpoints").glob("*step-*")):
         raise UserError(
-            f"output_dir: {str(folder)!r} holds {' and '.join(others)}, which no run wrote and this one "
+            f"output_dir: {str(folder)!r} holds {' and '.join(held)}, which no run wrote and this one "
             "would replace; move your files, or name another output_dir."
         )
 
@@ -168,7 +167,7 @@ def set_aside(options: Config) -> None:
     """Move earlier runs out of the way of several seeds, to be put back or deleted later."""
     folder = Path(options.output_dir)
     (folder / REPLACED).mkdir(exist_ok=True)
-    for name in held_by_seeds(options):
+    for name in _marks_last(held_by_seeds(options)):
         with writing(folder / name):
             _remove(folder / REPLACED / name)  # from a killed start; what that had begun takes its place
             (folder / name).replace(folder / REPLACED / name)
@@ -177,9 +176,9 @@ def set_aside(options: Config) -> None:
 def put_back(folder: Path) -> None:
     """Undo `set_aside`, as far as it got. What cannot be moved stays where it is."""
     with contextlib.suppress(OSError):
-        for path in sorted((folder / REPLACED).iterdir()):
+        for name in _marks_last(os.listdir(folder / REPLACED))[::-1]:
             with contextlib.suppress(OSError):
-                path.replace(folder / path.name)
+                (folder / REPLACED / name).replace(folder / name)
         (folder / REPLACED).rmdir()
 
 
@@ -306,10 +305,15 @@ def release_output_dir(lock: FileLock) -> None:
 def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove what an earlier run left, except the names in `keep`; other files stay."""
     forget_bests(folder)
-    for name in sorted(held_in(folder), key=lambda name: name in MARKS):  # last, as a kill may come between
+    for name in _marks_last(held_in(folder)):
         if name not in keep:
             with writing(folder / name):
                 _remove(folder / name)
+
+
+def _marks_last(names: Iterable[str]) -> list[str]:
+    """What a run has left, sorted so that it is still known as a run's if a kill comes in between."""
+    return sorted(names, key=lambda name: (name in MARKS, name))
 
 
 def _remove(path: Path) -> None:

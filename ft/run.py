@@ -196,9 +196,9 @@ class Run:
         and config.yaml."""
         config = self.config
         if self.checkpoint is None:
-            # With resume_from_checkpoint, the existing ones are damaged, and were reported as kept.
-            is_anew = config.overwrite_output_dir and not config.resume_from_checkpoint
-            clear_output_dir(self.output_dir, keep=() if is_anew else ("checkpoints",))
+            # With `latest`, the existing ones are damaged, and were reported as kept; the run is the same.
+            keep = ("checkpoints", "wandb_id") if config.resume_from_checkpoint else ()
+            clear_output_dir(self.output_dir, keep)
         elif self.has_own_checkpoint:
             with writing(self.checkpoint.parent):  # a crash may have come before this was done
                 checkpoint.settle(self.checkpoint, self.progress.best_step, config.save_total_limit)

@@ -164,8 +164,9 @@ def _results_of(folder: str | Path) -> Path:
 
 
 def _asked(run: Config) -> str:
-    """A hash of a run's requested options, except for where it resumes and when it has to end."""
-    asked = replace(run.repeatable(), max_time=None, hang_timeout=None)
+    """A hash of a run's requested options, except for where it resumes, when it has to end, and the bound on
+    micro-batches, which may follow from the number of processes."""
+    asked = replace(run.repeatable(), max_time=None, hang_timeout=None, per_device_train_batch_size=None)
     return hashlib.sha256(dump(asked).encode()).hexdigest()[:16]
 
 

@@ -45,13 +45,13 @@ def differences(
         difference = float(b.mean() - a.mean())
         numbers = {"a": a.mean(), "b": b.mean(), "difference": difference}
         entry: dict[str, Any] = {key: _known(number) for key, number in numbers.items()}
-        low, high = percentiles(change, difference) or (None, None)
+        span = SPANS.get(name, 1)
+        low, high = percentiles(change, difference, -span) or (None, None)
         p_value, test = p_values.get(name, (None, None)) if low is not None else (None, None)
         if max(len(one), len(other)) > 1:
             entry |= {"a_runs": list(map(_known, a)), "b_runs": list(map(_known, b))}
             if low is not None:
                 low, high, p_value = _with_seeds(difference, float(np.nanvar(change)), a, b)
-                span = SPANS.get(name, 1)
                 low, high = max(low, -span), min(high, span)  # as t has no bounds
                 test = "Welch's t over seeds and rows"
         found[name] = entry | {"low": low, "high": high, "p_value": p_value, "test": test}

@@ -27,7 +27,7 @@ from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
 
-CACHE_VERSION = 15  # part of every key: raise it when encodings change; incomplete ones are rebuilt anyway
+CACHE_VERSION = 16  # part of every key: raise it when encodings change; incomplete ones are rebuilt anyway
 
 
 @dataclass

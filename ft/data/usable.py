@@ -69,12 +69,13 @@ def usable_splits(
             label = columns.label
         else:
             label = _label(options, scoring, raw) if scoring else options.label_column_name
-            notes += _guess_notes(options, scoring, label) if scoring else []
         # For the split that is scored, or the one that it is set aside from.
         if scoring and split == (only if only in sources else "train"):
             used = [*texts, *filter(None, [label])]
             ids[split] = choose_id(raw, scoring.id, used, split)
         columns = choose_columns(raw, texts, label, split, id_column=ids.get(split, ""))
+        if is_first and scoring:
+            notes += [*_text_notes(options, scoring, columns), *_label_notes(options, scoring, label)]
         others = unused_texts(raw, columns) if is_first and not texts else []
         if others:
             notes.append(_unused_note(columns, others))
@@ -149,7 +150,7 @@ def _unlabelled(
     columns = choose_columns(raw, texts, label, split, is_labelled=False, id_column=id_column)
     named = f" (column {label!r})" if label else ""
     notes = [f"{split}: no row has a label{named}, so its rows are predicted and not scored"]
-    notes += joined_rows(raw, split)
+    notes += [*joined_rows(raw, split), *_text_notes(options, scoring, columns)]
     others = [] if texts else unused_texts(raw, columns)
     if others:
         notes.append(_unused_note(columns, others))
@@ -197,8 +198,18 @@ def _label(options: DataOptions, scoring: Scoring, raw: pa.Table) -> str | None:
     return options.label_column_name or known or guess_label(raw)
 
 
-def _guess_notes(options: DataOptions, scoring: Scoring, label: str | None) -> list[str]:
-    """Notes for the user about a label column that nobody named."""
+def _text_notes(options: DataOptions, scoring: Scoring, columns: Columns) -> list[str]:
+    """Notes for the user about a text column that nobody named."""
+    if not scoring.texts or options.text_columns or columns.texts == scoring.texts:
+        return []
+    return [
+        f"WARNING text_column_names: the model was trained on the column {scoring.texts[0]!r}, which the "
+        f"data lacks, and reads {columns.texts[0]!r}; name the column"
+    ]
+
+
+def _label_notes(options: DataOptions, scoring: Scoring, label: str | None) -> list[str]:
+    """The same about a label column."""
     if not scoring.label or label in (scoring.label, options.label_column_name):
         return []
     return [

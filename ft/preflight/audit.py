@@ -152,9 +152,9 @@ def _labelled(splits: dict[str, Rows], name: str) -> tuple[list[str], np.ndarray
 
 
 def _warn(report: dict[str, Any], findings: Findings) -> None:
-    """Warnings about files left out, pairs without a separator, labels that differ in case, copies and
+    """Warnings about files left out, pairs without a separator, odd label names, copies and
     conflicts."""
-    topics = {"text_column_names": "pair", "dataset_name": "files", "labels": "label_case"}
+    topics = {"text_column_names": "pair", "dataset_name": "files", "labels": "label_names"}
     for note in report["notes"]:
         for option, topic in topics.items():
             if note.startswith(f"WARNING {option}: "):

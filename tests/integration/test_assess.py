@@ -378,6 +378,18 @@ def test_a_label_column_that_nobody_named_is_said(tiny_model, tmp_path, capsys):
         assert (said in capsys.readouterr().out) == is_said
 
 
+@pytest.mark.parametrize("is_scored", [True, False])
+def test_a_text_column_that_nobody_named_is_said(trained, tmp_path, capsys, is_scored):
+    rows = [{"author": row["text"], "label": row["label"]} for row in make_rows(20)]
+    other = write_csv(tmp_path / "new.csv", rows if is_scored else [{"author": r["author"]} for r in rows])
+    asked = {"model_name_or_path": trained / "best", "test_file": other, "output_dir": tmp_path / "out"}
+    said = "WARNING text_column_names: the model was trained on the column 'text', which the data lacks, and "
+    for more, is_said in (({}, True), ({"text_column_names": "author"}, False)):
+        capsys.readouterr()
+        assert score_here(**asked, **more) == EXIT_DONE
+        assert (f"{said}reads 'author'" in capsys.readouterr().out) == is_said
+
+
 def test_another_precision_than_that_of_training_is_said_and_told_apart(
     tiny_model, tmp_path, capsys, monkeypatch
 ):
@@ -436,6 +448,20 @@ def test_of_a_copied_model_it_is_said_that_set_aside_rows_may_be_learned_ones(ti
     for place in ("run/best", "link"):
         assert score_here(**asked, model_name_or_path=tmp_path / place) == EXIT_DONE
         assert said not in capsys.readouterr().out
+
+
+def test_if_no_suspects_can_be_found_the_metrics_are_kept(trained, tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("ft.analysis.label_errors.suspects", full)
+    words = {"model_name_or_path": trained / "best", "suspected_label_errors": "true"}
+    data = yaml.safe_load((trained / "config.yaml").read_text())["dataset_name"]
+    with pytest.raises(MemoryError):
+        score_here(**words, dataset_name=data, output_dir=tmp_path / "out")
+    assert {"results.json", "report.html", "predictions.jsonl"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
 
 
 def test_what_a_count_of_suspects_does_not_say_is_said(trained, tmp_path, capsys):

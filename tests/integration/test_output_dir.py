@@ -146,7 +146,7 @@ def test_a_run_does_not_replace_what_it_reads(key, name, tmp_path):
     assert check_output_dir(Config(**elsewhere)) == (None, [])
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "wandb", "best"])
+@pytest.mark.parametrize("name", ["config.yaml", "wandb", "best", "report.html", "checkpoints"])
 def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
     """A hand-written config in the folder of the run to come; W&B's folder of other runs."""
     run = tmp_path / "run"
@@ -157,12 +157,41 @@ def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
         for check in (check_output_dir, check_seeds_dir):
             with pytest.raises(UserError, match=rf"run' holds {name}, which no run wrote and this one"):
                 check(options)
+    (run / name).unlink()
+    (run / name).mkdir()
+    (run / name / "epoch=1.ckpt").write_text("mine")
+    with pytest.raises(UserError, match=rf"run' holds {name}, which no run wrote and this one"):
+        check_output_dir(Config(output_dir=str(run), overwrite_output_dir=True))
     (run / "environment.json").write_text("{}")  # of a run
     with pytest.raises(UserError, match="run' already holds a run"):
         check_output_dir(RunOptions(output_dir=str(run)))
     assert check_output_dir(RunOptions(output_dir=str(run), overwrite_output_dir=True)) == (None, [])
     assert check_output_dir(RunOptions(output_dir=str(run), resume_from_checkpoint="latest")) == (None, [])
     assert (run / name).read_text() == "mine"
+
+
+def test_checkpoints_make_a_folder_that_of_a_run(tmp_path):
+    """Such as a checkpoint and a best/ that were copied to begin with."""
+    run = tmp_path / "run"
+    for folder in ("checkpoints/step-00000500", "best"):
+        (run / folder).mkdir(parents=True)
+    with pytest.raises(UserError, match="run' already holds a run"):
+        check_output_dir(RunOptions(output_dir=str(run)))
+    found, warnings = check_output_dir(RunOptions(output_dir=str(run), resume_from_checkpoint="latest"))
+    assert found is None and "kept as damaged-step-00000500" in warnings[0]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_goes_on_as_the_same_run_of_wandb(words, tmp_path):
+    assert train_here(**words) == 0
+    (tmp_path / "run/wandb_id").write_text("abcd 0\n")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    for name in ("results.json", "final"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train_here(**words, resume_from_checkpoint="latest") == 0
+    assert (tmp_path / "run/wandb_id").exists()
+    assert train_here(**words, overwrite_output_dir="true") == 0
+    assert not (tmp_path / "run/wandb_id").exists()
 
 
 def test_a_run_that_is_replaced_loses_its_links_and_not_what_they_lead_to(words, tmp_path):

@@ -134,7 +134,7 @@ def test_copies_across_splits_conflicts_and_missing_labels_are_warnings(audited,
     assert "row 47 as 203" in topics["warning", "copies_across"][0]
     assert "train row 204 'bad', train row 205 'fine'" in topics["warning", "conflicts"][0]
     assert "validation: no row has the labels 'Good', 'fine'" in topics["warning", "lacking_labels"][0]
-    assert "'Good' and 'good' differ only in case" in topics["warning", "label_case"][0]
+    assert "'Good' and 'good' differ only in case" in topics["warning", "label_names"][0]
     assert not [topic for level, topic in topics if level == "blocking"]
 
 

@@ -151,9 +151,10 @@ def test_a_finished_run_resumed_does_no_update_and_gives_the_same_results(config
     assert results_in(finished) == before
 
 
-def test_resume_from_a_named_checkpoint(config, whole, tmp_path):
+@pytest.mark.parametrize("name", ["step-00000012", "latest"])
+def test_resume_from_a_named_checkpoint(config, whole, tmp_path, name):
     words = {**config, "output_dir": tmp_path / "other"}
-    assert train_here(**words, resume_from_checkpoint=whole / "checkpoints/step-00000012") == 0
+    assert train_here(**words, resume_from_checkpoint=whole / "checkpoints" / name) == 0
     assert same_bits(whole / "final", tmp_path / "other/final")
 
 

@@ -37,11 +37,15 @@ ALLOWED = "torch/utils/data/dataloader.py"
 def allowed():
     """Whether it is nearby on the stack, or the only reader of the loop: of two numbers whose copy to the
     host started an update before."""
-    frame, near = sys._getframe(2), []
-    while frame is not None and len(near) < 8:
-        near.append(frame.f_code)
+    frame = sys._getframe(2)
+    for _ in range(8):
+        if frame is None:
+            break
+        is_late = frame.f_code is LateReader.pop.__code__ and frame.f_locals["keep"] == 1
+        if is_late or frame.f_code.co_filename.endswith(ALLOWED):
+            return True
         frame = frame.f_back
-    return any(code.co_filename.endswith(ALLOWED) or code is LateReader.pop.__code__ for code in near)
+    return False
 
 
 class Operators(TorchDispatchMode):

@@ -58,6 +58,13 @@ def test_quick_changes_defaults_alone(model):
     assert parse(["throughput", *model]).rounds == 5
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_quick_changes_what_the_command_has(command):
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].add_options(parser)
+    assert COMMANDS[command].QUICK.keys() <= {action.dest for action in parser._actions}
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -452,7 +459,8 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     tiny_model, reviews, tmp_path, monkeypatch
 ):
     folders = ["--data", str(reviews), "--model", str(tiny_model)]
-    words = "--max_length 64 --updates 6 --rounds 1 --name table --arms ours trainer plain tutorial"
+    words = "--max_length 64 --updates 6 --rounds 1 --name table --arms ours trainer trainer_defaults plain"
+    words += " tutorial ours_two"
     options = parse(["throughput", *folders, *words.split()])
     found = dict(throughput.one_round(options, 0))
     sums = [
@@ -467,8 +475,8 @@ def test_the_updates_that_count_have_the_same_rows_in_all_arms_of_a_round(
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     throughput.run(options)
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {throughput.ARMS[arm]}" for arm in found]
-    assert {line.count(" | ") for line in lines[2:8]} == {7}
+    assert [line.split(" | ")[0] for line in lines[4:10]] == [f"| {throughput.ARMS[arm]}" for arm in found]
+    assert {line.count(" | ") for line in lines[2:10]} == {7}
     memory.run(options)
     heads = ["real tokens/s", "min to max", "padding", "% of the GEMM peak", "peak memory, MB"]
     about = [

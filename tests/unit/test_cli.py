@@ -11,6 +11,7 @@ from conftest import ROOT, flags
 
 from ft.cli import dump, parse
 from ft.config import Config, EvalConfig
+from ft.errors import UserError
 from ft.values import parse_duration
 
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.csv"]
@@ -325,6 +326,8 @@ def test_an_output_dir_with_a_variable_that_no_shell_has_replaced(capsys, monkey
     (tmp_path / "c.yaml").write_text(f"output_dir: {name}\n")
     said = refused(capsys, *NEEDED, str(tmp_path / "c.yaml"))
     assert "output_dir: found" in said and "is replaced by a shell" in said
+    with pytest.raises(UserError, match="is replaced by a shell"):
+        EvalConfig(compare="one,two", output_dir=name).check()
     (tmp_path / name).mkdir(parents=True)  # a folder that exists
     assert config_of(*NEEDED, str(tmp_path / "c.yaml")).output_dir == name
     assert config_of(*NEEDED, "--output_dir", "a$").output_dir == "a$"

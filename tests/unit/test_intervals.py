@@ -293,6 +293,12 @@ def test_a_mean_over_many_classes_of_few_rows_lies_within_its_interval():
     assert percentiles(np.array([0.9, 0.91, 0.92, 0.93]), 0.999)[1] == 1
 
 
+def test_the_interval_of_a_difference_of_biased_metrics_is_that_of_the_other_order_mirrored():
+    drawn = np.linspace(-0.5, -0.3, 101)
+    low, high = percentiles(drawn, -0.7, -1)
+    assert low < -0.7 < high and np.allclose(percentiles(-drawn, 0.7, -1), (-high, -low))
+
+
 def test_wilsons_interval_has_width_where_every_row_is_right():
     assert proportion(277, 277) == pytest.approx((0.98632, 1), abs=1e-5)
     assert proportion(8, 10) == pytest.approx((0.49016, 0.94332), abs=1e-5)

@@ -317,6 +317,14 @@ def test_labels_that_differ_in_case_alone_are_said(made):
     assert not any("only in case" in note for note in made(["Good", "bad"] * 2, "csv").notes)
 
 
+def test_labels_that_look_like_missing_values_are_said(made):
+    for missing in ("nan", "NULL", "#N/A"):
+        for labels in (["good", missing], [["good", "bad"], ["bad", missing]]):
+            notes = made(labels * 2, "csv" if isinstance(labels[0], str) else "jsonl").notes
+            assert any(f"WARNING labels: {missing!r} looks like a missing value" in note for note in notes)
+    assert not any("missing value" in note for note in made(["None", "NA"] * 2, "csv").notes)
+
+
 @pytest.mark.parametrize(
     "others, shown",
     [

@@ -151,6 +151,20 @@ def mean_pooled():
     return model
 
 
+class PoolerOfGradients(nn.Module):
+    """Reads the other positions for nothing but their gradients."""
+
+    def forward(self, hidden_states):
+        mean = hidden_states.mean(dim=1)
+        return hidden_states[:, 0] + mean - mean.detach()
+
+
+def mean_pooled_in_gradients():
+    model = small("bert")
+    model.bert.pooler = PoolerOfGradients()
+    return model
+
+
 def of_another_make():
     model = small("bert")
     model.bert.encoder.layer[1] = Stranger()
@@ -174,6 +188,7 @@ def test_where_it_does_not_fit_the_layer_stays_whole_and_it_is_said():
     for model, draws, why in (
         (with_a_head_of_its_own(), False, "the head of a ReadsMarkers may read others than the first"),
         (mean_pooled(), False, "the head reads others, too"),
+        (mean_pooled_in_gradients(), False, "the head reads others, too"),
         (of_another_make(), False, "no attribute 'attention'"),
         (small("deberta-v2"), False, "DebertaV2ForSequenceClassification"),
         (small("bert", is_decoder=True), False, "BertForSequenceClassification"),

@@ -1,7 +1,6 @@
 """The watchdog of the tests' launches ends everything that hangs, below a launcher, too."""
 
 import os
-import shutil
 import subprocess
 
 import psutil
@@ -26,18 +25,26 @@ def test_a_launch_that_hangs_is_killed_with_all_that_it_started(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", ["--resume_from_checkpoint run/checkpoints/step-1", "--resume-from-checkpoint=x"]
+    "words, lines, refused",
+    [
+        ("--resume_from_checkpoint run/checkpoints/step-1", "", "resume_from_checkpoint"),
+        ("--resume-from-checkpoint=x", "", "resume_from_checkpoint"),
+        ("--seed 3", "resume_from_checkpoint: x  # a comment", "resume_from_checkpoint"),
+        ("--max_time 4h", "", "max_time"),
+        ("", "seed: 3\nmax_time: 4h", "max_time"),
+        ("--resume_from_checkpoint latest --seed 3", "max_time: null\nresume_from_checkpoint: latest", None),
+    ],
 )
-def test_the_batch_script_of_slurm_refuses_another_checkpoint_than_the_latest(tmp_path, words):
-    """It would be ignored: the script appends its own request for the latest, which a requeue needs."""
-    bash, script = shutil.which("bash"), str(ROOT / "slurm/train.sbatch")
-    environment = os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": "/nowhere"}  # no Slurm here
-
-    def said(*words):
-        return subprocess.run(
-            [bash, script, "my.yaml", *words], env=environment, capture_output=True, text=True, timeout=30
-        )
-
-    done = said(*words.split())
-    assert done.returncode == 2 and "resume_from_checkpoint: leave it out" in done.stderr
-    assert "leave it out" not in said("--resume_from_checkpoint", "latest", "--seed", "3").stderr
+def test_the_batch_script_of_slurm_refuses_what_would_not_count_there(tmp_path, words, lines, refused):
+    """It appends its own request for the latest checkpoint, which a requeue needs; and a run that max_time
+    ends would be restarted by its launcher."""
+    (tmp_path / "my.yaml").write_text(lines + "\n")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm/train.sbatch"), "my.yaml", *words.split()],
+        env=environment | {"SLURM_SUBMIT_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    if refused:
+        assert done.returncode == 2 and done.stderr.startswith(f"{refused}: leave it out")
+    else:
+        assert done.returncode == 1 and "SLURM_JOB_ID" in done.stderr  # as there is no job here

@@ -1,11 +1,22 @@
-"""Label names that are likely mistakes: some that look alike, and some that join several labels."""
+"""Label names that are likely mistakes: of missing values, some that look alike, or join several labels."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
 
+MISSING = "nan null n/a #n/a <na>".split()  # as programs write them; "None" and "NA" may be meant
 DELIMITERS = "|;,"  # that a column with several names per row may use
+
+
+def missing_notes(names: Sequence[str]) -> list[str]:
+    """Notes for the user about labels that are written like missing values."""
+    return [
+        f"WARNING labels: {name!r} looks like a missing value, but is learned as a label; if it is none, "
+        "empty these cells and set on_bad_rows: drop"
+        for name in names
+        if name.casefold() in MISSING
+    ]
 
 
 def case_twins(names: Sequence[str]) -> list[str]:
