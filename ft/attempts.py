@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,7 +44,10 @@ class Attempts:
         """Attempts at one update, until one succeeds. The micro-batches are those of the plan."""
         skipped = 0
         while skipped < MAX_SKIPPED:
-            attempt = _Attempt(self, split(micro_batches, self.most_rows))
+            parts = micro_batches
+            if self.most_rows is not None:  # the same rows in the same order
+                parts = [part for one in micro_batches for part in one.split(self.most_rows)]
+            attempt = _Attempt(self, parts)
             yield attempt
             if attempt.done:
                 return
@@ -75,14 +77,11 @@ class _Attempt:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         attempts = self.attempts
         if kind is None:
             self.done = not attempts.accelerator.optimizer_step_was_skipped
-            return False
-        if not issubclass(kind, torch.OutOfMemoryError):
+        if kind is None or not issubclass(kind, torch.OutOfMemoryError):
             return False
         if self._in_step:  # some parameters may have moved
             raise UserError(
@@ -116,10 +115,3 @@ def warn_out_of_memory(accelerator: Accelerator, remedy: str) -> None:
     """Say what one process does about it: another may have room."""
     where = f" in process {accelerator.process_index}" if accelerator.num_processes > 1 else ""
     tell(f"warning: out of memory{where}; {remedy}")
-
-
-def split(micro_batches: list[MicroBatch], most_rows: int | None) -> list[MicroBatch]:
-    """The same rows in the same order in micro-batches of at most `most_rows`."""
-    if most_rows is None:
-        return micro_batches
-    return [part for micro_batch in micro_batches for part in micro_batch.split(most_rows)]

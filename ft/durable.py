@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,12 @@ def replace_folder(new: Path, place: Path, keep: Path | None = None) -> None:
 def make_free(place: Path) -> Path:
     """A free name for a folder: `place`, after removing an older one; if that cannot be removed, as on NFS
     while somebody reads a file of it, the same name with a number."""
-    names = chain([place.name], (f"{place.name}.{number}" for number in count(1)))
-    return next(path for path in map(place.with_name, names) if _is_gone(path))
-
-
-def _is_gone(path: Path) -> bool:
-    """Remove a folder, if possible; returns whether it is gone."""
-    shutil.rmtree(path, ignore_errors=True)
-    return not path.exists()
+    for number in count():
+        path = place.with_name(f"{place.name}.{number}") if number else place
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            break
+    return path
 
 
 def flush(path: Path) -> None:

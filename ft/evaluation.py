@@ -47,7 +47,8 @@ def evaluate(
     on every process, with the number of rows that all have scored if they had as many as this one; an
     exception in it ends the evaluation. With `calibrate` the task fits its calibration on these rows (the
     validation rows, never others) before the metrics are computed. The loss is the mean over rows. Raises
-    `RuntimeError` if the gathered rows are not the rows of the split, each once."""
+    `UserError` for scores that are not finite, and `RuntimeError` if the gathered rows are not those of the
+    split, each once."""
     was_training = model.training
     model.eval()
     try:
@@ -78,11 +79,9 @@ def evaluate(
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(found, src=0)
     metrics, task.calibration = found
-    return (
-        Evaluation(metrics, scores_all, rows.labels)
-        if accelerator.is_main_process
-        else Evaluation(metrics, None)
-    )
+    if not accelerator.is_main_process:
+        return Evaluation(metrics, None)
+    return Evaluation(metrics, scores_all, rows.labels)
 
 
 def scored_batches(

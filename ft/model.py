@@ -28,7 +28,8 @@ from ft.words import met_words, word_embeddings
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
     """The pretrained model with the task's head, in fp32 on the CPU; adds to `notes` what the user should
-    know about it."""
+    know about it. Raises `UserError` for a model that cannot be loaded or does not suit options, tokenizer or
+    task."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # its bars of one second each would come between ours
@@ -106,6 +107,7 @@ def check_tokens(model: Any, tokenizer: Any, splits: dict[str, EncodedRows]) -> 
         if end is not None:
             pieces = 1 if rows.pieces is None else rows.pieces
             times = rows.times(end)
+            # The tokenizer ends all pieces alike, with the fewest that any has; the rest are in texts.
             odd = np.flatnonzero(times != pieces * (times // pieces).min())
             if len(odd):
                 raise UserError(

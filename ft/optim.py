@@ -43,7 +43,8 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
 
     A layer's rate is that of the one above it times `layerwise_lr_decay` (as in Sun et al., 2019); the head's
     is `head_learning_rate`, if set. The "name" of a group says which parts have its rate: head, layer_3,
-    embeddings or, if all layers have the same, pretrained; several are joined, as in head_and_layer_3."""
+    embeddings or, if all layers have the same, pretrained; several are joined, as in head_and_layer_3. Raises
+    `UserError` if `freeze` leaves nothing for a rate."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rates = dict.fromkeys(trained, config.learning_rate)
     parts = dict.fromkeys(trained, "pretrained")
@@ -143,7 +144,8 @@ class Schedule(LRScheduler):
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: Config, total_updates: int) -> Schedule:
-    """The schedule over `total_updates` optimizer updates; one step of it is one update that took effect."""
+    """The schedule over `total_updates` optimizer updates; one step of it is one update that took effect.
+    Raises `UserError` for too many of them, and for more of warm-up than there are."""
     from transformers.optimization import get_scheduler
 
     if total_updates > MOST_UPDATES:

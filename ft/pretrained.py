@@ -40,7 +40,8 @@ POSITIONS_AFTER_PADDING = (
 
 
 def find_model(name: str, key: str = "model_name_or_path") -> str:
-    """A local folder as a path, or the unchanged name, for the Hub."""
+    """A local folder as a path, or the unchanged name, for the Hub. Raises `UserError` for a path that is no
+    folder; `key` is the option that names it."""
     path = local_path(name)
     looks_local = name.startswith(("pkg:", ".", "/", "~")) or name.count("/") > 1
     if path.is_dir():
@@ -220,7 +221,7 @@ def _agree(model_config: Any, tokenizer: Any) -> None:
 
 def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
     """The model's tokenizer, or the one that `tokenizer_name` names. It always has a padding token, which is
-    also set in `model_config`."""
+    also set in `model_config`. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer
 
     key = "tokenizer_name" if options.tokenizer_name else "model_name_or_path"
@@ -275,7 +276,7 @@ def _from_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> An
 
 def longest_text(asked: int | None, tokenizer: Any, model_config: Any) -> int:
     """max_length in tokens: the one requested, at most what the model has positions for, or else that
-    limit."""
+    limit. Raises `UserError` for one that they do not allow."""
     positions = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 10**6
     if positions < 0:  # XLNet's way to say that it has no limit
         positions = 10**6

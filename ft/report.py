@@ -31,11 +31,11 @@ def progress_bar(show: bool, **options: Any) -> Any:
     return tqdm(disable=not (show and sys.stderr.isatty()), dynamic_ncols=True, **options)
 
 
-def padding_share(sampler: Any, updates: int = 200) -> float:
-    """Share of the tokens that are padding, over the first updates of the plan."""
+def padding_share(sampler: Any) -> float:
+    """Share of the tokens that are padding, over the first 200 updates of the plan."""
     rows, planned = sampler.dataset.rows, sampler.plan(0)
     real = padded = 0
-    for update in range(min(updates, len(planned))):
+    for update in range(min(200, len(planned))):
         taken = planned.rows(update)
         cut = shares(taken, rows.lengths[taken], sampler.num_processes, sampler.micro_batch_size)
         for parts in cut:

@@ -131,7 +131,8 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         held = run.hosts.from_main(lambda: held_in(run.output_dir))
         if held := [name for name in held if name != "checkpoints"]:
             notes.append(f"files of another run in {run.output_dir} are replaced: {', '.join(held)}")
-    best, origin = progress.best_step, path.resolve().parent.parent if run.takes_best else run.output_dir
+    best = progress.best_step
+    origin = path.resolve().parent.parent if run.takes_best else run.output_dir
     if best and not run.hosts.from_main(
         lambda: recover_best(run.output_dir, best, progress.best_weights, origin)
     ):

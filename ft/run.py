@@ -109,7 +109,7 @@ class Run:
 
     def compare_hosts(self, data: Data, model: Any) -> None:
         """Raise `UserError` on all processes if one has read other data or another model, before any of it is
-        exchanged."""
+        exchanged. Keeps what identifies the model in checkpoints."""
         self.pretrained, self.shapes = weights_mark(model), shapes_mark(model)
         self.hosts.check_same(
             {"data": data.fingerprint, "model": self.shapes, "pretrained model": self.pretrained}

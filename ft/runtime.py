@@ -34,7 +34,6 @@ from ft.writer import finish_writing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from accelerate.utils import KwargsHandler
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -217,11 +216,7 @@ def build_accelerator(config: Config) -> Accelerator:
         torch.backends.cudnn.benchmark = False
     # Whatever the default of the version of torch is (that of convolutions is TF32).
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    handlers: list[KwargsHandler] = [
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
-    ]
     method = rendezvous.init_method() if rendezvous.store_is_reused() else None
-    handlers.append(InitProcessGroupKwargs(init_method=method, timeout=PATIENCE))
     accelerator = Accelerator(
         cpu=use_cpu,  # without it, each of several CPU processes would think it is alone
         # An evaluation uses no tracker; those in the config of its run need not be installed.
@@ -230,7 +225,10 @@ def build_accelerator(config: Config) -> Accelerator:
         step_scheduler_with_optimizer=False,  # one scheduler step per call, not one per process
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop scales its losses
         dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-        kwargs_handlers=handlers,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            InitProcessGroupKwargs(init_method=method, timeout=PATIENCE),
+        ],
         fsdp_plugin=sharding,
     )
     if sharding is not None and accelerator.num_processes > 1:
@@ -254,7 +252,7 @@ def resolve_batch_size(config: Config, num_processes: int) -> list[str]:
     """Settle global_batch_size and the micro-batch limit in `config`; returns notes for the user.
 
     Afterwards, the config means the same on any launch: global_batch_size is set, gradient_accumulation_steps
-    is not."""
+    is not. Raises `UserError` if the sizes contradict one another on this launch."""
     bound, steps, note = config.per_device_train_batch_size, config.gradient_accumulation_steps, ""
     if config.global_batch_size is None and bound and steps:
         config.global_batch_size = bound * steps * num_processes

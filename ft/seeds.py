@@ -116,7 +116,7 @@ class _Record:
         return [
             run.seed
             for run in runs
-            if self.seeds[str(run.seed)] == _asked(run) and _results_of(run.output_dir).exists()
+            if self.seeds[str(run.seed)] == _asked(run) and (Path(run.output_dir) / "results.json").exists()
         ]
 
     def check_data(self) -> None:
@@ -159,10 +159,6 @@ class _Record:
         release_output_dir(self._lock)
 
 
-def _results_of(folder: str | Path) -> Path:
-    return Path(folder) / "results.json"
-
-
 def _asked(run: Config) -> str:
     """A hash of a run's requested options, except for where it resumes, when it has to end, and the bound on
     micro-batches, which may follow from the number of processes."""
@@ -199,7 +195,9 @@ def summarise(folders: Sequence[Path]) -> dict[str, Any]:
     its mean and its sample standard deviation (NAME_std); and all results of each run under "runs".
 
     The interval of one run (NAME_low, NAME_high) is about its rows, and has no mean here."""
-    runs = {folder.name: json.loads(_results_of(folder).read_text(encoding="utf-8")) for folder in folders}
+    runs = {
+        folder.name: json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in folders
+    }
     results: dict[str, Any] = {"seeds": [int(name.removeprefix("seed-")) for name in runs]}
     first, *_ = runs.values()
     for key in first:

@@ -32,7 +32,8 @@ ANSWER_SECONDS = 60.0
 
 
 def choose_trackers(names: list[str]) -> list[str]:
-    """The trackers that report_to names: "all" stands for those that are installed, "none" for none."""
+    """The trackers that report_to names: "all" stands for those that are installed, "none" for none.
+    Raises `UserError` for one that is unknown or not installed."""
     chosen = [name for name in dict.fromkeys(names) if name not in ("none", "all")]
     for name in chosen:
         if name not in STARTS:

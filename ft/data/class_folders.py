@@ -27,12 +27,3 @@ def read_texts(paths: list[Path]) -> pa.Table:
     labels = [path.parent.name for path in paths]
     table = pa.table({"text": pa.array(texts, pa.string()), "label": labels, "file": names})
     return table.replace_schema_metadata(ONE_FILE_A_ROW)
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file name can be written: Python keeps bytes that are not UTF-8 as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

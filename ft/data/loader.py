@@ -54,7 +54,7 @@ class Pieces:
         places = np.repeat(np.arange(len(rows)), counts)
         number = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
         tensors = (
-            rows[places].astype(np.int64) + (number << 40),
+            rows[places].astype(np.int64) + (number << 40),  # unique; those of first pieces are the rows
             places,
             (1 / counts).astype(np.float32)[places],
         )

@@ -63,19 +63,14 @@ class Data:
     def draw(self, options: DataOptions) -> dict[str, Any]:
         """What decides which training rows are set aside: the rows, the splits and their sizes; the labels,
         by which they are stratified; and the bad rows among them."""
-        # A test split without labels has a source, but no facts; rows may be set aside in its place.
-        shares = {
-            f"{split}_split_percentage": self.was_set_aside(split)
-            if split in self.facts
-            else split not in self.sources
-            for split in ("validation", "test")
-        }
-        return {
-            "train": self.sources.get("train"),
-            **{name: getattr(options, name) if is_drawn else None for name, is_drawn in shares.items()},
-            "label_column_name": self.columns.label,
-            "dropped": self.facts.get("train", {}).get("dropped"),  # how many for which reason
-        }
+        found: dict[str, Any] = {"train": self.sources.get("train")}
+        for split in ("validation", "test"):
+            # A test split without labels has a source, but no facts; rows may be set aside in its place.
+            has_facts, name = split in self.facts, f"{split}_split_percentage"
+            is_drawn = self.was_set_aside(split) if has_facts else split not in self.sources
+            found[name] = getattr(options, name) if is_drawn else None
+        dropped = self.facts.get("train", {}).get("dropped")  # how many for which reason
+        return found | {"label_column_name": self.columns.label, "dropped": dropped}
 
 
 def prepare_data(

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ft.data.class_folders import is_utf8, read_texts, texts_in
+from ft.data.class_folders import read_texts, texts_in
 from ft.data.files import FORMATS, JOINED, class_labels, format_of, is_hidden, read_table
 from ft.data.hub import load_by_id, load_copy
+from ft.data.tables import is_unicode
 from ft.durable import digest
 from ft.errors import UserError
 from ft.options import DataOptions
@@ -163,8 +164,8 @@ def _from_folder(path: Path, options: DataOptions) -> dict[str, Source]:
                 found[split] = _from_path(split, folder)
             if split in found:
                 break
-    for source in [*found.values()][:1]:
-        source.notes += _left_out(
+    if found:
+        next(iter(found.values())).notes += _left_out(
             "WARNING dataset_name: %s left out, as no split has such a name (name it as validation_file "
             "or test_file, or with validation_split_name or test_split_name)",
             _others(path, found, options),
@@ -238,7 +239,7 @@ def _from_path(split: str, path: Path) -> Source:
         has_data = any(format_of(file) for file in path.glob("*"))  # dataset_dict.json among them
         hint = "a folder of data files is named as dataset_name." if has_data else "expected one per class."
         raise UserError(f"{split}_file: the folder {str(path)!r} holds no sub-folder with .txt files; {hint}")
-    if odd := next((name for text in texts if not is_utf8(name := str(text.relative_to(path)))), None):
+    if odd := next((name for text in texts if not is_unicode(name := str(text.relative_to(path)))), None):
         raise UserError(
             f"{split}_file: the name {odd!r} in {str(path)!r} is not UTF-8, and names of folders are labels; "
             "rename it (convmv does so for all)."

@@ -27,7 +27,7 @@ def gather(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
     for chunk in _chunks(rows):
         columns: dict[str, Any] = {}
         for name in names or dict.fromkeys(name for row in chunk for name in row):
-            if not _is_unicode(name):
+            if not is_unicode(name):
                 raise UserError(
                     f"{path}: the column {name!r} is named with half of a surrogate pair; rename it."
                 )
@@ -38,7 +38,7 @@ def gather(rows: Iterator[dict[str, Any]], path: Path, names: Sequence[str] = ()
                     raise pa.ArrowTypeError("a bool behind a fraction, which Arrow takes for a number")
                 columns[name] = array
             except UnicodeEncodeError:  # JSON may escape one half of a character: "\ud83d"
-                row = sum(sizes) + next(i for i, value in enumerate(values) if not _is_unicode(value))
+                row = sum(sizes) + next(i for i, value in enumerate(values) if not is_unicode(value))
                 raise UserError(
                     f"{path}: row {row} (rows count from 0): {name!r} holds half of a surrogate pair, which "
                     "is no text; write the character whole."
@@ -85,7 +85,9 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _is_unicode(value: Any) -> bool:
+def is_unicode(value: Any) -> bool:
+    """Whether the texts in a value can be written: they hold no half of a surrogate pair, which is also how
+    Python keeps bytes of a file name that are not UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

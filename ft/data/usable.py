@@ -63,12 +63,13 @@ def usable_splits(
                 notes.append(f"test: no row has a label (column {columns.label!r}), so it is not scored")
             continue
         notes += joined_rows(raw, split)
-        texts = columns.texts if columns else _texts(options, scoring, raw)
         is_first = columns is None
         if columns:
-            label = columns.label
+            texts, label = columns.texts, columns.label
+        elif scoring:
+            texts, label = _texts(options, scoring, raw), _label(options, scoring, raw)
         else:
-            label = _label(options, scoring, raw) if scoring else options.label_column_name
+            texts, label = tuple(options.text_columns), options.label_column_name
         # For the split that is scored, or the one that it is set aside from.
         if scoring and split == (only if only in sources else "train"):
             used = [*texts, *filter(None, [label])]
@@ -176,10 +177,10 @@ def _sampled(options: DataOptions, split: str, count: int, notes: list[str]) -> 
     return sample(count, most or None)
 
 
-def _texts(options: DataOptions, scoring: Scoring | None, raw: pa.Table) -> tuple[str, ...]:
+def _texts(options: DataOptions, scoring: Scoring, raw: pa.Table) -> tuple[str, ...]:
     """The text columns that the user named, or that the model was trained on, if these are there; else
     none."""
-    if options.text_columns or not scoring:
+    if options.text_columns:
         return tuple(options.text_columns)
     missing = [name for name in scoring.texts if name not in raw.column_names]
     if missing and len(scoring.texts) > 1:

@@ -42,23 +42,16 @@ def _told_apart(names: list[str]) -> Callable[[str], str]:
     return repr if len(shown) == len(names) else ascii
 
 
-def joined_by(names: Sequence[str]) -> str | None:
-    """The delimiter that seems to join several labels into one name ("a|b" beside "a" and "b"), if any."""
+def joined_notes(names: Sequence[str]) -> list[str]:
+    """Notes for the user about a delimiter that seems to join several labels into one name ("a|b" beside "a"
+    and "b")."""
     for delimiter in DELIMITERS:
         parts = [name.split(delimiter) for name in names]
         joined = [pieces for pieces in parts if len(pieces) > 1]
         single = {pieces[0].strip() for pieces in parts if len(pieces) == 1}
-        if joined and any(all(piece.strip() in single for piece in pieces) for pieces in joined):
-            return delimiter
-    return None
-
-
-def joined_notes(names: Sequence[str]) -> list[str]:
-    """Notes for the user about such names."""
-    delimiter = joined_by(names)
-    if delimiter is None:
-        return []
-    return [
-        f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
-        f"{delimiter!r} would learn them one by one"
-    ]
+        if any(all(piece.strip() in single for piece in pieces) for pieces in joined):
+            return [
+                f"some labels look like several ones with {delimiter!r} between them; label_delimiter: "
+                f"{delimiter!r} would learn them one by one"
+            ]
+    return []
