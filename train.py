@@ -45,7 +45,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     from ft.run import Run
     from ft.runtime import build_accelerator, reseed, resolve_batch_size, seed_generators, total_updates
     from ft.tasks import build_task
-    from ft.words import train_met_words
+    from ft.words import train_used_words
 
     # --- accelerator, task, data ----------------------------------------------------------------------------
     accelerator = build_accelerator(config)
@@ -62,7 +62,7 @@ def train(config: Config, run_class: Callable | None = None) -> int:
     seed_generators(config.seed)  # the new head
     model = build_model(config, task, model_config, tokenizer, notes)
     run.compare_hosts(data, model)
-    train_met_words(model, tokenizer, data.tokens, run.hosts)
+    train_used_words(model, tokenizer, data.tokens, run.hosts)
     exchange_gradients = prepare_for_ddp(model, accelerator, run.hosts)
     compiled_length = data.splits["train"].longest if config.torch_compile else None
     row_keys, unkeyed = key_dropout(model, config.dropout_mode, config.seed, compiled_length)

@@ -58,14 +58,14 @@ def _copy(source: Path, temporary: Path, best: Path) -> None:
         for path in temporary.rglob("*"):  # an adapter is in a folder of its own
             flush(path)
     except OSError:
-        _open(temporary)
+        _make_writable(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _open(temporary)
+    _make_writable(temporary)
     replace_folder(temporary, best)
 
 
-def _open(folder: Path) -> None:
+def _make_writable(folder: Path) -> None:
     """Make a folder and those in it writable by their owner: they may be copies of read-only ones."""
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():

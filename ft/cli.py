@@ -98,11 +98,11 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
         for action in parser._actions:  # --names+, to append to a list, is not taken here
             action.option_strings = [word for word in action.option_strings if not word.endswith("+")]
         parser.parse_args(["--help"])
-    files, words = _read(argv, kinds)
-    if defaults is not None and not files and words.keys() <= OF_ANY_RUN:
+    files, flags = _read(argv, kinds)
+    if defaults is not None and not files and flags.keys() <= OF_ANY_RUN:
         files = [defaults]
     given: dict[str, str] = {}
-    for layer in [*(_read_yaml(file, kinds) for file in files), words]:  # later ones win
+    for layer in [*(_read_yaml(file, kinds) for file in files), flags]:  # later ones win
         outranked = {
             other: "null" for name, other in OUTRANKED_BY.items() if name in layer and other in given
         }
@@ -110,7 +110,7 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
     given |= {
         name: _Text(word)
         for name, word in given.items()
-        if word != "null" and (_is(dict, kinds.get(name)) or _is_text(kinds.get(name), word))
+        if word != "null" and (_may_be(dict, kinds.get(name)) or _is_text(kinds.get(name), word))
     }
     print_it = given.pop("print_config", "false") != "false"
     values = {name: str(word) for name, word in given.items() if isinstance(word, _Text)}
@@ -130,7 +130,7 @@ def _parse(config_class: type[ConfigT], argv: list[str], defaults: str | None) -
     near = difflib.get_close_matches(word, map(str, _choices(kinds[name])), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     found = "null" if word == "null" else repr(word)
-    raise UserError(f"{name}: found {found}, expected {_words(kinds[name])}{hint}")
+    raise UserError(f"{name}: found {found}, expected {_expected(kinds[name])}{hint}")
 
 
 def _is_right(parser: _Parser, word: str) -> bool:
@@ -155,7 +155,7 @@ def _is_text(annotation: Any, word: str) -> bool:
     """Whether a word is taken verbatim, because YAML might read it as something else ("~" and "#" as null):
     for an option that takes texts, except a list in brackets."""
     members = set(_members(annotation)) - {type(None)}
-    return str in members and (members == {str} or not (_is(list, annotation) and word.startswith("[")))
+    return str in members and (members == {str} or not (_may_be(list, annotation) and word.startswith("[")))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
@@ -168,16 +168,17 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     )
 
 
-def _is(kind: type, annotation: Any) -> bool:
+def _may_be(kind: type, annotation: Any) -> bool:
+    """Whether an option of this type takes such a kind of value: list or dict."""
     return any(typing.get_origin(member) is kind for member in _members(annotation))
 
 
-def _words(annotation: Any) -> str:
+def _expected(annotation: Any) -> str:
     """The type of a field for a message: "a whole number or null"."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     choices = ", ".join(map(str, _choices(annotation)))
     kind = names.get(_members(annotation)[0], f"one of {choices}" if choices else "names separated by commas")
-    kind = "none, balanced, or weights by label" if _is(dict, annotation) else kind
+    kind = "none, balanced, or weights by label" if _may_be(dict, annotation) else kind
     return kind + (" or null" if _takes_null(annotation) else "")
 
 
@@ -206,11 +207,11 @@ def _read(argv: list[str], kinds: dict[str, Any]) -> tuple[list[str], dict[str, 
             values.append(words.popleft())
         if is_switch and not values:
             values = ["true"]
-        if name in kinds and _is(list, kinds[name]) and values:
+        if name in kinds and _may_be(list, kinds[name]) and values:
             values = [",".join(values)]
         if len(values) != 1:
             found = f"{len(values)} values ({' '.join(values)})" if values else "no value"
-            raise UserError(f"{name}: found {found}, expected {_words(kinds.get(name, str))}.")
+            raise UserError(f"{name}: found {found}, expected {_expected(kinds.get(name, str))}.")
         if name == "config":
             files.append(values[0])
         else:
@@ -243,18 +244,18 @@ def _read_yaml(path: str, kinds: dict[str, Any]) -> dict[str, str]:
 def _typed(name: str, node: yaml.Node, annotation: Any, path: str) -> str:
     """A YAML value as it would be typed: the text in the file, not what YAML 1.1 makes of it, for which no is
     false, 010 is 8, 1.10 is 1.1 and 11:30 is 690."""
-    is_mapping = isinstance(node, yaml.MappingNode) and _is(dict, annotation)
+    is_mapping = isinstance(node, yaml.MappingNode) and _may_be(dict, annotation)
     entries = [node]
     if is_mapping:
         entries = [entry for pair in node.value for entry in pair]
-    elif isinstance(node, yaml.SequenceNode) and _is(list, annotation):
+    elif isinstance(node, yaml.SequenceNode) and _may_be(list, annotation):
         entries = node.value
     for entry in entries:
         is_null = entry.tag.endswith(":null") and entry is not node and not is_mapping
         if not isinstance(entry, yaml.ScalarNode) or entry.tag.endswith(":binary") or is_null:
             raise UserError(
                 f"{name}: found {' '.join(yaml.serialize(entry).split())} ({path}), expected "
-                f"{_words(annotation)}."
+                f"{_expected(annotation)}."
             )
     if is_mapping:  # a key may occur twice: whoever reads the text refuses it
         pairs = (f"{json.dumps(key.value)}: {json.dumps(value.value)}" for key, value in node.value)

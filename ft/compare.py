@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ft.runtime import build_accelerator
 from ft.scored import MULTI, NUMBER, SINGLE, Scored, check_same
 from ft.tracking import to_json
 from ft.unseen import has_set_test_aside
-from ft.values import precision_name, short
+from ft.values import aligned, precision_name, short
 
 SHOWN = {
     SINGLE: ("accuracy", "f1_macro", "matthews_correlation", "auroc"),
@@ -52,7 +53,7 @@ def compare(config: EvalConfig, score: Callable[[EvalConfig, dict[str, Source]],
     for side in runs:
         folders = []
         for run in side:
-            place, missing = hosts.from_main(lambda run=run: find_predictions(run, config.split))  # type: ignore[misc]
+            place, missing = hosts.from_main(partial(find_predictions, run, config.split))
             if missing is not None:
                 of_run = _scoring(run, missing, place if place.name.startswith(OURS) else run)
                 score(of_run, _sources(of_run))
@@ -281,13 +282,7 @@ def table(found: dict[str, Any]) -> str:
             for key, sign in signs.items()
         )
         cells.append([name, *numbers, interval, p_value, (entry["test"] or "") if p_value else ""])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        padded = (
-            cell.rjust(w) if 0 < n < 6 else cell.ljust(w)
-            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(padded).rstrip())
+    lines += [line.rstrip() for line in aligned(cells, left=(0, 6))]
     if found["kind"] == NUMBER:
         lines.append(f"closer to the target: A in {found['a_closer']:,} rows, B in {found['b_closer']:,}")
     else:

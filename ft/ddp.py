@@ -48,7 +48,7 @@ def prepare_for_ddp(model: Any, accelerator: Accelerator, hosts: HostGroup) -> C
     if not any(weight is table for weight in weights.values()):
         return nothing_to_exchange
     keep_from_ddp(model, [table])
-    return partial(exchange_met_rows, table)
+    return partial(exchange_used_rows, table)
 
 
 def nothing_to_exchange() -> None:
@@ -84,7 +84,7 @@ def keep_from_ddp(model: Any, weights: Collection[nn.Parameter]) -> None:
         weight.detach().copy_(first)
 
 
-def exchange_met_rows(table: nn.Parameter) -> None:
+def exchange_used_rows(table: nn.Parameter) -> None:
     """Average the gradient of a table that is kept from DDP over the processes, but exchange only those rows
     (rows, width) that some process used: all others are zero. For when `SharedGradients` cannot, as on
     several hosts.
@@ -100,9 +100,9 @@ def exchange_met_rows(table: nn.Parameter) -> None:
         return
     # The fastest way to find rows of zeros. Squares underflow for gradients below 1e-23, which have no effect
     # in AdamW beside an eps of 1e-8.
-    met = (torch.linalg.vector_norm(gradient, dim=-1) != 0).byte()
-    torch.distributed.all_reduce(met, torch.distributed.ReduceOp.MAX)
-    rows = met.nonzero().squeeze(1)
+    used = (torch.linalg.vector_norm(gradient, dim=-1) != 0).byte()
+    torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+    rows = used.nonzero().squeeze(1)
     values = gradient[rows]
     torch.distributed.all_reduce(values)
     gradient[rows] = values / torch.distributed.get_world_size()

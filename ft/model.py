@@ -23,7 +23,7 @@ from ft.lora import add_lora, has_lora, load_adapter, merge, save_adapter
 from ft.pretrained import find_model
 from ft.sharded import distinct, fill, whole
 from ft.tasks.base import Task
-from ft.words import met_words, word_embeddings
+from ft.words import used_words, word_embeddings
 
 
 def build_model(options: Config, task: Task, model_config: Any, tokenizer: Any, notes: list[str]) -> Any:
@@ -226,7 +226,7 @@ def load_weights(model: torch.nn.Module, folder: Path, accelerator: Any, task: T
 
     plain = accelerator.unwrap_model(model)
     values: dict[str, torch.Tensor] = {}
-    tables = met_words(plain)
+    tables = used_words(plain)
     # Gathered by all processes, which may hold shards.
     ones = {name: whole(words.weight.detach())[-1:].cpu() for name, words in tables.items()}
     if accelerator.is_main_process:

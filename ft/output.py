@@ -39,30 +39,30 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     folder = Path(options.output_dir)
     check_place(folder)
     found, warnings = find_checkpoint(options.resume_from_checkpoint, folder / "checkpoints")
-    held = held_in(folder)
+    left = left_in(folder)
     if seed_folders(folder) and not options.overwrite_output_dir:
         raise UserError(
-            f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(held[:4])}). Resume "
+            f"output_dir: {str(folder)!r} holds the runs of several seeds ({', '.join(left[:4])}). Resume "
             "them with --num_seeds and --resume_from_checkpoint latest, or name another folder."
         )
     manifests = _manifests(folder)
     _check_restart(options, found, manifests)
-    own = _own(found, folder, held)
+    own = _own(found, folder, left)
     if own and options.overwrite_output_dir:
         warnings.append(
             f"overwrite_output_dir: nothing is overwritten, as resume_from_checkpoint goes on from {own}"
         )
     if own:
         return own, warnings
-    _check_inputs(options, held)
+    _check_inputs(options, left)
     # A killed start from elsewhere may already have copied a best/.
-    _check_others(folder, [name for name in held if not (found and name == "best")])
-    if not held or options.overwrite_output_dir:
+    _check_others(folder, [name for name in left if not (found and name == "best")])
+    if not left or options.overwrite_output_dir:
         return found, warnings
     is_finished = (folder / "results.json").exists()
     has_come_far = is_finished or (folder / "final").exists() or bool(manifests)
     if options.resume_from_checkpoint is None or (found is not None and has_come_far):
-        raise _holds_a_run(folder, held)
+        raise _holds_a_run(folder, left)
     if is_finished:
         raise UserError(
             f"resume_from_checkpoint: the run in {str(folder)!r} is finished and has no checkpoint; "
@@ -71,15 +71,15 @@ def check_output_dir(options: RunOptions) -> tuple[Path | None, list[str]]:
     return found, warnings  # the run there died before its first checkpoint
 
 
-def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
+def _own(found: Path | None, folder: Path, left: list[str]) -> Path | None:
     """Which of a run's own checkpoints was found, under whatever name or link; None if it is from elsewhere.
-    Raises `UserError` for anything else inside what the run has left, which `held` names."""
+    Raises `UserError` for anything else inside what the run has left, which `left` names."""
     if found is None:
         return None
     for own in checkpoints_in(folder / "checkpoints"):
         if own.resolve() == found.resolve():
             return own
-    if _lies_in(found.parent, folder, held) or _lies_in(found, folder, held):  # a link, or what it leads to
+    if _lies_in(found.parent, folder, left) or _lies_in(found, folder, left):  # a link, or what it leads to
         raise UserError(
             f"resume_from_checkpoint: {str(found)!r} is part of the run in {str(folder)!r}, but not one of "
             "its checkpoints, and the run may have diverged since; resume from it in "
@@ -88,33 +88,33 @@ def _own(found: Path | None, folder: Path, held: list[str]) -> Path | None:
     return None
 
 
-def _lies_in(path: Path, folder: Path, held: list[str]) -> bool:
+def _lies_in(path: Path, folder: Path, left: list[str]) -> bool:
     """Whether a path leads into what a run has left in its folder, or to it."""
     place = path.resolve()
-    return bool({place, *place.parents} & {(folder / name).resolve() for name in held})
+    return bool({place, *place.parents} & {(folder / name).resolve() for name in left})
 
 
-def _check_inputs(options: RunOptions, held: list[str]) -> None:
+def _check_inputs(options: RunOptions, left: list[str]) -> None:
     """Raise `UserError` if a run's input is among what it removes before its first update: what an earlier
-    one has left in its folder, which `held` names. It could not be resumed."""
+    one has left in its folder, which `left` names. It could not be resumed."""
     folder = Path(options.output_dir)
     for key in INPUTS:
         name = getattr(options, key, None)
-        if name and _lies_in(Path(os.path.expanduser(name)), folder, held):
+        if name and _lies_in(Path(os.path.expanduser(name)), folder, left):
             raise UserError(
                 f"{key}: {name!r} is part of the run in {str(folder)!r}, which this one would "
                 "replace; name another output_dir."
             )
 
 
-def _check_others(folder: Path, held: list[str]) -> None:
+def _check_others(folder: Path, left: list[str]) -> None:
     """Raise `UserError` if what would be replaced is not from a run, but the user's own: a hand-written
     config in the folder that its run is to use, a model in best/, W&B's folder of other runs."""
-    of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in held)
+    of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in left)
     # Damaged checkpoints count, too, and those that someone has copied to begin with.
-    if held and not of_a_run and not any((folder / "checkpoints").glob("*step-*")):
+    if left and not of_a_run and not any((folder / "checkpoints").glob("*step-*")):
         raise UserError(
-            f"output_dir: {str(folder)!r} holds {' and '.join(held)}, which no run wrote and this one "
+            f"output_dir: {str(folder)!r} holds {' and '.join(left)}, which no run wrote and this one "
             "would replace; move your files, or name another output_dir."
         )
 
@@ -146,16 +146,16 @@ def check_seeds_dir(options: Config) -> None:
     for one. Each of them checks its own folder later."""
     folder = Path(options.output_dir)
     check_place(folder)
-    held = held_by_seeds(options)
-    _check_others(folder, held)
+    left = left_by_seeds(options)
+    _check_others(folder, left)
     for seed in seed_folders(folder):
         _check_restart(options, None, [*_manifests(seed), *seed.glob("results.json")])
     if options.overwrite_output_dir:
-        _check_inputs(options, held)
-    if not held or options.overwrite_output_dir:
+        _check_inputs(options, left)
+    if not left or options.overwrite_output_dir:
         return
     if options.resume_from_checkpoint is None:
-        raise _holds_a_run(folder, held)
+        raise _holds_a_run(folder, left)
     if (folder / "metrics.jsonl").exists():
         raise UserError(
             f"output_dir: {str(folder)!r} holds the run of one seed, but num_seeds is {options.num_seeds}; "
@@ -167,7 +167,7 @@ def set_aside(options: Config) -> None:
     """Move earlier runs out of the way of several seeds, to be put back or deleted later."""
     folder = Path(options.output_dir)
     (folder / REPLACED).mkdir(exist_ok=True)
-    for name in _marks_last(held_by_seeds(options)):
+    for name in _marks_last(left_by_seeds(options)):
         with writing(folder / name):
             _remove(folder / REPLACED / name)  # from a killed start; what that had begun takes its place
             (folder / name).replace(folder / REPLACED / name)
@@ -191,14 +191,14 @@ def check_place(folder: Path) -> None:
         raise UserError(f"output_dir: the folder {str(there)!r} may not be written; name another.")
 
 
-def _holds_a_run(folder: Path, held: list[str]) -> UserError:
+def _holds_a_run(folder: Path, left: list[str]) -> UserError:
     return UserError(
-        f"output_dir: {str(folder)!r} already holds a run ({', '.join(held[:4])}). Go on with "
+        f"output_dir: {str(folder)!r} already holds a run ({', '.join(left[:4])}). Go on with "
         "--resume_from_checkpoint latest, replace it with --overwrite_output_dir, or name another folder."
     )
 
 
-def held_in(folder: Path) -> list[str]:
+def left_in(folder: Path) -> list[str]:
     """What a run has left in a folder."""
     evaluations = [f"{name}-{split}" for name in ("evaluation", "compared") for split in SPLITS]
     left = [name for name in (*LEAVES, *evaluations) if (folder / name).exists()]
@@ -211,7 +211,7 @@ def standing(folder: Path) -> list[str]:
     """The same, with each checkpoint: what changes when another run writes there. Raises `UserError` for what
     cannot be a folder."""
     check_place(folder)
-    return [*held_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
+    return [*left_in(folder), *(path.name for path in checkpoints_in(folder / "checkpoints"))]
 
 
 def seed_folders(folder: Path) -> list[Path]:
@@ -224,11 +224,11 @@ def seed_folders(folder: Path) -> list[Path]:
     return [path for seed in known if (path := folder / f"seed-{seed}").exists()]
 
 
-def held_by_seeds(options: Config) -> list[str]:
+def left_by_seeds(options: Config) -> list[str]:
     """What earlier runs have left where several seeds are to write."""
     folder = Path(options.output_dir)
     names = (f"seed-{seed}" for seed in range(options.seed, options.seed + options.num_seeds))
-    return list(dict.fromkeys([*held_in(folder), *(name for name in names if (folder / name).exists())]))
+    return list(dict.fromkeys([*left_in(folder), *(name for name in names if (folder / name).exists())]))
 
 
 def _first_that_exists(folder: Path) -> Path:
@@ -305,7 +305,7 @@ def release_output_dir(lock: FileLock) -> None:
 def clear_output_dir(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove what an earlier run left, except the names in `keep`; other files stay."""
     forget_bests(folder)
-    for name in _marks_last(held_in(folder)):
+    for name in _marks_last(left_in(folder)):
         if name not in keep:
             with writing(folder / name):
                 _remove(folder / name)

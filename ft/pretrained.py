@@ -198,7 +198,7 @@ def _like(old: Any, text: str) -> Any:
     return int(text) if old is None and text.lstrip("-").isdigit() else number
 
 
-def _agree(model_config: Any, tokenizer: Any) -> None:
+def _settle_padding_and_types(model_config: Any, tokenizer: Any) -> None:
     """Set the model's padding token to the tokenizer's: a decoder's head reads the last token that is not
     padding (SmolLM3's config.json names another). Not if positions are counted from it (RoBERTa).
 
@@ -244,7 +244,7 @@ def load_tokenizer(options: ModelOptions, model_config: Any) -> Any:
             f"{key}: the tokenizer of {path!r} has no padding, end-of-text or unknown token; "
             "give it one (tokenizer.pad_token = ...) and save it."
         )
-    _agree(model_config, tokenizer)
+    _settle_padding_and_types(model_config, tokenizer)
     return tokenizer
 
 

@@ -21,7 +21,7 @@ from ft.launch import asks_for_gpus, relaunch_command
 from ft.sharded import class_name, is_sharded
 from ft.tasks.base import Task
 from ft.values import precision_name, short
-from ft.words import count_parameters, met_words
+from ft.words import count_parameters, used_words
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
@@ -128,7 +128,7 @@ def start_summary(
         lines.append(f"best: the model with the {end} {config.best_metric} on the validation rows")
     count, trained = count_parameters(model)
     some = "" if trained == count else f"; trainable parameters: {trained:,} of {count:,}"
-    for words in met_words(model).values():
+    for words in used_words(model).values():
         needed = f"the {len(words.tokens):,} that the data needs"
         some += f"; of {words.num_embeddings:,} word embeddings, {needed} are trained"
     split = ", in shards on the processes (FSDP2)" if is_sharded(model) else ""

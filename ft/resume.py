@@ -14,7 +14,7 @@ from ft.checkpoint import Progress
 from ft.errors import UserError
 from ft.health import Health
 from ft.options import DataOptions, ModelOptions, RunOptions
-from ft.output import clear_output_dir, held_in
+from ft.output import clear_output_dir, left_in
 from ft.sharded import class_name
 from ft.values import precision_name
 from ft.words import trained_words_mark
@@ -128,9 +128,9 @@ def resume(run: Run, path: Path, notes: list[str]) -> Progress:
         )
     if not is_own:
         progress.metrics_rows = 0  # they are in another folder's metrics.jsonl
-        held = run.hosts.from_main(lambda: held_in(run.output_dir))
-        if held := [name for name in held if name != "checkpoints"]:
-            notes.append(f"files of another run in {run.output_dir} are replaced: {', '.join(held)}")
+        left = run.hosts.from_main(lambda: left_in(run.output_dir))
+        if left := [name for name in left if name != "checkpoints"]:
+            notes.append(f"files of another run in {run.output_dir} are replaced: {', '.join(left)}")
     best = progress.best_step
     origin = path.resolve().parent.parent if run.takes_best else run.output_dir
     if best and not run.hosts.from_main(

@@ -36,7 +36,7 @@ from ft.resume import of_launch
 from ft.runtime import STARTED, build_accelerator, resolve_batch_size
 from ft.signals import noted_signal
 from ft.tracking import to_json
-from ft.values import parse_duration, short
+from ft.values import aligned, parse_duration, short
 from ft.wandb_run import group_runs
 
 SUMMARISED = ("eval/", "test/", "best/")
@@ -231,14 +231,7 @@ def table(results: dict[str, Any]) -> str:
     for title, ending in (("mean", ""), ("std", "_std")):
         cells = [results.get(f"{split}/{name}{ending}") for name in names]
         lines.append([title, *("" if cell is None else short(cell) for cell in cells)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if n == 0 else cell.rjust(w)
-            for n, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def _shown(value: Any) -> str:

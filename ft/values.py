@@ -1,4 +1,4 @@
-"""Option values given as short strings: names, durations, weights by label; and metrics as numbers."""
+"""Option values given as short strings: names, durations, weights by label; and how messages show values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ft.errors import UserError
@@ -31,6 +32,23 @@ def precision_name(launched: str) -> str:
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
     """The numbers among some metrics, without the tables."""
     return {key: value for key, value in values.items() if value is None or isinstance(value, int | float)}
+
+
+def first_of(count: int, shown: Sequence[str]) -> str:
+    """ "3, 17 and 40 more": the first of so many things."""
+    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """The lines of a table for the terminal, with the columns in `left` on the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if n in left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def short(value: float, digits: int = 4, sign: str = "") -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ft.hosts import HostGroup
 
 
-class MetWords(nn.Embedding):
+class UsedWords(nn.Embedding):
     """Replaces a table of word embeddings (vocabulary, width). `weight` (tokens + 1, width) has the rows of
     `tokens` (tokens,), and one of ones; any other token is an error.
 
@@ -61,7 +61,7 @@ class MetWords(nn.Embedding):
         return table
 
 
-def train_met_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, hosts: HostGroup) -> None:
+def train_used_words(model: Any, tokenizer: Any, data_tokens: np.ndarray, hosts: HostGroup) -> None:
     """Have the model train only the word embeddings of `data_tokens` (tokens,), and of those that it needs
     itself, if it has a plain table for them, does not use it elsewhere, and gives the same output on short
     rows.
@@ -84,13 +84,13 @@ def _narrow(model: Any, tokenizer: Any, data_tokens: np.ndarray, keep: bool) -> 
     tokens = tokens[(tokens >= 0) & (tokens < table.num_embeddings)]
     if len(tokens) + 1 >= table.num_embeddings:
         return
-    met = MetWords(table, torch.from_numpy(tokens), keep)
+    used = UsedWords(table, torch.from_numpy(tokens), keep)
     try:
         with torch.no_grad():
             before = evaluated_logits(model, rows)
-        model.set_submodule(path, met)
+        model.set_submodule(path, used)
         after = evaluated_logits(model, rows)
-        (gradient,) = torch.autograd.grad(after.sum(), [met.weight], allow_unused=True)
+        (gradient,) = torch.autograd.grad(after.sum(), [used.weight], allow_unused=True)
         if torch.equal(before, after) and gradient is not None:
             return
     except Exception:  # of the model's own code, which may need more than texts, or the table's weights
@@ -119,28 +119,28 @@ def word_embeddings(model: Any) -> Any:
         return None
 
 
-def met_words(model: nn.Module) -> dict[str, MetWords]:
-    """The tables that `train_met_words` has put into a model, by the names of their weights."""
+def used_words(model: nn.Module) -> dict[str, UsedWords]:
+    """The tables that `train_used_words` has put into a model, by the names of their weights."""
     return {
-        f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, MetWords)
+        f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, UsedWords)
     }
 
 
 def trained_words_mark(model: nn.Module) -> list[str]:
     """How many tokens have trained rows in a model's table, with a hash of which; empty if it trains the
     whole table, or none of it."""
-    tokens = [words.tokens for words in met_words(model).values()]
+    tokens = [words.tokens for words in used_words(model).values()]
     return [f"{len(some):,} ({hashlib.sha256(some.numpy().tobytes()).hexdigest()[:12]})" for some in tokens]
 
 
 def with_all_words(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict of the model, with whole tables."""
-    return state | {name: words.table(state[name]) for name, words in met_words(model).items()}
+    return state | {name: words.table(state[name]) for name, words in used_words(model).items()}
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """The number of a model's parameters, with whole tables, and of those that are trained."""
-    weights, tables = list(model.parameters()), met_words(model).values()
+    weights, tables = list(model.parameters()), used_words(model).values()
     left = sum(words.num_embeddings * words.embedding_dim - words.weight.numel() for words in tables)
     ones = sum(words.embedding_dim for words in tables)
     return left + sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad) - ones

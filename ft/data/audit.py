@@ -12,6 +12,7 @@ from ft.data.columns import Columns, is_list, is_string
 from ft.data.files import JOINED, LONGEST_TEXT, ONE_FILE_A_ROW
 from ft.data.tables import is_mixed
 from ft.tasks.base import Task
+from ft.values import first_of
 
 HIDDEN = "-1"  # a label that a benchmark keeps for itself
 SHOWN = 10  # rows or values in a message
@@ -93,18 +94,13 @@ def describe_rows(rows: Sequence[int] | np.ndarray, names: pa.ChunkedArray | Non
     """A description for a message, "rows 3, 17 and 40 more", with the files of the rows if `names` has them;
     rows count from 0."""
     shown = [str(int(row)) + (f" ({names[int(row)]})" if names is not None else "") for row in rows[:SHOWN]]
-    return f"row{'s' if len(rows) > 1 else ''} {_first_of(len(rows), shown)}"
+    return f"row{'s' if len(rows) > 1 else ''} {first_of(len(rows), shown)}"
 
 
 def describe_values(values: Iterable[Any]) -> str:
     """ "'a', 'b' and 40 more" for a message: each value once, in the order of its first row."""
     different = list(dict.fromkeys(map(repr, values)))
-    return _first_of(len(different), different[:SHOWN])
-
-
-def _first_of(count: int, shown: list[str]) -> str:
-    """ "3, 17 and 40 more": what is shown of so many things."""
-    return ", ".join(shown) + (f" and {count - SHOWN:,} more" if count > SHOWN else "")
+    return first_of(len(different), different[:SHOWN])
 
 
 def joined_text(table: pa.Table, columns: Columns) -> pa.ChunkedArray:

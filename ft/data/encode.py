@@ -36,7 +36,7 @@ def encode(
     texts = ([batch.column(name).to_pylist() for name in columns.texts] for batch in batches)
     workers = min(workers or encoder.best_workers(size), len(batches))
     encoded_batches = encode_apart(texts, encoder, workers) if workers > 1 else map(encoder, texts)
-    writer, met = None, np.zeros(len(tokenizer), bool)
+    writer, used = None, np.zeros(len(tokenizer), bool)
     with pa.OSFile(str(path), "wb") as file:
         for batch, encoded in zip(batches, encoded_batches, strict=True):
             arrays = dict(zip(batch.schema.names, batch.columns, strict=True)) | encoded
@@ -45,11 +45,11 @@ def encode(
             writer.write_batch(out)
             bar.update(out.num_rows)
             ids = np.from_dlpack(encoded["input_ids"].values)
-            met = np.pad(met, (0, max(0, int(ids.max(initial=0)) + 1 - len(met))))
-            met[ids] = True
+            used = np.pad(used, (0, max(0, int(ids.max(initial=0)) + 1 - len(used))))
+            used[ids] = True
         if writer:
             writer.close()
-    return np.flatnonzero(met)
+    return np.flatnonzero(used)
 
 
 def _batches(table: pa.Table, texts: Sequence[str]) -> Iterator[pa.RecordBatch]:

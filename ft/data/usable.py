@@ -34,6 +34,7 @@ from ft.data.split import sample, stratified
 from ft.errors import UserError
 from ft.options import DataOptions
 from ft.tasks.base import Task
+from ft.values import first_of
 
 
 def usable_splits(
@@ -120,10 +121,9 @@ def usable_splits(
             unlearned = task.unlearned(learned, labels_of(tables[split]))
             if unlearned:
                 first = [f"{name!r} ({rows:,})" for name, rows in unlearned.items()][:5]
-                more = f" and {len(unlearned) - 5:,} more" if len(unlearned) > 5 else ""
                 notes.append(
                     f"WARNING {split}: has labels that no training row has, so they can hardly be "
-                    f"predicted (rows in brackets): {', '.join(first)}{more}"
+                    f"predicted (rows in brackets): {first_of(len(unlearned), first)}"
                 )
         task.fit(learned)
     return tables, columns, facts, notes

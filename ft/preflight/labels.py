@@ -9,6 +9,7 @@ import numpy as np
 from ft.analysis.targets import count_labels, spread
 from ft.preflight.findings import Findings
 from ft.preflight.rows import Rows
+from ft.values import first_of
 
 FEW_ROWS = 10  # of a label in training
 NAMED = 10  # labels in a message
@@ -63,8 +64,8 @@ def _warn(facts: dict[str, Any], counts: dict[str, np.ndarray], findings: Findin
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{'the labels' if len(names) > 1 else 'the label'} {', '.join(map(repr, names[:NAMED]))}{more}"
+    first = [*map(repr, names[:NAMED])]
+    return f"{'the labels' if len(names) > 1 else 'the label'} {first_of(len(names), first)}"
 
 
 def _others(counts: dict[str, np.ndarray], split: str) -> np.ndarray:

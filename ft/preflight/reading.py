@@ -21,6 +21,7 @@ from ft.errors import UserError
 from ft.preflight.findings import Findings
 from ft.preflight.rows import EXAMPLES, Rows
 from ft.tasks.base import Task
+from ft.values import first_of
 
 MOST_VALUES = 1000  # distinct labels that are tried one by one
 
@@ -99,11 +100,11 @@ def _read(source: Source, findings: Findings) -> pa.Table:
             lines = []
         if not lines:
             raise
-    more = f" and {len(lines) - EXAMPLES:,} more" if len(lines) > EXAMPLES else ""
+    first = [*map(str, lines[:EXAMPLES])]
     findings.block(
         "not_utf8",
         f"{path}: {len(lines):,} line{'s are' if len(lines) > 1 else ' is'} not UTF-8: "
-        f"{', '.join(map(str, lines[:EXAMPLES]))}{more}; save the file as UTF-8.",
+        f"{first_of(len(lines), first)}; save the file as UTF-8.",
     )
     return read_table(path, errors="replace")
 

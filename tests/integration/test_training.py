@@ -49,7 +49,7 @@ def test_the_whole_table_of_the_word_embeddings_learns_the_same(base_flags, tmp_
     words = {**base_flags, "weight_decay": 0.1, "ema_decay": 0.9}
     assert train_here(**words) == 0
     assert f"; of {size} word embeddings, the 43 that the data needs are trained" in capsys.readouterr().out
-    monkeypatch.setattr("ft.words.train_met_words", lambda *_: None)
+    monkeypatch.setattr("ft.words.train_used_words", lambda *_: None)
     assert train_here(**{**words, "output_dir": tmp_path / "whole"}) == 0
     assert "are trained" not in capsys.readouterr().out
     assert_same(tmp_path / "run", tmp_path / "whole")

@@ -314,13 +314,13 @@ def test_two_processes_of_a_host_exchange_gradients_once_an_update_in_its_memory
 
 def test_two_processes_of_two_hosts_exchange_gradients_once_an_update(base_flags):
     found = counted(base_flags, "apart")
-    # A bucket of all weights except the word embeddings; of those, which rows were met, then the rows.
+    # A bucket of all weights except the word embeddings; of those, which rows are used, then the rows.
     words, width = found["table"]
     rest = found["trained"] - words * width
     assert found["rounds"] == [[update, 0, True, rest] for update in range(found["updates"])]
     for update in range(1, found["updates"]):
-        (_, met), (_, rows) = of_update(found, update)
-        assert met == words and 0 < rows < words * width and rows % width == 0
+        (_, used), (_, rows) = of_update(found, update)
+        assert used == words and 0 < rows < words * width and rows % width == 0
 
 
 def test_without_a_table_of_its_own_all_gradients_are_one_exchange(base_flags):

@@ -12,7 +12,7 @@ import torch
 from torch.multiprocessing import spawn
 
 import ft.ddp
-from ft.ddp import exchange_met_rows, nothing_to_exchange, prepare_for_ddp, uses_all_weights
+from ft.ddp import exchange_used_rows, nothing_to_exchange, prepare_for_ddp, uses_all_weights
 from ft.errors import UserError
 from ft.hosts import HostGroup
 from ft.shared_gradients import SharedGradients, shared_memory
@@ -182,7 +182,7 @@ def test_the_words_are_kept_from_ddp_where_they_are_trained():
     assert prepared(model, is_fsdp2=True) is nothing_to_exchange
     assert prepared(model, num_processes=1) is nothing_to_exchange
     rows = prepared(model)
-    assert rows.func is exchange_met_rows and rows.args[0] is model.words.weight
+    assert rows.func is exchange_used_rows and rows.args[0] is model.words.weight
     model.inner.requires_grad_(False)
     model.outer.bias.requires_grad_(False)
     assert prepared(model) is nothing_to_exchange, "DDP would have nothing to do, which it refuses"
@@ -200,7 +200,7 @@ def test_ddp_has_gradients_that_may_be_missing_or_lie_in_another_way(monkeypatch
         model.inner.to(torch.bfloat16)
     if what == "transposed":
         model.inner.weight = torch.nn.Parameter(model.inner.weight.detach().t())
-    assert prepared(model).func is exchange_met_rows
+    assert prepared(model).func is exchange_used_rows
 
 
 @pytest.mark.usefixtures("gloo")

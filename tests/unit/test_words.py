@@ -17,7 +17,7 @@ from ft.ema import averaged
 from ft.invariance import key_dropout
 from ft.lora import add_lora
 from ft.optim import build_optimizer, clip_in_step
-from ft.words import count_parameters, met_words, train_met_words, with_all_words
+from ft.words import count_parameters, train_used_words, used_words, with_all_words
 
 VOCABULARY, TOKENS = 60, range(4, 14)
 PAD = 0
@@ -53,9 +53,9 @@ def small(kind="bert", **options):
 
 
 def narrow(model, tokens=TOKENS):
-    """`train_met_words` for data with these tokens."""
+    """`train_used_words` for data with these tokens."""
     alone = SimpleNamespace(is_main=True, check_same=lambda _: None)
-    train_met_words(model, SimpleNamespace(pad_token_id=PAD), np.array(tokens), alone)
+    train_used_words(model, SimpleNamespace(pad_token_id=PAD), np.array(tokens), alone)
     return model
 
 
@@ -96,7 +96,7 @@ def assert_near(found, expected, within):
 def test_it_learns_and_exports_what_the_whole_table_gives(kind):
     whole = small(kind)
     narrowed = narrow(copy.deepcopy(whole))
-    ((name, words),) = met_words(narrowed).items()
+    ((name, words),) = used_words(narrowed).items()
     assert set(words.tokens.tolist()) >= {*TOKENS, PAD} and len(words.weight) < VOCABULARY / 2
     before = exported(narrowed)
     assert_near(before, whole.state_dict(), within=0)
@@ -111,7 +111,7 @@ def test_without_weight_decay_the_other_words_stay_as_they_are_to_the_last_bit()
     model = narrow(small())
     before = exported(model)
     train(model, weight_decay=0.0)
-    (name,) = met_words(model)
+    (name,) = used_words(model)
     after = exported(model)[name]
     assert torch.equal(after[50:], before[name][50:]) and not torch.equal(after[5], before[name][5])
 
@@ -138,7 +138,7 @@ def test_the_parameters_are_counted_with_all_words():
     whole.bert.pooler.requires_grad_(False)
     trained = sum(weight.numel() for weight in whole.parameters() if weight.requires_grad)
     assert count_parameters(whole) == (total, trained)
-    ((_, words),) = met_words(narrow(whole)).items()
+    ((_, words),) = used_words(narrow(whole)).items()
     assert count_parameters(whole) == (total, trained - 32 * (VOCABULARY - len(words.tokens)))
 
 
@@ -150,7 +150,7 @@ def test_a_token_that_no_row_has_is_an_error():
 
 def test_padding_has_no_gradient_where_it_had_none():
     model = narrow(small())
-    (words,) = met_words(model).values()
+    (words,) = used_words(model).values()
     model(input_ids=torch.tensor([[5, PAD]])).logits.sum().backward()
     rows = words.weight.grad.abs().sum(1)
     assert rows[words.places[PAD]] == 0 and rows[words.places[5]] > 0
@@ -230,18 +230,20 @@ def with_lora():
 def test_it_stays_whole_where_a_part_would_not_do(build):
     model = build()
     table, mode = model.get_input_embeddings(), model.training
-    assert not met_words(narrow(model))
+    assert not used_words(narrow(model))
     assert model.get_input_embeddings() is table and model.training == mode
 
 
 def test_it_stays_whole_where_the_data_has_every_token():
-    assert not met_words(narrow(small(), range(VOCABULARY)))
-    assert not met_words(narrow(small(), range(VOCABULARY - 1))), "one row is saved, and one of ones is added"
-    assert met_words(narrow(small(), range(VOCABULARY - 2)))
+    assert not used_words(narrow(small(), range(VOCABULARY)))
+    assert not used_words(narrow(small(), range(VOCABULARY - 1))), (
+        "one row is saved, and one of ones is added"
+    )
+    assert used_words(narrow(small(), range(VOCABULARY - 2)))
 
 
 def test_a_token_that_the_table_lacks_is_left_to_another_check():
-    assert met_words(narrow(small(), [5, VOCABULARY + 3]))
+    assert used_words(narrow(small(), [5, VOCABULARY + 3]))
 
 
 class Unregistered(nn.Module):
@@ -256,4 +258,4 @@ class Unregistered(nn.Module):
 
 
 def test_a_table_that_is_no_module_is_left_alone():
-    assert not met_words(narrow(Unregistered()))
+    assert not used_words(narrow(Unregistered()))
