@@ -38,9 +38,9 @@ def percentiles(drawn: np.ndarray, value: float = np.nan, least: float = 0) -> I
     left out; None if these are more than half.
 
     Given the `value` on the rows as they are, the interval is shifted by the bias of the resamples (their
-    mean less the value), unless that is negligible, but not below `least`, nor above 1, unless resamples
-    are. With 150 classes of three rows each, it covers the macro
-    F1 that is expected on other rows in 91 of 100 simulations, without the shift in 78."""
+    mean less the value), unless that is negligible; not below `least` or above 1, unless resamples are. With
+    150 classes of three rows each, it covers the macro F1 that is expected on other rows in 91 of 100
+    simulations, without the shift in 78."""
     defined = drawn[~np.isnan(drawn)]
     if 2 * len(defined) < len(drawn) or not len(defined):
         return None

@@ -167,7 +167,7 @@ def test_what_no_run_has_left_is_not_replaced(name, tmp_path):
         check_output_dir(RunOptions(output_dir=str(run)))
     assert check_output_dir(RunOptions(output_dir=str(run), overwrite_output_dir=True)) == (None, [])
     assert check_output_dir(RunOptions(output_dir=str(run), resume_from_checkpoint="latest")) == (None, [])
-    assert (run / name).read_text() == "mine"
+    assert (run / name / "epoch=1.ckpt").read_text() == "mine"
 
 
 def test_checkpoints_make_a_folder_that_of_a_run(tmp_path):
