@@ -111,8 +111,8 @@ def _check_others(folder: Path, left: list[str]) -> None:
     """Raise `UserError` if what would be replaced is not from a run, but the user's own: a hand-written
     config in the folder that its run is to use, a model in best/, W&B's folder of other runs."""
     of_a_run = any((folder / name).exists() for name in MARKS) or any(n.startswith("seed-") for n in left)
-    # Damaged checkpoints count, too, and those that someone has copied to begin with.
-    if left and not of_a_run and not any((folder / "checkpoints").glob("*step-*")):
+    has_checkpoints = any((folder / "checkpoints").glob("*step-*"))  # damaged ones, or copies to begin with
+    if left and not of_a_run and not has_checkpoints:
         raise UserError(
             f"output_dir: {str(folder)!r} holds {' and '.join(left)}, which no run wrote and this one "
             "would replace; move your files, or name another output_dir."

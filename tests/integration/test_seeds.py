@@ -208,14 +208,12 @@ def test_a_finished_seed_whose_results_are_gone_writes_them_again(whole, three, 
     assert same_results(whole, tmp_path / "run") and same_runs(whole, tmp_path / "run")
 
 
-def test_finished_seeds_are_skipped_on_another_number_of_processes(three, tmp_path, capfd):
+def test_finished_seeds_are_skipped_on_another_number_of_processes(three, tmp_path):
     """On which another bound on micro-batches follows from the steps of accumulation."""
-    words = {**three, "num_seeds": 1, "num_train_epochs": 1, "global_batch_size": 32}
+    words = {**three, "num_seeds": 2, "num_train_epochs": 1, "global_batch_size": 32}
     words |= {"gradient_accumulation_steps": 4, "output_dir": tmp_path / "run"}
-    assert train_here(**words | {"num_seeds": 2}) == EXIT_DONE
-    resumed = {**words, "num_seeds": 2, "resume_from_checkpoint": "latest"}
-    capfd.readouterr()
-    done = launch(FORKS, flags(**resumed))
+    assert train_here(**words) == EXIT_DONE
+    done = launch(FORKS, flags(**words, resume_from_checkpoint="latest"))
     assert done.returncode == EXIT_DONE and done.stdout.count("finished before") == 2, done.stderr
 
 

@@ -9,19 +9,21 @@ MISSING = "nan null n/a #n/a <na>".split()  # as programs write them; "None" and
 DELIMITERS = "|;,"  # that a column with several names per row may use
 
 
-def missing_notes(names: Sequence[str]) -> list[str]:
-    """Notes for the user about labels that are written like missing values."""
-    return [
+def odd_names(names: Sequence[str]) -> list[str]:
+    """Notes for the user about labels that are written like missing values, and about those that differ too
+    little."""
+    missing = [
         f"WARNING labels: {name!r} looks like a missing value, but is learned as a label; if it is none, "
         "empty these cells and set on_bad_rows: drop"
         for name in names
         if name.casefold() in MISSING
     ]
+    return [*missing, *_twins(names)]
 
 
-def case_twins(names: Sequence[str]) -> list[str]:
-    """Notes for the user about labels that differ only in case, as in a typing error, or that look alike: in
-    a kind of space, or in how an accent is encoded, as in files from several programs."""
+def _twins(names: Sequence[str]) -> list[str]:
+    """Labels that differ only in case, as in a typing error, or that look alike: in a kind of space, or in
+    how an accent is encoded, as in files from several programs."""
     twins: dict[str, list[str]] = {}
     for name in names:
         plain = unicodedata.normalize("NFKC", name).casefold()

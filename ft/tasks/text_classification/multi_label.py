@@ -10,7 +10,7 @@ from ft.data.columns import is_list
 from ft.errors import UserError
 from ft.metrics import AT_HALF, MULTILABEL_METRICS, multilabel_metrics, sigmoid
 from ft.tasks.text_classification.kind import Kind, output_layer
-from ft.tasks.text_classification.label_names import case_twins, joined_notes, missing_notes
+from ft.tasks.text_classification.label_names import joined_notes, odd_names
 from ft.tasks.text_classification.labels import (
     MULTI,
     in_order,
@@ -78,7 +78,7 @@ class MultiLabel(Kind):
                 f"label_column_name: every row of the training column {field.name!r} has {what}; there is "
                 "nothing to tell apart."
             )
-        notes = [*missing_notes(self.label_names), *case_twins(self.label_names)]
+        notes = odd_names(self.label_names)
         if repeated:
             notes.append(f"{repeated:,} labels occur twice in their row, and count once")
         if self.delimiter is not None and is_list(values.type):

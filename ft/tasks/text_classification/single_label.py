@@ -9,7 +9,7 @@ import numpy as np
 from ft.errors import UserError
 from ft.metrics import CLASSIFICATION_METRICS, classification_metrics, softmax
 from ft.tasks.text_classification.kind import Kind
-from ft.tasks.text_classification.label_names import case_twins, joined_notes, missing_notes
+from ft.tasks.text_classification.label_names import joined_notes, odd_names
 from ft.tasks.text_classification.labels import (
     SINGLE,
     WHOLE,
@@ -63,8 +63,7 @@ class SingleLabel(Kind):
                 f"({found[0]!r}); there is nothing to tell apart. Expected at least two."
             )
         self.label_names = in_order(found, names)
-        notes = [*missing_notes(self.label_names), *case_twins(self.label_names)]
-        return [*notes, *([] if names else joined_notes(found))]
+        return [*odd_names(self.label_names), *([] if names else joined_notes(found))]
 
     def encode(
         self, values: pa.ChunkedArray, field: pa.Field, rows: np.ndarray, split: str, names: list[str] | None
